@@ -1,0 +1,172 @@
+"""Text to pictures: prompts -> token ids -> context -> latents -> pixels.
+
+Three jitted stages, static in shapes, config and dtype alone: `_prepare` (text tower), `_walk` (the sampler's scan),
+`_finish` (VAE decoder). Guidance, eta, seeds, steps and the sampler itself are traced. With `progress` the plan is
+walked a row at a time and the state carried on, instead of calling back from inside the scan: XLA programs that
+call Python cannot be kept in the persistent compilation cache, and one row's program serves any number of steps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import itemgetter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.config import Config
+from sdjax.denoise import make_denoiser, with_guidance
+from sdjax.errors import SdjaxError
+from sdjax.image import pixels_to_pil
+from sdjax.model import StableDiffusion, text_states, tokenize, unet_output, vae_pixels
+from sdjax.sampler import Plan, Row, State, sample, start
+from sdjax.sampler import plan as make_plan
+from sdjax.schedule import make_schedule
+from sdjax.types import Array, Cond
+
+OUTPUTS = ("pil", "pixels", "latents")
+POSITIONS = 2**14  # latent positions that a device takes at once: 64 pictures of 16 x 16, 4 of 64 x 64
+
+
+def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str = "", steps: int = 50,
+            sampler: str = "ddim", guidance_scale: float = 7.5, eta: float = 0.0, seed: int = 0, num_images: int = 1,
+            height: int | None = None, width: int | None = None, latents=None, output: str = "pil",
+            progress: Callable[[int, int], None] | None = None):
+    """`num_images` pictures of each prompt, prompt by prompt. Image i draws from seed + i and from nothing else.
+
+    sampler: a name in `sdjax.samplers`. steps: 1 .. 1000. guidance_scale: 1 is the conditional model alone.
+    eta: DDIM's share of fresh noise, 0 .. 1. height, width: pixels, the model's own size when None.
+    latents: unit noise [B, h, w, 4] in place of the seeds' first draw.
+    output: "pil", a list of PIL images; "pixels", float32 [B, height, width, 3] clipped to [-1, 1]; "latents",
+    scaled float32 [B, h, w, 4]. progress(step, total) is called after each evaluation of the model.
+    SdjaxError, naming the argument, for what is out of range.
+    """
+    prompts, negative, shape = _check(sd, prompt, negative_prompt, guidance_scale, seed, num_images, height, width,
+                                      latents, output)
+    plan = make_plan(sampler, make_schedule(sd.config.schedule), steps, eta)
+    ids = tokenize(sd, [*prompts, negative])
+    ids, null = np.repeat(ids[:-1], num_images, axis=0), ids[-1:]
+    count = len(ids)
+    seeds = np.arange(seed, seed + count, dtype=np.uint32)
+    size, devices = chunk_size(count, shape[0] * shape[1])
+
+    params = replicate(sd.params, devices)
+    results, rows = [], int(np.sum(plan.rows.live))
+    for first in range(0, count, size):
+        chosen = np.minimum(np.arange(first, first + size), count - 1)  # the last chunk is filled up, then cut
+        batch = shard_batch((ids[chosen], seeds[chosen], latents[chosen] if latents is not None else None), devices)
+        report = progress and (lambda n, first=first: progress(first // size * rows + n, -(-count // size) * rows))
+        out = _generate(sd.config, sd.dtype, params, plan, batch, null, shape, guidance_scale, output, report)
+        results.append(np.asarray(out)[: count - first])
+    result = np.concatenate(results)
+    return pixels_to_pil(result) if output == "pil" else result
+
+
+def _generate(config: Config, dtype, params, plan: Plan, batch, null, shape, guidance_scale: float, output: str,
+              report: Callable[[int], None] | None) -> Array:
+    """One chunk through the three stages."""
+    ids, seeds, noise = batch
+    static = {"config": config, "dtype": dtype}
+    cond, uncond = _prepare(params["text"], ids, null, **static)
+    noise = initial_noise(seeds, shape) if noise is None else noise
+    state = start(plan, noise)
+    walk = partial(_walk, params["unet"], cond, uncond, seeds, jnp.float32(guidance_scale), **static)
+    if report is None:
+        state = walk(plan.rows, state)
+    else:
+        for n in range(int(np.sum(plan.rows.live))):
+            state = walk(jax.tree.map(itemgetter(slice(n, n + 1)), plan.rows), state)
+            jax.block_until_ready(state.x)
+            report(n + 1)
+    return state.x if output == "latents" else _finish(params["vae"], state.x, **static)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def _prepare(params, ids: Array, null: Array, *, config: Config, dtype) -> tuple[Cond, Cond]:
+    """ids [B, L] and the negative prompt's [1, L] -> both Conds, of batch B."""
+    cond, uncond = (Cond(text_states(params, rows, config.text, dtype)) for rows in (ids, null))
+    return cond, jax.tree.map(lambda u, c: jnp.broadcast_to(u, c.shape), uncond, cond)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def _walk(params, cond: Cond, uncond: Cond, seeds: Array, scale: Array, rows: Row, state: State, *,
+          config: Config, dtype) -> State:
+    """The state `rows` further on."""
+    predict = lambda x, t, cond: unet_output(params, x, t, cond.context, config.unet, dtype)  # noqa: E731
+    denoiser = make_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale))
+    noise = lambda row: jax.vmap(lambda seed: _normal(seed, row, state.x.shape[1:]))(seeds)  # noqa: E731
+    return sample(rows, denoiser, state, noise)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def _finish(params, latents: Array, *, config: Config, dtype) -> Array:
+    """Scaled latents -> pixels, clipped."""
+    return jnp.clip(vae_pixels(params, latents, config.vae, dtype), -1.0, 1.0)
+
+
+@partial(jax.jit, static_argnames="shape")
+def initial_noise(seeds: Array, shape: tuple[int, int, int]) -> Array:
+    """normal(key(seed)) for every seed, uint32 [B] -> [B, *shape]: the same bits in any batch."""
+    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
+
+
+def _normal(seed: Array, row: Array, shape: tuple[int, ...]) -> Array:
+    """Fresh noise of one image at one row of the plan."""
+    return jax.random.normal(jax.random.fold_in(jax.random.key(seed), row), shape)
+
+
+def chunk_size(count: int, positions: int) -> tuple[int, list]:
+    """How many pictures go through at once, and the devices that share them evenly."""
+    devices = jax.local_devices()[:count]
+    most = max(1, POSITIONS // positions) * len(devices)
+    size = math.ceil(count / math.ceil(count / most))
+    return math.ceil(size / len(devices)) * len(devices), devices
+
+
+def _sharding(devices: list, *axes):
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def shard_batch(batch, devices: list):
+    """Splits the first axis of every leaf over the devices; one device keeps JAX's default placement."""
+    return batch if len(devices) == 1 else jax.device_put(batch, _sharding(devices, "data"))
+
+
+def replicate(params, devices: list):
+    """A copy on every device; nothing moves when it is there already."""
+    return jax.device_put(params) if len(devices) == 1 else jax.device_put(params, _sharding(devices))
+
+
+def _check(sd, prompt, negative_prompt, guidance_scale, seed, num_images, height, width, latents, output):
+    """Refuses what txt2img cannot do; -> (prompts, negative prompt, latent shape (h, w, C))."""
+    whole = lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool)  # noqa: E731
+    config = sd.config
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise SdjaxError(f"prompt {prompt!r}: a string or a list of at least one string")
+    if not isinstance(negative_prompt, str):
+        raise SdjaxError(f"negative_prompt {negative_prompt!r}: a string")
+    if not isinstance(guidance_scale, (int, float, np.number)) or not math.isfinite(guidance_scale):
+        raise SdjaxError(f"guidance_scale {guidance_scale!r}: a finite number")
+    if not whole(num_images) or num_images < 1:
+        raise SdjaxError(f"num_images {num_images!r}: a whole number from 1 on")
+    count = len(prompts) * num_images
+    if not whole(seed) or not 0 <= seed <= 2**32 - count:
+        raise SdjaxError(f"seed {seed!r}: whole, 0 to 4294967295, the last of {count} images' seed + {count - 1} included")
+    if output not in OUTPUTS:
+        raise SdjaxError(f"output {output!r}: one of {', '.join(OUTPUTS)}")
+    multiple = config.vae.factor * config.unet.factor
+    sides = []
+    for name, side in (("height", height), ("width", width)):
+        side = config.size if side is None else side
+        if not whole(side) or side < multiple or side % multiple:
+            raise SdjaxError(f"{name} {side!r}: a positive multiple of {multiple} pixels for {config.name}")
+        sides.append(side // config.vae.factor)
+    if config.unet.in_channels != config.vae.latent_channels:
+        raise SdjaxError(f"sd {config.name}: an inpainting model ({config.unet.in_channels} channels), use inpaint")
+    shape = (*sides, config.vae.latent_channels)
+    if latents is not None and np.shape(latents) != (count, *shape):
+        raise SdjaxError(f"latents of shape {np.shape(latents)}: {(count, *shape)} for {count} images of this size")
+    return prompts, negative_prompt, shape

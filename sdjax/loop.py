@@ -1,0 +1,113 @@
+"""The loop that every training script runs: restore, step, log, sample, checkpoint."""
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sdjax.checkpoint import Run
+from sdjax.errors import SdjaxError
+from sdjax.model import StableDiffusion, create
+from sdjax.parallel import average, check_batch_size, pmap_step, replicate, shard, unreplicate
+from sdjax.train_state import LossFn, TrainState, make_optimizer, make_state, make_train_step
+from sdjax.types import Params
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What all training scripts share."""
+
+    data: Path
+    """Folder of pictures with metadata.jsonl."""
+    out: Path
+    """The run's folder; the same command again goes on from its newest checkpoint."""
+    model: str = "EMOJI"
+    """A preset to train from nothing (EMOJI, SD15, ...) or a folder to start from."""
+    steps: int = 10_000
+    batch_size: int = 64
+    """Pictures a step, over all devices."""
+    learning_rate: float = 1e-4
+    optimizer: str = "adamw"
+    """adamw, adafactor or lion."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    decay: str = "constant"
+    """Course of the learning rate after the warm-up: constant, cosine or linear."""
+    ema_decay: float = 0.9999
+    """0 is no EMA."""
+    checkpoint_every: int = 500
+    log_every: int = 10
+    sample_every: int = 500
+    """0 draws no samples."""
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise SdjaxError(f"--ema-decay {self.ema_decay}: expected a number in [0, 1)")
+        if not self.learning_rate > 0:
+            raise SdjaxError(f"--learning-rate {self.learning_rate}: expected a positive number")
+
+
+def start_model(options: TrainOptions) -> StableDiffusion:
+    """The model that --model names; it needs a tokenizer, which a preset does not have."""
+    sd = create(options.model, seed=options.seed)
+    if sd.tokenizer is None:
+        raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
+    return sd
+
+
+def fit(options: TrainOptions, params: Params, loss_fn: LossFn, stream: Callable[[int], Iterator[Any]],
+        on_sample: Callable[[int, Params, Run], None] | None = None) -> Params:
+    """Trains `params` for `options.steps` steps under pmap and returns the EMA weights.
+
+    `stream(step)` yields the batches from that step on; `on_sample(step, ema, run)` draws to RUN/samples/.
+    """
+    from tqdm import tqdm
+
+    check_batch_size(options.batch_size)
+    run = Run(options.out, options)
+    optimizer, schedule = make_optimizer(options.optimizer, options.learning_rate, options.steps, options.warmup,
+                                         options.decay)
+    state = run.restore(make_state(params, optimizer))
+    start = int(state.step)
+    step_fn = pmap_step(make_train_step(loss_fn, optimizer, options.ema_decay, average))
+    state, key = replicate(state), jax.random.key(options.seed)
+    batches = stream(start) if start < options.steps else iter(())
+
+    stop = _StopFlag()
+    for step in tqdm(range(start + 1, options.steps + 1), initial=start, total=options.steps, unit="step"):
+        state, metrics = step_fn(state, shard(next(batches)), key)
+        if step % options.log_every == 0 or step == options.steps:
+            metrics = unreplicate(metrics) | {"learning_rate": schedule(step - 1)}
+            run.log(step, metrics, options.log_every * options.batch_size)
+        if options.sample_every and on_sample and (step % options.sample_every == 0 or step == options.steps):
+            on_sample(step, _inference_params(unreplicate(state), options), run)
+        if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
+            run.save(step, unreplicate(state))
+        if stop.asked:
+            run.close()
+            raise SystemExit(0)
+    run.close()
+    return _inference_params(unreplicate(state), options)
+
+
+def _inference_params(state: TrainState, options: TrainOptions) -> Params:
+    return state.ema if options.ema_decay else state.params
+
+
+class _StopFlag:
+    """SIGTERM and SIGINT ask for a checkpoint and an orderly end after the step in progress."""
+
+    def __init__(self):
+        self.asked = False
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True

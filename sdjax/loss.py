@@ -1,0 +1,78 @@
+"""What training minimises, an example at a time: every function returns losses of shape [B].
+
+Diffusion: x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps; the network regresses eps (Eq. 14 of DDPM, arXiv
+2006.11239) or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (arXiv 2202.00512).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.parallel import example_keys
+from sdjax.types import Array
+
+
+class Noised(NamedTuple):
+    """One draw of the forward process for a batch."""
+
+    x: Array  # [B, h, w, 4]
+    t: Array  # [B] int32
+    target: Array  # [B, h, w, 4]: eps or v
+    weight: Array  # [B]
+
+
+def posterior_sample(moments: Array, noise: Array) -> Array:
+    """moments [B, h, w, 8] = (mean, log variance) and unit noise -> latents, unscaled."""
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return mean + jnp.exp(0.5 * logvar) * noise
+
+
+def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Array, abar: Array,
+                prediction: str, min_snr_gamma: float | None = None) -> Noised:
+    """Draws t, eps and the posterior noise of every example from fold_in(key, index).
+
+    x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents. abar: float32 [T].
+    Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v.
+    """
+    t_key, eps_key, posterior_key = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, index)), 1, 0)
+    normal = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))
+    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(abar)))(t_key)
+    x0, eps = x0_from(normal(posterior_key)), normal(eps_key)
+    signal, noise = jnp.sqrt(abar[t])[:, None, None, None], jnp.sqrt(1 - abar[t])[:, None, None, None]
+    target = eps if prediction == "epsilon" else signal * eps - noise * x0
+    weight = jnp.ones_like(abar[t])
+    if min_snr_gamma is not None:
+        snr = abar[t] / (1 - abar[t])
+        weight = jnp.minimum(snr, min_snr_gamma) / (snr if prediction == "epsilon" else snr + 1)
+    return Noised(signal * x0 + noise * eps, t, target, weight)
+
+
+def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: float) -> Array:
+    """Replaces the states [B, L, D] of a share `rate` of the examples by the empty prompt's [L, D]."""
+    keys = example_keys(jax.random.fold_in(key, 1), index)
+    drop = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
+    return jnp.where(drop[:, None, None], null, context)
+
+
+def reconstruction(pixels: Array, decoded: Array, kind: str) -> Array:
+    """Mean absolute ("l1") or squared ("l2") difference of each picture: [B, H, W, 3] twice -> [B]."""
+    difference = decoded - pixels
+    return (jnp.abs(difference) if kind == "l1" else jnp.square(difference)).mean((1, 2, 3))
+
+
+def gaussian_kl(mean: Array, logvar: Array) -> Array:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over each latent: [B, h, w, c] -> [B]."""
+    return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).sum((1, 2, 3))
+
+
+def clip_contrastive(image: Array, text: Array, logit_scale: Array) -> Array:
+    """Symmetric InfoNCE over the batch (arXiv 2103.00020, Figure 3): [B, P] twice -> [B].
+
+    logit_scale is the logarithm of the inverse temperature, clipped at ln 100 as CLIP does.
+    """
+    unit = lambda e: e / jnp.linalg.norm(e, axis=-1, keepdims=True)  # noqa: E731
+    logits = jnp.exp(jnp.minimum(logit_scale, jnp.log(100.0))) * unit(image) @ unit(text).T
+    to_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+    to_image = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
+    return -(to_text + to_image) / 2

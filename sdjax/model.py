@@ -1,0 +1,219 @@
+"""A whole model as one value, and the pure functions over it: load, save, encode, predict, decode.
+
+Two layers. The functions that take `sd` are the public ones: they check arguments. Below them `text_states`,
+`unet_output`, `vae_posterior` and `vae_pixels` take parameters and a config; they are compiled once per shape, config
+and dtype, and may be called inside other jitted functions.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import text
+from sdjax.config import PRESETS, Config, TextConfig, UNetConfig, VAEConfig
+from sdjax.errors import SdjaxError
+from sdjax.nn.clip import TextTower
+from sdjax.nn.unet import UNet
+from sdjax.nn.vae import VAE
+from sdjax.types import Array, Cond, Params
+from sdjax.weights.folder import read_folder, write_folder
+
+BUNDLED = ("emoji",)
+FLOAT32 = jnp.dtype("float32")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, eq=False)
+class StableDiffusion:
+    """config (hashable), params {"text", "unet", "vae"} in the dtype they were stored in, tokenizer (or None), and the
+    dtype of the computation; norms, softmax and the time embedding are always float32."""
+
+    config: Config
+    params: Params
+    tokenizer: Any
+    dtype: jnp.dtype = FLOAT32
+
+
+# ---- pure functions of parameters
+
+
+def precise(dtype):
+    """float32 means float32: not TF32 on a GPU, not bfloat16 passes on a TPU."""
+    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == FLOAT32 else contextlib.nullcontext()
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def text_states(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32) -> Array:
+    """Text parameters, int32 ids [B, L] -> float32 states [B, L, D] after the final LayerNorm."""
+    with precise(dtype):
+        return TextTower(config, dtype).apply({"params": params}, ids)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def unet_output(params: Params, x: Array, t: Array, context: Array, config: UNetConfig, dtype=FLOAT32) -> Array:
+    """UNet parameters, x [B, h, w, C], t [B], context [B, L, D] -> float32 [B, h, w, 4]: eps or v."""
+    with precise(dtype):
+        return UNet(config, dtype).apply({"params": params}, x, t, context)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def vae_posterior(params: Params, pixels: Array, config: VAEConfig, dtype=FLOAT32) -> tuple[Array, Array]:
+    """VAE parameters, pixels [B, H, W, 3] -> mean and log variance, unscaled float32 [B, h, w, 4] each."""
+    with precise(dtype):
+        return VAE(config, dtype).apply({"params": params}, pixels, method="encode")
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def vae_pixels(params: Params, latents: Array, config: VAEConfig, dtype=FLOAT32) -> Array:
+    """VAE parameters, scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], not clipped."""
+    with precise(dtype):
+        latents = latents.astype(jnp.float32) / config.scaling
+        return VAE(config, dtype).apply({"params": params}, latents, method="decode")
+
+
+@jax.jit
+def posterior_sample(mean: Array, logvar: Array, seed: Array) -> Array:
+    """mean + exp(logvar / 2) eps (arXiv 1312.6114); eps of image i is drawn from seed + i alone."""
+    seeds = seed + jnp.arange(len(mean), dtype=jnp.uint32)
+    eps = jax.vmap(lambda s: jax.random.normal(jax.random.key(s), mean.shape[1:]))(seeds)
+    return mean + jnp.exp(0.5 * logvar) * eps
+
+
+# ---- the public functions
+
+
+def load(source: str | Path, dtype: str | None = None) -> StableDiffusion:
+    """A model from a bundled name ("emoji") or a diffusers folder.
+
+    `dtype` is the computation's: "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
+    Raises SdjaxError that names the file, field or tensor that does not fit.
+    """
+    dtype = FLOAT32 if dtype is None else known_dtype(dtype)
+    path = Path(source)
+    if str(source) in BUNDLED and not path.is_dir():
+        path = Path(__file__).parent / "pretrained" / str(source)
+    if path.is_file():
+        raise SdjaxError(f"{source}: is a file; only diffusers folders are read so far")
+    if not path.is_dir():
+        raise SdjaxError(f"{source}: no such folder; name a diffusers folder or one of {', '.join(BUNDLED)}")
+    config, params, tokenizer = read_folder(path)
+    return StableDiffusion(config, params, tokenizer, dtype)
+
+
+def create(model: str | Path, seed: int = 0) -> StableDiffusion:
+    """What training starts from: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters and no
+    tokenizer; anything else is `load`ed, its parameters as float32."""
+    presets = {config.name.upper().replace("-", "_"): config for config in PRESETS.values()}
+    if str(model) not in presets:
+        try:
+            sd = load(model)
+        except SdjaxError as error:
+            raise SdjaxError(f"{error} (from nothing: {', '.join(presets)})") from None
+        return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))
+    config, key = presets[str(model)], jax.random.key(seed)
+    side = 2 * config.unet.factor
+    x, context = jnp.zeros((1, side, side, config.unet.in_channels)), jnp.zeros((1, 1, config.unet.context_dim))
+    inputs = {
+        "text": (TextTower(config.text), jnp.zeros((1, config.text.length), jnp.int32)),
+        "vae": (VAE(config.vae), jnp.zeros((1, 8 * config.vae.factor, 8 * config.vae.factor, 3))),
+        "unet": (UNet(config.unet), x, jnp.zeros(1), context),
+    }
+    params = {part: jax.jit(module.init)(jax.random.fold_in(key, i), *values)["params"]
+              for i, (part, (module, *values)) in enumerate(inputs.items())}
+    return StableDiffusion(config, params, None)
+
+
+def save(sd: StableDiffusion, path: str | Path) -> None:
+    """Writes `sd` as a diffusers folder, which diffusers loads too. Parameters keep their dtype.
+
+    An older model folder at `path` is replaced; anything else there is refused with SdjaxError.
+    """
+    if Path(path).suffix in (".safetensors", ".ckpt"):
+        raise SdjaxError(f"{path}: only diffusers folders are written so far; give a folder name without suffix")
+    write_folder(path, sd.config, sd.params, sd.tokenizer)
+
+
+def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:
+    """Prompts -> int32 [B, L]: start, tokens (cut to fit), end, padding."""
+    if sd.tokenizer is None:
+        raise SdjaxError("sd.tokenizer is None: this model came without a tokenizer")
+    return text.tokenize(sd.tokenizer, sd.config.text, prompts)
+
+
+def encode_prompt(sd: StableDiffusion, prompts: str | Sequence[str]) -> Cond:
+    """Prompts -> Cond, whose context is float32 [B, L, D]: the text tower's last states after its final LayerNorm."""
+    return Cond(text_states(sd.params["text"], tokenize(sd, prompts), sd.config.text, sd.dtype))
+
+
+def predict(sd: StableDiffusion, x: Array, t: Array, cond: Cond) -> Array:
+    """The UNet's raw output (eps or v, config.schedule.prediction) as float32 [B, h, w, 4].
+
+    x: noisy scaled latents [B, h, w, C], C = config.unet.in_channels (inpainting: latents, mask, masked latents);
+    t: timesteps in [0, 999], int or float, [B] or one for all; cond.context: [B, L, D].
+    """
+    config = sd.config.unet
+    x, context = images("x", x, config.in_channels, config.factor), jnp.asarray(cond.context)
+    t = jnp.asarray(t)
+    if t.shape not in ((), (len(x),)):
+        raise SdjaxError(f"t has shape {list(t.shape)}, should be [{len(x)}] or one number")
+    if context.ndim != 3 or len(context) != len(x) or context.shape[2] != config.context_dim:
+        raise SdjaxError(f"cond.context has shape {list(context.shape)}, should be [{len(x)}, L, {config.context_dim}]")
+    t = jnp.broadcast_to(t.astype(jnp.float32), len(x))
+    return unet_output(sd.params["unet"], x, t, context, config, sd.dtype)
+
+
+def vae_moments(sd: StableDiffusion, pixels: Array) -> tuple[Array, Array]:
+    """pixels [B, H, W, 3] in [-1, 1], sides multiples of the VAE's factor -> posterior mean and log variance.
+
+    Each float32 [B, h, w, 4], unscaled; the log variance is clamped to [-30, 20].
+    """
+    config = sd.config.vae
+    return vae_posterior(sd.params["vae"], images("pixels", pixels, 3, config.factor), config, sd.dtype)
+
+
+def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array:
+    """pixels [B, H, W, 3] in [-1, 1] -> scaled latents [B, h, w, 4]: the posterior's mean, or with a seed a sample.
+
+    Image i is sampled with seed + i and depends on nothing else in the batch.
+    """
+    mean, logvar = vae_moments(sd, pixels)
+    if seed is not None:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= 2**32 - len(mean):
+            raise SdjaxError(f"seed is {seed!r}, should be None or an integer from 0 to {2**32 - len(mean)}")
+        mean = posterior_sample(mean, logvar, np.uint32(seed))
+    return mean * sd.config.vae.scaling
+
+
+def decode(sd: StableDiffusion, latents: Array) -> Array:
+    """Scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], about [-1, 1] and not clipped."""
+    config = sd.config.vae
+    return vae_pixels(sd.params["vae"], images("latents", latents, config.latent_channels, 1), config, sd.dtype)
+
+
+# ---- arguments
+
+
+def known_dtype(dtype: Any) -> jnp.dtype:
+    with contextlib.suppress(TypeError):
+        if (found := jnp.dtype(dtype)).name in DTYPES:
+            return found
+    raise SdjaxError(f"dtype is {dtype!r}, should be one of {', '.join(DTYPES)}")
+
+
+def images(name: str, x: Any, channels: int, factor: int) -> Array:
+    """`x` as an array after checking [B, H, W, channels] with sides that are multiples of `factor`."""
+    x = jnp.asarray(x)
+    if x.ndim != 4 or x.shape[3] != channels:
+        raise SdjaxError(f"{name} has shape {list(x.shape)}, should be [B, H, W, {channels}]")
+    if 0 in x.shape or x.shape[1] % factor or x.shape[2] % factor:
+        raise SdjaxError(f"{name} has shape {list(x.shape)}, its sides should be positive multiples of {factor}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise SdjaxError(f"{name} is {x.dtype}, should be floating point")
+    return x

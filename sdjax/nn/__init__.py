@@ -1,0 +1,1 @@
+"""The networks: Flax Linen modules, NHWC, every padding and epsilon written out."""

@@ -1,0 +1,94 @@
+"""The small layers that all networks share, with the constants of the original implementations.
+
+Norms compute in float32 with two-pass variance (flax's fast variance loses three digits at mean / std = 100)
+and give back the computation's dtype. Epsilons have no default on purpose: they differ from place to place.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdjax.types import Array
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over [B, H, W, C] or [B, T, C] (arXiv 1803.08494), statistics in float32."""
+
+    groups: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, channels // self.groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        centred = grouped - mean
+        variance = jnp.square(centred).mean((1, 3), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, in float32."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        return norm(x).astype(x.dtype)
+
+
+def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None) -> nn.Conv:
+    """3x3 convolution with torch's padding, explicit because XLA's SAME differs at stride 2."""
+    init = init or nn.initializers.lecun_normal()
+    return nn.Conv(features, (3, 3), (stride, stride), padding, dtype=dtype, kernel_init=init, name=name)
+
+
+def timestep_embedding(t: Array, width: int) -> Array:
+    """Sinusoidal features of t: [B] -> float32 [B, width], cosines first, period up to 10,000.
+
+    CompVis `util.py` timestep_embedding: frequencies exp(-ln(10000) i / (width / 2)).
+    """
+    half = width // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def upsample_nearest(x: Array) -> Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C], each pixel repeated."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, (+ time), norm, SiLU, conv, + shortcut. eps is 1e-5 in the UNet, 1e-6 in the VAE."""
+
+    channels: int
+    groups: int
+    eps: float
+    dtype: jnp.dtype
+    zero_init: bool = False  # the second conv starts at zero (UNet, CompVis `zero_module`)
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array | None = None) -> Array:
+        """x: [B, H, W, C]; time: [B, T] embedding after its MLP, before SiLU."""
+        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
+        h = conv3x3(self.channels, "conv1", self.dtype)(h)
+        if time is not None:
+            shift = nn.Dense(self.channels, dtype=self.dtype, name="time")(nn.silu(time).astype(x.dtype))
+            h = h + shift[:, None, None, :]
+        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm2")(h))
+        init = nn.initializers.zeros_init() if self.zero_init else None
+        h = conv3x3(self.channels, "conv2", self.dtype, init=init)(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}

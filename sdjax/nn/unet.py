@@ -1,0 +1,66 @@
+"""The UNet: predicts eps or v from noisy latents, a timestep and text states.
+
+The layout is CompVis `openaimodel.py`: a path down, a middle, a path up that concatenates [h, skip] for every
+ResBlock. Shapes at 512 px: x [B, 64, 64, 4]; levels of 64, 32, 16 and 8 latent pixels a side.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from sdjax.config import UNetConfig
+from sdjax.nn.attention import SpatialTransformer
+from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3, timestep_embedding, upsample_nearest
+from sdjax.types import Array
+
+
+class UNet(nn.Module):
+    config: UNetConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, context: Array) -> Array:
+        """x [B, h, w, in_channels], t [B], context [B, L, context_dim] -> float32 [B, h, w, out_channels]."""
+        config, dtype = self.config, self.dtype
+        levels = range(len(config.channels))
+
+        def res(name, h, level):
+            block = ResBlock(config.channels[level], config.groups, 1e-5, dtype, zero_init=True, name=name)
+            return block(h, time)
+
+        def attend(name, h, level):
+            block = SpatialTransformer(config.heads[level], config.groups, config.upcast_attention, dtype, name=name)
+            return block(h, context)
+
+        width = 4 * config.channels[0]
+        time = timestep_embedding(t, config.channels[0])
+        time = nn.Dense(width, dtype=jnp.float32, name="time_in")(time)
+        time = nn.Dense(width, dtype=jnp.float32, name="time_out")(nn.silu(time))
+        context = context.astype(dtype)
+
+        h = conv3x3(config.channels[0], "conv_in", dtype)(x.astype(dtype))
+        skips = [h]
+        for level in levels:
+            for i in range(config.blocks):
+                h = res(f"down_{level}_res_{i}", h, level)
+                if config.attention[level]:
+                    h = attend(f"down_{level}_attn_{i}", h, level)
+                skips.append(h)
+            if level != levels[-1]:
+                h = conv3x3(config.channels[level], f"down_{level}_downsample", dtype, stride=2)(h)
+                skips.append(h)
+
+        h = res("mid_res_0", h, -1)
+        h = attend("mid_attn", h, -1)
+        h = res("mid_res_1", h, -1)
+
+        for level in reversed(levels):
+            for i in range(config.blocks + 1):
+                h = res(f"up_{level}_res_{i}", jnp.concatenate([h, skips.pop()], axis=-1), level)
+                if config.attention[level]:
+                    h = attend(f"up_{level}_attn_{i}", h, level)
+            if level != 0:
+                h = conv3x3(config.channels[level], f"up_{level}_upsample", dtype)(upsample_nearest(h))
+
+        h = nn.silu(GroupNorm(config.groups, 1e-5, name="norm_out")(h))
+        h = conv3x3(config.out_channels, "conv_out", dtype, init=nn.initializers.zeros_init())(h)
+        return h.astype(jnp.float32)

@@ -1,0 +1,37 @@
+"""Shared types and the notation that every file uses.
+
+| name    | meaning                                                                                   |
+|---------|-------------------------------------------------------------------------------------------|
+| x0      | clean latents, NHWC, scaled so that a unit Gaussian is their natural size                  |
+| x       | noisy latents: x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps (variance preserving)            |
+| eps     | unit Gaussian noise of x's shape                                                          |
+| v       | sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (arXiv 2202.00512)                                 |
+| sigma   | sqrt((1 - abar_t) / abar_t), the noise level in k-diffusion's variance-exploding variables |
+| t       | timestep in [0, 999], int or float, [B]                                                   |
+| context | text states for cross-attention, [B, L, D]                                                |
+| pixels  | NHWC float32 in [-1, 1]                                                                   |
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = dict[str, Any]  # plain nested dicts of arrays
+
+
+class Cond(NamedTuple):
+    """What the UNet is conditioned on. A pytree; every leaf has the batch first."""
+
+    context: Array  # [B, L, D]
+
+
+class Batch(NamedTuple):
+    """One training batch, all leaves with the example first.
+
+    `index` is the example's position in the global batch sequence: all its randomness hangs on it.
+    """
+
+    moments: Array  # [B, h, w, 8]: the VAE posterior's mean and log variance, unscaled
+    context: Array  # [B, L, D] text states
+    index: Array  # [B] int32

@@ -1,0 +1,98 @@
+"""File tensors <-> parameter trees, both ways by the same table, with one report of everything that is wrong."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sdjax.config import TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.errors import SdjaxError
+from sdjax.nn.clip import ImageTower, TextTower
+from sdjax.nn.unet import UNet
+from sdjax.nn.vae import VAE
+from sdjax.types import Params
+from sdjax.weights.names import HARMLESS, Row
+
+# operation -> (file value to ours, ours to the file's, our shape to the file's shape)
+OPERATIONS = {
+    "same": (lambda a: a, lambda a: a, lambda s: s),
+    "dense": (lambda a: a.T, lambda a: a.T, lambda s: s[::-1]),
+    "conv": (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1), lambda s: (s[3], s[2], s[0], s[1])),
+    "conv1x1": (lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None], lambda s: (s[1], s[0], 1, 1)),
+}
+
+
+@lru_cache(maxsize=32)
+def param_shapes(config: TextConfig | VisionConfig | UNetConfig | VAEConfig) -> Params:
+    """The module's parameter tree as jax.ShapeDtypeStructs; nothing is computed. Do not modify: it is cached."""
+    key, float32 = jax.random.key(0), jnp.float32
+    if isinstance(config, TextConfig):
+        module, inputs = TextTower(config), [jnp.zeros((1, config.length), jnp.int32)]
+    elif isinstance(config, VisionConfig):
+        module, inputs = ImageTower(config), [jnp.zeros((1, config.size, config.size, 3), float32)]
+    elif isinstance(config, VAEConfig):
+        module, inputs = VAE(config), [jnp.zeros((1, config.factor, config.factor, 3), float32)]
+    else:
+        side = config.factor
+        x, context = jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1, 1, config.context_dim))
+        module, inputs = UNet(config), [x, jnp.zeros(1), context]
+    return jax.eval_shape(module.init, key, *inputs)["params"]
+
+
+def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Any, layout: str = "diffusers",
+                      source: str = "the file") -> Params:
+    """Tensors by their file names -> parameters by `rows`. Values keep their dtype.
+
+    `expected` is the tree of shapes (param_shapes), `layout` "diffusers" or "compvis". Raises SdjaxError with one
+    report that lists every missing, unexpected, wrong-shape, non-float and non-finite tensor of `source`.
+    """
+    shapes, found, problems, known = flatten_dict(expected), {}, [], set(HARMLESS)
+    for row in rows:
+        name, operation = file_name(row, layout)
+        known.add(name)
+        if name not in tensors:
+            problems.append(f"missing     {name}")
+            continue
+        value = np.asarray(tensors[name])
+        to_ours, _, file_shape = OPERATIONS[operation]
+        want = tuple(file_shape(shapes[row.path].shape))
+        if value.shape != want:
+            problems.append(f"wrong shape {name}: {list(value.shape)}, should be {list(want)}")
+        elif not jnp.issubdtype(value.dtype, jnp.floating):
+            problems.append(f"not float   {name}: {value.dtype}")
+        elif not np.isfinite(value).all():
+            problems.append(f"not finite  {name}: has NaN or infinite values")
+        else:
+            found[row.path] = to_ours(value)
+    problems += [f"unexpected  {name}" for name in sorted(set(tensors) - known)]
+    if problems:
+        raise SdjaxError(f"{source}: {len(problems)} tensors do not fit the config:\n  " + "\n  ".join(problems))
+    return unflatten_dict({path: jnp.asarray(value) for path, value in found.items()})
+
+
+def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffusers") -> dict[str, np.ndarray]:
+    """Parameters -> tensors by their file names, contiguous, in their own dtype. The inverse of from_file_tensors."""
+    flat = flatten_dict(params)
+    paths = {row.path for row in rows}
+    if paths != set(flat):
+        lost = sorted("/".join(path) for path in set(flat) - paths)
+        absent = sorted("/".join(path) for path in paths - set(flat))
+        raise SdjaxError(f"params do not fit the config: missing {absent}, unexpected {lost}")
+    tensors = {}
+    for row in rows:
+        name, operation = file_name(row, layout)
+        tensors[name] = np.ascontiguousarray(OPERATIONS[operation][1](np.asarray(flat[row.path])))
+    return tensors
+
+
+def file_name(row: Row, layout: str) -> tuple[str, str]:
+    """(name, operation) of `row` in `layout`."""
+    if layout == "diffusers":
+        return row.diffusers, row.operation
+    if row.compvis is None:
+        raise SdjaxError(f"{'/'.join(row.path)}: the CompVis layout of this tower is not supported")
+    return row.compvis, row.compvis_operation

@@ -1,0 +1,151 @@
+"""txt2img on a narrow model with random weights."""
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax import generate
+from sdjax.config import EMOJI
+from sdjax.errors import SdjaxError
+from sdjax.generate import txt2img
+from sdjax.model import StableDiffusion
+from sdjax.nn.clip import TextTower
+from sdjax.nn.unet import UNet
+from sdjax.nn.vae import VAE
+
+CONFIG = replace(
+    EMOJI, name="tiny", size=16,
+    text=replace(EMOJI.text, vocab_size=300, length=8, width=16, layers=1, heads=2, mlp_width=32,
+                 bos_token=298, eos_token=299, pad_token=299),
+    vae=replace(EMOJI.vae, channels=(8, 8), groups=4),
+    unet=replace(EMOJI.unet, channels=(8, 16), attention=(False, True), heads=(2, 2), context_dim=16, groups=4))
+
+
+class Letters:
+    """A tokenizer that knows letters."""
+
+    def __call__(self, prompts, **_):
+        return {"input_ids": [[ord(letter) for letter in prompt] for prompt in prompts]}
+
+
+def parameters(module, *args):
+    """Random everywhere: the zero-initialised layers would make every output 0."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    draw = np.random.default_rng(0).normal
+    return jax.tree.unflatten(tree, [jnp.asarray(draw(0, 0.3 / leaf.shape[0] ** 0.25, leaf.shape), jnp.float32)
+                                     for leaf in leaves])
+
+
+@cache
+def tiny():
+    x = jnp.zeros((1, 8, 8, 4))
+    return StableDiffusion(CONFIG, {
+        "text": parameters(TextTower(CONFIG.text), jnp.zeros((1, 8), jnp.int32)),
+        "unet": parameters(UNet(CONFIG.unet), x, jnp.zeros(1), jnp.zeros((1, 8, 16))),
+        "vae": parameters(VAE(CONFIG.vae), jnp.zeros((1, 16, 16, 3)))}, Letters())
+
+
+def make(prompt="cat", steps=3, output="latents", **options):
+    return txt2img(tiny(), prompt, steps=steps, output=output, **options)
+
+
+def test_outputs():
+    pixels, (image,) = make(output="pixels"), make(output="pil")
+    assert make().shape == (1, 8, 8, 4) and pixels.shape == (1, 16, 16, 3)
+    assert np.abs(pixels).max() <= 1 and image.size == (16, 16)
+    np.testing.assert_array_equal(np.asarray(image), np.round(127.5 * (pixels[0] + 1)).astype(np.uint8))
+    assert make(output="pixels", height=8, width=24).shape == (1, 8, 24, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "plms"}])
+def test_an_image_depends_on_its_seed_and_prompt_alone(options):
+    together = make(["cat", "dog"], num_images=2, seed=7, **options)
+    assert len(together) == 4
+    for i, prompt in enumerate(["cat", "cat", "dog", "dog"]):
+        np.testing.assert_allclose(together[i], make(prompt, seed=7 + i, **options)[0], atol=1e-4)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+    assert np.abs(make("cat", seed=9, **options)[0] - together[2]).max() > 1e-3, "the prompt has no effect"
+
+
+def test_chunks_do_not_show(monkeypatch):
+    whole = make(num_images=4)
+    monkeypatch.setattr(generate, "POSITIONS", 3 * 64)
+    assert [generate.chunk_size(count, 64)[0] for count in (1, 3, 4, 5, 7)] == [1, 3, 2, 3, 3]
+    np.testing.assert_allclose(make(num_images=4), whole, atol=1e-4)
+    np.testing.assert_allclose(make(num_images=2, seed=2), whole[2:], atol=1e-4)
+
+
+def test_progress_walks_to_the_same_end():
+    calls = []
+    x = make(sampler="plms", num_images=2, progress=lambda *call: calls.append(call))
+    np.testing.assert_allclose(x, make(sampler="plms", num_images=2), atol=1e-5)
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_latents_replace_the_seed_s_noise():
+    noise = np.asarray(generate.initial_noise(np.uint32([3]), (8, 8, 4)))
+    np.testing.assert_array_equal(noise[0], jax.random.normal(jax.random.key(3), (8, 8, 4)))
+    np.testing.assert_array_equal(make(latents=noise, seed=0), make(seed=3))
+
+
+def test_guidance():
+    conditional = make(guidance_scale=1.0)
+    np.testing.assert_allclose(make(guidance_scale=1.0, negative_prompt="dog"), conditional, atol=1e-6)
+    np.testing.assert_allclose(make(guidance_scale=9.0, negative_prompt="cat"), conditional, atol=1e-4)
+    np.testing.assert_allclose(make(guidance_scale=0.0, negative_prompt="cat", prompt="dog"), conditional, atol=1e-4)
+    assert np.abs(make(guidance_scale=9.0) - conditional).max() > 1e-3
+
+
+def test_only_shapes_recompile():
+    make()
+    before = generate._walk._cache_size()
+    make("dog", steps=16, guidance_scale=2.0, eta=0.3, seed=2**32 - 1, negative_prompt="x")
+    make(sampler="plms", steps=5)
+    assert generate._walk._cache_size() == before
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"steps": 0}, "steps 0"), ({"steps": 1001}, "steps 1001"), ({"steps": 2.0}, "steps 2.0"),
+    ({"sampler": "eular"}, "ddim, plms"), ({"sampler": "plms", "eta": 1.0}, "eta"),
+    ({"height": 15}, "height 15: a positive multiple of 4"), ({"width": 0}, "width 0"),
+    ({"output": "jpg"}, "pil, pixels, latents"),
+    ({"guidance_scale": float("nan")}, "guidance_scale nan"), ({"guidance_scale": "7"}, "guidance_scale"),
+    ({"latents": np.zeros((1, 4, 4, 4))}, r"latents of shape \(1, 4, 4, 4\): \(1, 8, 8, 4\)"),
+    ({"prompt": []}, "prompt"), ({"prompt": [1]}, "prompt"), ({"prompt": None}, "prompt"),
+    ({"negative_prompt": None}, "negative_prompt"),
+    ({"num_images": 0}, "num_images 0"), ({"seed": -1}, "seed -1"), ({"seed": 2**32 - 1, "num_images": 2}, "seed"),
+    ({"seed": 1.5}, "seed 1.5")])
+def test_refusals_name_the_argument(options, message):
+    with pytest.raises(SdjaxError, match=message) as error:
+        make(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_an_inpainting_model_is_refused():
+    sd = tiny()
+    with pytest.raises(SdjaxError, match="inpaint"):
+        txt2img(replace(sd, config=replace(CONFIG, unet=replace(CONFIG.unet, in_channels=9))), "cat")
+
+
+def test_four_devices_make_the_same_images():
+    script = """
+import jax; jax.config.update("jax_num_cpu_devices", 4)
+import sys; sys.path.insert(0, "tests")
+import numpy as np, test_generate as t
+np.save(sys.argv[1], t.make(num_images=4, eta=1.0, output="pixels", progress=lambda *_: None))
+"""
+    root = Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pixels.npy"
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True, cwd=root)
+        found = np.load(path)
+    np.testing.assert_allclose(found, make(num_images=4, eta=1.0, output="pixels"), atol=1 / 255)

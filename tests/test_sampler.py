@@ -1,0 +1,177 @@
+"""Samplers against closed forms, and against CompVis' formulas written out in float64 numpy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.config import ScheduleConfig
+from sdjax.denoise import make_denoiser, weights
+from sdjax.errors import SdjaxError
+from sdjax.sampler import plan, sample, samplers, start
+from sdjax.schedule import leading_timesteps, make_schedule
+
+CONFIG = ScheduleConfig()
+SCHEDULE = make_schedule(CONFIG)
+ABAR = SCHEDULE.alphas_cumprod
+NOISE = np.random.default_rng(1).normal(size=(2, 4, 4, 4)).astype(np.float32)
+
+
+@partial(jax.jit, static_argnames="denoiser")
+def walk(table, noise, denoiser):
+    fresh = lambda row: jax.random.normal(jax.random.fold_in(jax.random.key(5), row), noise.shape)  # noqa: E731
+    return sample(table.rows, denoiser, start(table, noise), fresh).x
+
+
+def run(name, steps, denoiser, noise=NOISE, **options):
+    return np.asarray(walk(plan(name, SCHEDULE, steps, **options), noise, denoiser))
+
+
+def toy_eps(x, t, xp=np):
+    """Nonlinear in x and in t, of eps's size."""
+    return 0.8 * xp.tanh(1.3 * x + 0.2) * (0.7 + 0.3 * xp.cos(t / 150.0)) + 0.1 * x
+
+
+toy_denoiser = make_denoiser(CONFIG, lambda x, t: toy_eps(x, t[:, None, None, None], jnp))
+X0 = np.random.default_rng(2).normal(size=NOISE.shape).astype(np.float32)
+
+
+def perfect_denoiser(x, sigma):
+    return jnp.asarray(X0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "plms"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 50, 999, 1000])
+def test_perfect_denoiser_ends_at_x0_and_the_first_timestep_s_noise(name, steps):
+    """With the true x0 the implied eps never changes, so x = sqrt(abar_0) x0 + sqrt(1 - abar_0) eps is left."""
+    x = run(name, steps, perfect_denoiser)
+    abar = ABAR[leading_timesteps(1000, steps)[0]]
+    eps = (NOISE - np.sqrt(abar) * X0) / np.sqrt(1 - abar)
+    assert np.isfinite(x).all()
+    np.testing.assert_allclose(x, np.sqrt(ABAR[0]) * X0 + np.sqrt(1 - ABAR[0]) * eps, atol=2e-4)
+
+
+def reference_ddim(eps, x, steps):
+    """CompVis `ddim.py` p_sample_ddim, eta 0."""
+    ts = np.asarray(list(range(0, 1000, 1000 // steps))) + 1
+    alphas, alphas_prev = ABAR[ts], np.asarray([ABAR[0]] + ABAR[ts[:-1]].tolist())
+    for i in reversed(range(steps)):
+        e = eps(x, ts[i])
+        pred_x0 = (x - np.sqrt(1 - alphas[i]) * e) / np.sqrt(alphas[i])
+        x = np.sqrt(alphas_prev[i]) * pred_x0 + np.sqrt(1 - alphas_prev[i]) * e
+    return x
+
+
+def reference_plms(eps, x, steps):
+    """CompVis `plms.py` p_sample_plms."""
+    ts = np.asarray(list(range(0, 1000, 1000 // steps))) + 1
+    alphas, alphas_prev = ABAR[ts], np.asarray([ABAR[0]] + ABAR[ts[:-1]].tolist())
+
+    def x_prev(x, e, i):
+        pred_x0 = (x - np.sqrt(1 - alphas[i]) * e) / np.sqrt(alphas[i])
+        return np.sqrt(alphas_prev[i]) * pred_x0 + np.sqrt(1 - alphas_prev[i]) * e
+
+    old = []
+    for i in reversed(range(steps)):
+        e = eps(x, ts[i])
+        if len(old) == 0:
+            average = (e + eps(x_prev(x, e, i), ts[max(i - 1, 0)])) / 2
+        elif len(old) == 1:
+            average = (3 * e - old[-1]) / 2
+        elif len(old) == 2:
+            average = (23 * e - 16 * old[-1] + 5 * old[-2]) / 12
+        else:
+            average = (55 * e - 59 * old[-1] + 37 * old[-2] - 9 * old[-3]) / 24
+        x = x_prev(x, average, i)
+        old = [*old, e][-3:]
+    return x
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 25, 50])
+@pytest.mark.parametrize("name, reference", [("ddim", reference_ddim), ("plms", reference_plms)])
+def test_agrees_with_compvis(name, reference, steps):
+    x = run(name, steps, toy_denoiser)
+    wanted = reference(toy_eps, NOISE.astype(np.float64), steps)
+    assert np.abs(x - wanted).max() / np.abs(wanted).max() < 2e-5
+
+
+def gaussian_denoiser(x, sigma, mean=0.7, std=0.5):
+    """E[x0 | x] when x0 is N(mean, std^2): in closed form."""
+    alpha, s = weights(sigma, x)
+    return (alpha * std**2 * x + s**2 * mean) / (alpha**2 * std**2 + s**2)
+
+
+def gaussian_flow(x, t, mean=0.7, std=0.5):
+    """Where the probability flow takes x from timestep t to 0: standardised x is constant along it."""
+    marginal = lambda t: (np.sqrt(ABAR[t]) * mean, np.sqrt(ABAR[t] * std**2 + 1 - ABAR[t]))  # noqa: E731
+    (m, sd), (m0, sd0) = marginal(t), marginal(0)
+    return m0 + sd0 * (x - m) / sd
+
+
+def gaussian_error(name, steps):
+    exact = gaussian_flow(NOISE.astype(np.float64), leading_timesteps(1000, steps)[0])
+    return np.abs(run(name, steps, gaussian_denoiser) - exact).mean()
+
+
+def test_order_of_convergence():
+    """DDIM's is 1. PLMS is far better at the same number of steps, and twice as many gain it more than double."""
+    steps = [20, 40, 100, 200]
+    slope = -np.polyfit(np.log(steps), np.log([gaussian_error("ddim", n) for n in steps]), 1)[0]
+    assert slope == pytest.approx(1, abs=0.15)
+    assert gaussian_error("plms", 20) < 0.2 * gaussian_error("ddim", 20)
+    assert gaussian_error("plms", 50) < 0.4 * gaussian_error("plms", 25)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_eta_keeps_the_distribution(eta):
+    noise = np.random.default_rng(3).normal(size=(64, 16, 16, 4)).astype(np.float32)
+    x = run("ddim", 200, gaussian_denoiser, noise, eta=eta)
+    assert x.mean() == pytest.approx(0.7, abs=0.02) and x.std() == pytest.approx(0.5, abs=0.02)
+    still = run("ddim", 200, gaussian_denoiser, noise)
+    assert np.corrcoef(x.ravel(), still.ravel())[0, 1] < 0.9, "no noise was added"
+
+
+def test_slices_of_a_plan_walk_the_same_way():
+    table = plan("plms", SCHEDULE, 20)
+    walk = jax.jit(lambda rows, state: sample(rows, toy_denoiser, state, jnp.zeros_like))
+    state = start(table, NOISE)
+    for n in range(21):
+        state = walk(jax.tree.map(lambda column, n=n: column[n : n + 1], table.rows), state)
+    assert state.row == 21
+    np.testing.assert_allclose(state.x, run("plms", 20, toy_denoiser), atol=1e-5)
+
+
+def test_only_the_padded_length_recompiles():
+    @jax.jit
+    def walk(table, noise, scale):
+        denoiser = lambda x, sigma: scale * gaussian_denoiser(x, sigma)  # noqa: E731
+        return sample(table.rows, denoiser, start(table, noise), lambda row: noise * row).x
+
+    for name, steps, eta, scale in (("ddim", 33, 0.0, 1.0), ("ddim", 60, 1.0, 0.9), ("plms", 50, 0.0, 1.0)):
+        walk(plan(name, SCHEDULE, steps, eta), NOISE, scale)
+    assert walk._cache_size() == 1
+    walk(plan("ddim", SCHEDULE, 65), NOISE, 1.0)
+    assert walk._cache_size() == 2
+
+
+def test_plan_counts_evaluations():
+    for name, extra in (("ddim", 0), ("plms", 1)):
+        for steps in (1, 16, 30, 1000):
+            assert plan(name, SCHEDULE, steps).rows.live.sum() == steps + extra
+    sigmas = plan("plms", SCHEDULE, 50).rows.sigma[:4]
+    np.testing.assert_allclose(sigmas, SCHEDULE.sigmas[[981, 961, 961, 941]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, steps, eta, message", [
+    ("dimm", 20, 0.0, "ddim, plms"), ("ddim", 0, 0.0, "1 to 1000"), ("ddim", 1001, 0.0, "1 to 1000"),
+    ("ddim", -1, 0.0, "1 to 1000"), ("ddim", 2.5, 0.0, "1 to 1000"), ("ddim", True, 0.0, "1 to 1000"),
+    ("plms", 20, 0.5, "must be 0"), ("ddim", 20, 1.5, "from 0 to 1"), ("ddim", 20, float("nan"), "from 0 to 1")])
+def test_refusals(name, steps, eta, message):
+    with pytest.raises(SdjaxError, match=message):
+        plan(name, SCHEDULE, steps, eta)
+
+
+def test_samplers_is_a_mapping_by_name():
+    assert all(sampler.name == name for name, sampler in samplers.items())

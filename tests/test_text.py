@@ -1,0 +1,102 @@
+"""The tokenizer: CLIP's format, no unknown text, ids as the config says."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from sdjax.config import TextConfig
+from sdjax.errors import SdjaxError
+from sdjax.text import BOS, EOS, byte_characters, load_tokenizer, tokenize, train_bpe, write_tokenizer
+
+SIZE = 580
+CONFIG = TextConfig(vocab_size=SIZE, length=16, bos_token=SIZE - 2, eos_token=SIZE - 1, pad_token=SIZE - 1)
+STRANGE = ["Ünïcödé naïve café", "红苹果 と りんご", "😀🍎 on a 👩‍🚀", "it's 12\t\n  o'clock!!", "a\u0301 e\u0301",
+           "zzzqqq \x00 \x7f", "\ud7ff\uffff", ""]
+
+
+def captions():
+    rng = random.Random(0)
+    styles, things = ["3d render", "flat emoji", "noto emoji"], ["red apple", "grinning face", "sailboat", "hedgehog"]
+    places = ["on the left", "small", "on a light blue background", "on a yellow background", "isn't here"]
+    return [f"A {rng.choice(styles)} of a {rng.choice(things)} {rng.choice(places)}" for _ in range(300)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(iter(captions()), SIZE, out)
+    return out
+
+
+def test_vocabulary_has_clips_order_and_the_size_asked_for(folder):
+    vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
+    characters = byte_characters()
+    assert list(vocabulary.values()) == list(range(SIZE)) and len(set(characters)) == 256
+    tokens = list(vocabulary)
+    assert tokens[:512] == characters + [c + "</w>" for c in characters] and tokens[-2:] == [BOS, EOS]
+    lines = (folder / "merges.txt").read_text("utf-8").splitlines()
+    assert lines[0] == "#version: 0.2"
+    assert list(dict.fromkeys(line.replace(" ", "") for line in lines[1:])) == tokens[512:-2]
+
+
+def test_training_is_deterministic(folder, tmp_path):
+    train_bpe(captions(), SIZE, tmp_path)
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_any_text_comes_back_whole(folder):
+    """Nothing is unknown: the tokens of strange text spell its UTF-8 bytes (after CLIP's normalisation)."""
+    import unicodedata
+
+    tokenizer, to_byte = load_tokenizer(folder), None
+    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    order += [b for b in range(256) if b not in order]
+    to_byte = dict(zip(byte_characters(), order, strict=True))
+    for text in STRANGE + captions()[:5]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert all(0 <= i < SIZE - 2 for i in ids)
+        spelled = "".join(tokenizer.convert_ids_to_tokens(ids)).replace("</w>", "")
+        got = bytes(to_byte[c] for c in spelled).decode("utf-8")
+        want = unicodedata.normalize("NFC", text).lower()
+        assert "".join(got.split()) == "".join(want.split())
+
+
+def test_words_of_the_captions_became_single_tokens(folder):
+    tokens = load_tokenizer(folder).tokenize("a red APPLE")
+    assert tokens == ["a</w>", "red</w>", "apple</w>"]
+
+
+def test_tokenize_pads_cuts_and_brackets(folder):
+    tokenizer = load_tokenizer(folder)
+    ids = tokenize(tokenizer, CONFIG, ["", "a red apple", "apple " * 40])
+    assert ids.shape == (3, 16) and ids.dtype == np.int32
+    assert (ids[:, 0] == CONFIG.bos_token).all() and (ids[0, 1:] == CONFIG.eos_token).all()
+    assert ids[1, 4] == CONFIG.eos_token and CONFIG.eos_token not in ids[1, :4]
+    assert ids[2, -1] == CONFIG.eos_token and CONFIG.eos_token not in ids[2, :-1]
+    whole = tokenizer(["", "a red apple"], padding="max_length", max_length=16, truncation=True)["input_ids"]
+    assert ids[:2].tolist() == whole
+    assert (tokenize(tokenizer, CONFIG, "a red apple") == ids[1:2]).all()
+    assert tokenize(tokenizer, CONFIG, []).shape == (0, 16)
+
+
+def test_a_written_tokenizer_is_the_same(folder, tmp_path):
+    tokenizer = load_tokenizer(folder)
+    write_tokenizer(tokenizer, CONFIG, tmp_path)
+    assert (tmp_path / "vocab.json").read_bytes() == (folder / "vocab.json").read_bytes()
+    assert (tmp_path / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
+    again = load_tokenizer(tmp_path)
+    assert (tokenize(again, CONFIG, STRANGE) == tokenize(tokenizer, CONFIG, STRANGE)).all()
+
+
+def test_refusals(folder, tmp_path):
+    with pytest.raises(SdjaxError, match="size 513"):
+        train_bpe(captions(), 513, tmp_path)
+    with pytest.raises(SdjaxError, match="size 4000: the captions have"):
+        train_bpe(captions(), 4000, tmp_path)
+    with pytest.raises(SdjaxError, match="no vocab.json"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(SdjaxError, match=r"prompts\[1\]"):
+        tokenize(load_tokenizer(folder), CONFIG, ["a", 3])
