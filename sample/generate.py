@@ -51,6 +51,7 @@ class Options:
 def main(options: Options) -> None:
     """Text to image."""
     check_folder(options.out)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
 
     import jax
     from tqdm import tqdm
@@ -68,17 +69,20 @@ def main(options: Options) -> None:
         sd = sdjax.load(options.model, dtype=options.dtype)
     except sdjax.SdjaxError as error:
         refuse(f"--model: {error}")
-    with tqdm(unit="step", disable=None) as bar:
-        def progress(step: int, total: int) -> None:
-            bar.total = total
-            bar.update(step - bar.n)
+    bars = []  # made at the first step, so that a refusal stays alone on its line
 
-        try:
-            settings = {name: getattr(options, name) for name in names}
-            images = sdjax.txt2img(sd, options.prompt, progress=progress, **settings)
-        except sdjax.SdjaxError as error:
-            bar.disable = True
-            refuse(re.sub(r"^\w+", lambda m: f"--{m[0].replace('_', '-')}" if m[0] in names else m[0], str(error)))
+    def progress(step: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(total=total, unit="step"))
+        bars[0].update(step - bars[0].n)
+        if step == total:
+            bars[0].close()
+
+    try:
+        settings = {name: getattr(options, name) for name in names}
+        images = sdjax.txt2img(sd, options.prompt, progress=progress, **settings)
+    except sdjax.SdjaxError as error:
+        refuse(re.sub(r"^\w+", lambda m: f"--{m[0].replace('_', '-')}" if m[0] in names else m[0], str(error)))
 
     first = next_number(options.out)
     try:

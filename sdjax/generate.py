@@ -26,7 +26,7 @@ from sdjax.schedule import make_schedule
 from sdjax.types import Array, Cond
 
 OUTPUTS = ("pil", "pixels", "latents")
-POSITIONS = 2**14  # latent positions that a device takes at once: 64 pictures of 16 x 16, 4 of 64 x 64
+POSITIONS = 2**13  # latent positions that a device takes at once: 32 pictures of 16 x 16, 2 of 64 x 64
 
 
 def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str = "", steps: int = 50,
@@ -93,9 +93,9 @@ def _prepare(params, ids: Array, null: Array, *, config: Config, dtype) -> tuple
 def _walk(params, cond: Cond, uncond: Cond, seeds: Array, scale: Array, rows: Row, state: State, *,
           config: Config, dtype) -> State:
     """The state `rows` further on."""
-    predict = lambda x, t, cond: unet_output(params, x, t, cond.context, config.unet, dtype)  # noqa: E731
+    predict = lambda x, t, cond: unet_output(params, x, t, cond.context, config.unet, dtype)
     denoiser = make_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale))
-    noise = lambda row: jax.vmap(lambda seed: _normal(seed, row, state.x.shape[1:]))(seeds)  # noqa: E731
+    noise = lambda row: jax.vmap(lambda seed: _normal(seed, row, state.x.shape[1:]))(seeds)
     return sample(rows, denoiser, state, noise)
 
 
@@ -141,7 +141,7 @@ def replicate(params, devices: list):
 
 def _check(sd, prompt, negative_prompt, guidance_scale, seed, num_images, height, width, latents, output):
     """Refuses what txt2img cannot do; -> (prompts, negative prompt, latent shape (h, w, C))."""
-    whole = lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool)  # noqa: E731
+    whole = lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     config = sd.config
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
@@ -154,7 +154,7 @@ def _check(sd, prompt, negative_prompt, guidance_scale, seed, num_images, height
         raise SdjaxError(f"num_images {num_images!r}: a whole number from 1 on")
     count = len(prompts) * num_images
     if not whole(seed) or not 0 <= seed <= 2**32 - count:
-        raise SdjaxError(f"seed {seed!r}: whole, 0 to 4294967295, the last of {count} images' seed + {count - 1} included")
+        raise SdjaxError(f"seed {seed!r}: a whole number from 0 to {2**32 - count} for {count} images")
     if output not in OUTPUTS:
         raise SdjaxError(f"output {output!r}: one of {', '.join(OUTPUTS)}")
     multiple = config.vae.factor * config.unet.factor

@@ -55,7 +55,7 @@ def test_guidance():
 
     uncond, cond = Cond(jnp.full((3, 2, 5), 0.3)), Cond(jnp.full((3, 2, 5), 0.7))
     t = jnp.zeros(3)
-    guide = lambda scale: with_guidance(predict, uncond, cond, scale)(x0, t)  # noqa: E731
+    guide = lambda scale: with_guidance(predict, uncond, cond, scale)(x0, t)
     np.testing.assert_array_equal(guide(1.0), predict(x0, t, cond))
     np.testing.assert_allclose(guide(0.0), predict(x0, t, uncond), atol=1e-6)
     np.testing.assert_allclose(guide(7.5), x0 * (0.3 + 7.5 * 0.4), rtol=1e-5)

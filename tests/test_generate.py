@@ -21,6 +21,7 @@ from sdjax.nn.clip import TextTower
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import VAE
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = replace(
     EMOJI, name="tiny", size=16,
     text=replace(EMOJI.text, vocab_size=300, length=8, width=16, layers=1, heads=2, mlp_width=32,
@@ -138,10 +139,11 @@ def test_an_inpainting_model_is_refused():
 
 def test_four_devices_make_the_same_images():
     script = """
-import jax; jax.config.update("jax_num_cpu_devices", 4)
-import sys; sys.path.insert(0, "tests")
-import numpy as np, test_generate as t
-np.save(sys.argv[1], t.make(num_images=4, eta=1.0, output="pixels", progress=lambda *_: None))
+import sys, jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_disable_most_optimizations", True)
+from tests.test_generate import make
+np.save(sys.argv[1], make(num_images=4, eta=1.0, output="pixels"))
 """
     root = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from sdjax.errors import SdjaxError
 from sdjax.sampler import plan, sample, samplers, start
 from sdjax.schedule import leading_timesteps, make_schedule
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = ScheduleConfig()
 SCHEDULE = make_schedule(CONFIG)
 ABAR = SCHEDULE.alphas_cumprod
@@ -21,7 +22,7 @@ NOISE = np.random.default_rng(1).normal(size=(2, 4, 4, 4)).astype(np.float32)
 
 @partial(jax.jit, static_argnames="denoiser")
 def walk(table, noise, denoiser):
-    fresh = lambda row: jax.random.normal(jax.random.fold_in(jax.random.key(5), row), noise.shape)  # noqa: E731
+    fresh = lambda row: jax.random.normal(jax.random.fold_in(jax.random.key(5), row), noise.shape)
     return sample(table.rows, denoiser, start(table, noise), fresh).x
 
 
@@ -56,7 +57,7 @@ def test_perfect_denoiser_ends_at_x0_and_the_first_timestep_s_noise(name, steps)
 def reference_ddim(eps, x, steps):
     """CompVis `ddim.py` p_sample_ddim, eta 0."""
     ts = np.asarray(list(range(0, 1000, 1000 // steps))) + 1
-    alphas, alphas_prev = ABAR[ts], np.asarray([ABAR[0]] + ABAR[ts[:-1]].tolist())
+    alphas, alphas_prev = ABAR[ts], np.asarray([ABAR[0], *ABAR[ts[:-1]]])
     for i in reversed(range(steps)):
         e = eps(x, ts[i])
         pred_x0 = (x - np.sqrt(1 - alphas[i]) * e) / np.sqrt(alphas[i])
@@ -67,7 +68,7 @@ def reference_ddim(eps, x, steps):
 def reference_plms(eps, x, steps):
     """CompVis `plms.py` p_sample_plms."""
     ts = np.asarray(list(range(0, 1000, 1000 // steps))) + 1
-    alphas, alphas_prev = ABAR[ts], np.asarray([ABAR[0]] + ABAR[ts[:-1]].tolist())
+    alphas, alphas_prev = ABAR[ts], np.asarray([ABAR[0], *ABAR[ts[:-1]]])
 
     def x_prev(x, e, i):
         pred_x0 = (x - np.sqrt(1 - alphas[i]) * e) / np.sqrt(alphas[i])
@@ -105,7 +106,7 @@ def gaussian_denoiser(x, sigma, mean=0.7, std=0.5):
 
 def gaussian_flow(x, t, mean=0.7, std=0.5):
     """Where the probability flow takes x from timestep t to 0: standardised x is constant along it."""
-    marginal = lambda t: (np.sqrt(ABAR[t]) * mean, np.sqrt(ABAR[t] * std**2 + 1 - ABAR[t]))  # noqa: E731
+    marginal = lambda t: (np.sqrt(ABAR[t]) * mean, np.sqrt(ABAR[t] * std**2 + 1 - ABAR[t]))
     (m, sd), (m0, sd0) = marginal(t), marginal(0)
     return m0 + sd0 * (x - m) / sd
 
@@ -146,7 +147,7 @@ def test_slices_of_a_plan_walk_the_same_way():
 def test_only_the_padded_length_recompiles():
     @jax.jit
     def walk(table, noise, scale):
-        denoiser = lambda x, sigma: scale * gaussian_denoiser(x, sigma)  # noqa: E731
+        denoiser = lambda x, sigma: scale * gaussian_denoiser(x, sigma)
         return sample(table.rows, denoiser, start(table, noise), lambda row: noise * row).x
 
     for name, steps, eta, scale in (("ddim", 33, 0.0, 1.0), ("ddim", 60, 1.0, 0.9), ("plms", 50, 0.0, 1.0)):

@@ -236,12 +236,12 @@ def save_picture(job: tuple[int, Thing, str, str, bool], folder: Path, size: int
     fill = float(np.clip(rng.normal((low + high) / 2, (high - low) / 6), low, high))
     slack = (1 - fill) * size / 2 - 2  # a shifted thing keeps two pixels from the edge
     dx, dy = (round(towards * slack) + int(rng.choice((-1, 0, 1), p=(0.2, 0.6, 0.2))) for towards in shift)
-    file = f"images/{index // 1000:02d}/{index:05d}.png"
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    png = f"images/{index // 1000:02d}/{index:05d}.png"
+    (folder / png).parent.mkdir(parents=True, exist_ok=True)
     cutout = Image.open(folder / "cutouts" / style / f"{thing.slug}.png")
-    compose(cutout, shade, size, fill, dx, dy).save(folder / file)
+    compose(cutout, shade, size, fill, dx, dy).save(folder / png)
     text = caption(form, thing.name, style, background, pick_keywords(thing, rng))
-    return dict(file_name=file, text=text, thing=thing.name, style=style, background=background, form=form)
+    return {"file_name": png, "text": text, "thing": thing.name, "style": style, "background": background, "form": form}
 
 
 def plan(things: list[Thing], pictures: int, rng: np.random.Generator) -> tuple[dict, list[tuple]]:

@@ -1,7 +1,7 @@
 """torch peers of our modules, in float64, made hard to match: see `perturb`. Needs torch and diffusers."""
 
 import warnings
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -118,32 +118,34 @@ def vision_case(config: VisionConfig):
     return export(peer, "vision", config), pixels, peer(nchw(pixels)).image_embeds
 
 
-# Errors of ours. Traced anew each time: the tests monkeypatch the modules' insides.
+# Errors of ours
+
+
+def run(function, *args, config):
+    """The production function, traced anew: the tests monkeypatch the modules' insides."""
+    return jax.jit(partial(function.__wrapped__, config=config))(*args)
 
 
 def unet_error(config: Config, ours: Config | None = None) -> float:
     params, inputs, reference = unet_case(config)
-    jax.clear_caches()
-    return error(model.unet_output(params, *inputs, (ours or config).unet), reference)
+    return error(run(model.unet_output, params, *inputs, config=(ours or config).unet), reference)
 
 
 def encode_error(config: Config) -> float:
     params, pixels, _, mean, logvar, _ = vae_case(config)
-    jax.clear_caches()
-    ours = model.vae_posterior(params, pixels, config.vae)
+    ours = run(model.vae_posterior, params, pixels, config=config.vae)
     return max(error(ours[0], mean), error(ours[1], logvar))
 
 
 def decode_error(config: Config) -> float:
     params, _, latents, *_, reference = vae_case(config)
-    jax.clear_caches()
-    return error(model.vae_pixels(params, latents * np.float32(config.vae.scaling), config.vae), reference)
+    scaled = latents * np.float32(config.vae.scaling)
+    return error(run(model.vae_pixels, params, scaled, config=config.vae), reference)
 
 
 def text_error(config: Config, ours: Config | None = None) -> float:
     params, ids, states, _ = text_case(config)
-    jax.clear_caches()
-    return error(model.text_states(params, ids, (ours or config).text), states)
+    return error(run(model.text_states, params, ids, config=(ours or config).text), states)
 
 
 def vision_error(config: VisionConfig) -> float:

@@ -1,0 +1,216 @@
+"""Measures how well a model trained on the emoji data draws what it is asked for. Prints one Markdown table.
+
+    python train/prepare_emoji.py --out data/emoji
+    python sample/evaluate.py --data data/emoji
+
+For each prompt "a 3d render of a red apple on a yellow background" one picture is drawn and asked:
+background  is the median colour of its border nearest (CIE Lab) to a shade of the named colour?
+thing       is the asked thing the nearest, or among the five nearest, of all things of that style drawn on that
+            background at three sizes? Distances are Euclidean, over pixels (averaged to 32 x 32) and VAE means.
+style       is the thing in the asked style nearer than in the other two?
+clip        does the picture's embedding rank its own caption first, or in the first five, of all captions asked?
+The rows "true" put the data's own pictures in, "shuffled" other prompts' pictures: the ceiling and the floor.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sdjax import cli
+
+sys.path.append(str(Path(__file__).parents[1] / "train"))
+
+FILLS = (0.84, 0.89, 0.94)
+BORDER = 2  # pixels
+
+
+@dataclass(frozen=True)
+class Options:
+    data: Path
+    """Folder that train/prepare_emoji.py wrote."""
+    model: str = "emoji"
+    clip: Path | None = None
+    """CLIP folder of train/train_clip.py; the bundled one when not given."""
+    prompts: int = 240
+    """Prompts of combinations that were trained on."""
+    held_out: int = 120
+    """Prompts of each kind of held-out combination."""
+    steps: int = 20
+    guidance_scale: float = 4.0
+    sampler: str = "ddim"
+    seed: int = 0
+    sheet: Path | None = None
+    """Where to save a contact sheet of the first 64 pictures."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    thing: str
+    style: str
+    background: str
+
+
+def choose_prompts(options: Options, things: list[str], styles, backgrounds, held: dict) -> dict[str, list[Asked]]:
+    """Trained and held-out combinations, fixed by the seed."""
+    rng = np.random.default_rng(options.seed)
+    pick = lambda values: values[rng.integers(len(values))]
+    no_style, no_background = (set(map(tuple, held[kind])) for kind in ("thing_style", "thing_background"))
+    trained = []
+    while len(trained) < options.prompts:
+        asked = Asked(pick(things), pick(styles), pick(backgrounds))
+        if (asked.thing, asked.style) not in no_style and (asked.thing, asked.background) not in no_background:
+            trained.append(asked)
+    shuffled = lambda pairs: [pairs[i] for i in rng.permutation(len(pairs))[: options.held_out]]
+    by_style = [Asked(thing, style, pick([b for b in backgrounds if (thing, b) not in no_background]))
+                for thing, style in shuffled(sorted(no_style))]
+    by_background = [Asked(thing, pick([s for s in styles if (thing, s) not in no_style]), background)
+                     for thing, background in shuffled(sorted(no_background))]
+    return {"trained": trained, "held-out thing x style": by_style, "held-out thing x background": by_background}
+
+
+def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB [..., 3] in 0..255 -> CIE L*a*b* (D65)."""
+    c = np.asarray(rgb, np.float64) / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    matrix = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = linear @ np.transpose(matrix) / (0.95047, 1.0, 1.08883)
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
+
+
+def border_colour(picture: np.ndarray) -> np.ndarray:
+    """Median colour of the outermost pixels of uint8 [H, W, 3]."""
+    inner = np.zeros(picture.shape[:2], bool)
+    inner[BORDER:-BORDER, BORDER:-BORDER] = True
+    return np.median(picture[~inner], axis=0)
+
+
+def shrink(pictures: np.ndarray) -> np.ndarray:
+    """uint8 [N, 64, 64, 3] -> float32 [N, 3072], averaged over 2 x 2."""
+    n, h, w, _ = pictures.shape
+    return pictures.reshape(n, h // 2, 2, w // 2, 2, 3).mean((2, 4), dtype=np.float32).reshape(n, -1)
+
+
+class References:
+    """Every thing in every style on one background at three sizes, as pixels and as VAE means."""
+
+    def __init__(self, sd, data: Path, things: list[str], slugs: list[str], styles):
+        from PIL import Image
+
+        self.sd, self.things, self.styles = sd, things, list(styles)
+        self.cutouts = {style: [Image.open(data / "cutouts" / style / f"{slug}.png") for slug in slugs] for style in styles}
+
+    def on(self, colour: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
+        """space -> style -> [things, sizes, features]"""
+        from prepare_emoji import compose
+
+        found: dict[str, dict[str, np.ndarray]] = {"pixels": {}, "vae": {}}
+        for style, cutouts in self.cutouts.items():
+            pictures = np.stack([compose(cutout, colour, self.sd.config.size, fill) for cutout in cutouts for fill in FILLS])
+            found["pixels"][style] = shrink(pictures).reshape(len(cutouts), len(FILLS), -1)
+            found["vae"][style] = vae_features(self.sd, pictures).reshape(len(cutouts), len(FILLS), -1)
+        return found
+
+
+def vae_features(sd, pictures: np.ndarray, chunk: int = 64) -> np.ndarray:
+    import sdjax
+    from sdjax.data import to_pixels
+
+    padded = np.concatenate([pictures, np.repeat(pictures[-1:], -len(pictures) % chunk, axis=0)])
+    means = [np.asarray(sdjax.vae_moments(sd, to_pixels(padded[i : i + chunk]))[0]) for i in range(0, len(padded), chunk)]
+    return np.concatenate(means)[: len(pictures)].reshape(len(pictures), -1)
+
+
+def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, dict[str, float]]:
+    """{row: (asked, pictures uint8)} -> {row: {metric: share}}. References are made once a background."""
+    shades = [(name, shade) for name, values in backgrounds.items() for shade in values]
+    lab = rgb_to_lab(np.array([shade for _, shade in shades]))
+    hits: dict[str, list[dict]] = {row: [] for row in sets}
+    for background, values in backgrounds.items():
+        table = references.on(tuple(values[0]))
+        for row, (asked, pictures) in sets.items():
+            chosen = [i for i, a in enumerate(asked) if a.background == background]
+            if not chosen:
+                continue
+            features = {"pixels": shrink(pictures[chosen]), "vae": vae_features(references.sd, pictures[chosen])}
+            for place, i in enumerate(chosen):
+                colour = rgb_to_lab(border_colour(pictures[i]))
+                hit = {"background": shades[int(np.argmin(((lab - colour) ** 2).sum(-1)))][0] == background}
+                number = references.things.index(asked[i].thing)
+                for space, styles in table.items():
+                    distance = ((styles[asked[i].style] - features[space][place]) ** 2).sum(-1).min(1)
+                    rank = int((distance < distance[number]).sum())
+                    own = {s: ((styles[s][number] - features[space][place]) ** 2).sum(-1).min() for s in styles}
+                    hit |= {f"top1 {space}": rank < 1, f"top5 {space}": rank < 5,
+                            f"style {space}": min(own, key=own.get) == asked[i].style}
+                hits[row].append(hit)
+    return {row: {name: float(np.mean([h[name] for h in found])) for name in found[0]} for row, found in hits.items()}
+
+
+def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) -> dict[str, float]:
+    """Share of pictures whose own caption comes first, or in the first five, among `captions`."""
+    import sdjax
+    from sdjax.data import to_pixels
+    from sdjax.nn.clip import ImageTower, pool_text
+
+    config, params = sdjax.load_clip(folder)
+    image = np.asarray(ImageTower(config).apply({"params": params["vision"]}, to_pixels(pictures)))
+    states = sdjax.encode_prompt(sd, captions).context
+    words = np.asarray(pool_text(states, sdjax.tokenize(sd, captions), sd.config.text.eos_token) @ params["text_projection"])
+    logits = image @ (words / np.linalg.norm(words, axis=1, keepdims=True)).T
+    rank = (logits > np.diagonal(logits)[:, None]).sum(1)
+    return {"clip top1": float((rank < 1).mean()), "clip top5": float((rank < 5).mean())}
+
+
+def main(options: Options) -> None:
+    """Evaluate a model on prompts of the emoji data."""
+    import jax
+    from PIL import Image
+    from prepare_emoji import STYLES, caption, compose
+
+    import sdjax
+    from sdjax.errors import SdjaxError
+    from sdjax.image import contact_sheet
+
+    if not (options.data / "held_out.json").is_file():
+        raise SdjaxError(f"--data {options.data}: no held_out.json there; expected a folder of train/prepare_emoji.py")
+    sd = sdjax.load(options.model)
+    sd = sdjax.model.replace(sd, params=jax.tree.map(lambda leaf: leaf.astype("float32"), sd.params))
+    things = [json.loads(line) for line in (options.data / "things.jsonl").read_text().splitlines()]
+    backgrounds = json.loads((options.data / "backgrounds.json").read_text())
+    held = json.loads((options.data / "held_out.json").read_text())
+    names = [thing["thing"] for thing in things]
+    references = References(sd, options.data, names, [thing["slug"] for thing in things], STYLES)
+    rng = np.random.default_rng(options.seed)
+    clip = options.clip or Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip"
+
+    sets, captions = {}, {}
+    for row, asked in choose_prompts(options, names, list(STYLES), list(backgrounds), held).items():
+        captions[row] = [caption("plain", a.thing, a.style, a.background) for a in asked]
+        pictures = sdjax.txt2img(sd, captions[row], steps=options.steps, guidance_scale=options.guidance_scale,
+                                 sampler=options.sampler, seed=options.seed)
+        sets[row] = (asked, np.stack([np.asarray(picture) for picture in pictures]))
+    asked, pictures = sets["trained"]
+    if options.sheet:
+        contact_sheet([Image.fromarray(picture) for picture in pictures[:64]]).save(options.sheet)
+    true = [compose(references.cutouts[a.style][names.index(a.thing)], backgrounds[a.background][rng.integers(3)],
+                    sd.config.size, rng.uniform(0.82, 0.96)) for a in asked]
+    sets["true pictures"] = (asked, np.stack([np.asarray(picture) for picture in true]))
+    sets["shuffled pictures"] = (asked, np.roll(pictures, 1, axis=0))
+    captions |= {"true pictures": captions["trained"], "shuffled pictures": captions["trained"]}
+
+    table = judge(sets, backgrounds, references)
+    for row, (_, pictures) in sets.items():
+        table[row] |= clip_retrieval(sd, clip, captions[row], pictures)
+    columns = list(table["trained"])
+    print(f"{options.steps} steps of {options.sampler}, guidance {options.guidance_scale}, seed {options.seed}\n")
+    print("| prompts | n | " + " | ".join(columns) + " |\n|---|" + "---:|" * (len(columns) + 1))
+    for row, values in table.items():
+        print(f"| {row} | {len(sets[row][0])} | " + " | ".join(f"{100 * values[name]:.1f}" for name in columns) + " |")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
