@@ -11,8 +11,8 @@ import importlib
 from sdjax.errors import SdjaxError
 
 _HOME = {
-    "model": ("StableDiffusion", "create", "load", "save", "tokenize", "encode_prompt", "predict", "vae_moments", "encode",
-              "decode"),
+    "model": ("StableDiffusion", "create", "load", "save", "tokenize", "encode_prompt", "predict", "vae_moments",
+              "encode", "decode"),
     "weights.clip": ("load_clip", "save_clip"),
     "generate": ("txt2img",),
     "sampler": ("samplers",),

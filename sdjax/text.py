@@ -41,7 +41,7 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
         vocabulary = read("vocab.json") or whole.get("model", {}).get("vocab", {})
         special = read("tokenizer_config.json") | read("special_tokens_map.json")
         added = {token["content"]: token["id"] for token in whole.get("added_tokens", ())}
-        text = lambda value: value["content"] if isinstance(value, dict) else value  # noqa: E731
+        text = lambda value: value["content"] if isinstance(value, dict) else value
         tokens = [text(special.get(f"{name}_token") or default) for name, default in
                   (("bos", BOS), ("eos", EOS), ("pad", EOS))]
         return tuple(int((vocabulary | added)[token]) for token in tokens)
@@ -124,7 +124,7 @@ def write_tokenizer_files(folder: str | Path, vocabulary: dict[str, int], merges
     config = {**special, "add_prefix_space": False, "do_lower_case": True, "errors": "replace",
               "model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
     vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-    write = lambda name, text: (folder / name).write_text(text, encoding="utf-8")  # noqa: E731
+    write = lambda name, text: (folder / name).write_text(text, encoding="utf-8")
     write("vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     write("merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     write("special_tokens_map.json", json.dumps(special, indent=2) + "\n")

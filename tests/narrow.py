@@ -27,7 +27,7 @@ NARROW_VISION = VisionConfig(size=16, patch=4, width=24, layers=2, heads=3, mlp_
 def random_params(module, seed: int = 0, dtype=np.float32):
     """Parameters of one module's config: N(0, 0.05), norm scales around 1."""
     rng = np.random.default_rng(seed)
-    draw = lambda path, s: (rng.normal(size=s.shape) * 0.05 + (path[-1].key == "scale")).astype(dtype)  # noqa: E731
+    draw = lambda path, s: (rng.normal(size=s.shape) * 0.05 + (path[-1].key == "scale")).astype(dtype)
     return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(draw, param_shapes(module)))
 
 

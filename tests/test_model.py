@@ -187,10 +187,10 @@ def test_fields_that_change_nothing_are_read_over(folder, sd):
 
 def test_broken_files_are_named(folder):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x08" + bytes(30))
-    with pytest.raises(sdjax.SdjaxError, match="vae/diffusion_pytorch_model.safetensors"):
+    with pytest.raises(sdjax.SdjaxError, match=r"vae/diffusion_pytorch_model\.safetensors"):
         sdjax.load(folder)
     (folder / "unet" / "config.json").write_text("{")
-    with pytest.raises(sdjax.SdjaxError, match="unet/config.json"):
+    with pytest.raises(sdjax.SdjaxError, match=r"unet/config\.json"):
         sdjax.load(folder)
 
 

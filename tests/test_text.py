@@ -96,7 +96,7 @@ def test_refusals(folder, tmp_path):
         train_bpe(captions(), 513, tmp_path)
     with pytest.raises(SdjaxError, match="size 4000: the captions have"):
         train_bpe(captions(), 4000, tmp_path)
-    with pytest.raises(SdjaxError, match="no vocab.json"):
+    with pytest.raises(SdjaxError, match=r"no vocab\.json"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(SdjaxError, match=r"prompts\[1\]"):
         tokenize(load_tokenizer(folder), CONFIG, ["a", 3])

@@ -4,6 +4,8 @@ Reading is strict where it matters: a field that would change the computation mu
 computes (CHECKED), a field of the UNet or the VAE that nobody knows must be unset.
 """
 
+# ruff: noqa: C408 (field names read best as keywords)
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -166,8 +168,8 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
 def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     """Path -> content of every JSON file but the tokenizer's."""
     unet, vae, text, schedule = config.unet, config.vae, config.text, config.schedule
-    cross = lambda side: [("CrossAttn" if flag else "") + side for flag in unet.attention]  # noqa: E731
-    head = lambda name: {"_class_name": name, "_diffusers_version": VERSION}  # noqa: E731
+    cross = lambda side: [("CrossAttn" if flag else "") + side for flag in unet.attention]
+    head = lambda name: {"_class_name": name, "_diffusers_version": VERSION}
     inpainting = unet.in_channels == 2 * unet.out_channels + 1
     index = head("StableDiffusionInpaintPipeline" if inpainting else "StableDiffusionPipeline") | dict(
         feature_extractor=[None, None], image_encoder=[None, None], requires_safety_checker=False,

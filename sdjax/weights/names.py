@@ -85,8 +85,8 @@ def res_block(path: str, diffusers: str, compvis: str, names: tuple, shortcut: b
 def transformer(path: str, diffusers: str, compvis: str, linear: bool) -> Iterator[Row]:
     """One SpatialTransformer: both layouts use the same names inside."""
     project = "dense" if linear else "conv1x1"
-    both = lambda name: (f"{diffusers}.{name}", f"{compvis}.{name}")  # noqa: E731
-    inside = lambda name: both(f"transformer_blocks.0.{name}")  # noqa: E731
+    both = lambda name: (f"{diffusers}.{name}", f"{compvis}.{name}")
+    inside = lambda name: both(f"transformer_blocks.0.{name}")
     yield from norm(f"{path}/norm", *both("norm"))
     yield from weight(f"{path}/proj_in", *both("proj_in"), project)
     for ours, theirs in (("self", "attn1"), ("cross", "attn2")):
@@ -189,7 +189,7 @@ def vae_rows(config: VAEConfig, prefix: str = "first_stage_model") -> Iterator[R
 def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[Row]:
     for i in range(layers):
         layer = f"{root}.encoder.layers.{i}"
-        both = lambda name, layer=layer: (f"{layer}.{name}", join(prefix, f"{layer}.{name}"))  # noqa: E731
+        both = lambda name, layer=layer: (f"{layer}.{name}", join(prefix, f"{layer}.{name}"))
         for head in "qkv":
             yield from weight(f"layer_{i}/attn/{head}", *both(f"self_attn.{head}_proj"), "dense")
         yield from weight(f"layer_{i}/attn/out", *both("self_attn.out_proj"), "dense")

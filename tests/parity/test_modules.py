@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from sdjax.config import EMOJI, EMOJI_VISION  # noqa: E402
-from sdjax.nn import attention, clip, layers, unet, vae  # noqa: E402
-from tests.narrow import NARROW, NARROW_V2, NARROW_VISION  # noqa: E402
-from tests.parity import peers  # noqa: E402
+from sdjax.config import EMOJI, EMOJI_VISION
+from sdjax.nn import attention, clip, layers, unet, vae
+from tests.narrow import NARROW, NARROW_V2, NARROW_VISION
+from tests.parity import peers
 
 pytestmark = pytest.mark.parity
 
@@ -56,7 +56,7 @@ def test_text(config, record):
 
 @CONFIGS
 def test_pooled_text(config, record):
-    params, ids, states, pooled = peers.text_case(config)
+    params, ids, _, pooled = peers.text_case(config)
     ours = clip.TextTower(config.text).apply({"params": params}, ids)
     record(peers.error(clip.pool_text(ours, ids, config.text.eos_token), pooled), TEXT)
 

@@ -60,7 +60,7 @@ def test_round_trip_is_exact_and_keeps_dtypes(module):
 
 def test_file_shapes_are_torchs():
     tensors = to_file_tensors(random_params(EMOJI.unet), make_rows(EMOJI.unet))
-    shape = lambda name: tensors[name].shape  # noqa: E731
+    shape = lambda name: tensors[name].shape
     assert shape("conv_in.weight") == (48, 4, 3, 3)
     assert shape("down_blocks.1.resnets.0.conv_shortcut.weight") == (96, 48, 1, 1)
     assert shape("mid_block.attentions.0.proj_in.weight") == (160, 160, 1, 1)

@@ -1,0 +1,52 @@
+"""Imports go downwards only: each file may import from lower floors, and sideways only where drawn here."""
+
+import ast
+from pathlib import Path
+
+import sdjax
+
+ROOT = Path(sdjax.__file__).parent
+
+# floor of every module; a package's files are one floor unless named themselves
+FLOORS = {
+    "errors": 0, "config": 0, "types": 0,
+    "schedule": 1, "nn": 1, "parallel": 1,
+    "denoise": 2, "sampler": 3, "text": 2, "image": 2, "loss": 2, "data": 2, "weights": 3, "train_state": 2,
+    "checkpoint": 3, "model": 4, "generate": 5, "cache": 5, "loop": 5, "cli": 5,
+}
+NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2}  # within nn/
+WEIGHTS = {"names": 0, "configs": 0, "convert": 1, "folder": 2, "clip": 3}  # within weights/
+
+
+def floor(module: str) -> tuple[int, int]:
+    """sdjax module name without the prefix -> (floor, place within its package)."""
+    head, _, tail = module.partition(".")
+    inner = {"nn": NN, "weights": WEIGHTS}.get(head, {})
+    return FLOORS[head], inner[tail] if tail else -1
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sdjax":
+            base = node.module.removeprefix("sdjax").lstrip(".")
+            for alias in node.names:
+                nested = ".".join(filter(None, (base, alias.name)))
+                is_module = (ROOT / (nested.replace(".", "/") + ".py")).is_file()
+                found.add(nested if is_module else base)
+    return found - {""}
+
+
+def test_imports_go_down():
+    wrong = []
+    for path in sorted(ROOT.rglob("*.py")):
+        if path.name == "__init__.py":
+            continue
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        wrong += [f"{module} imports {name}" for name in imports(path) if floor(name) >= floor(module)]
+    assert not wrong
+
+
+def test_every_file_is_short():
+    long = {path.name: n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
+    assert not long
