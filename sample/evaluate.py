@@ -14,7 +14,7 @@ The rows "true" put the data's own pictures in, "shuffled" other prompts' pictur
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,8 @@ class References:
         from PIL import Image
 
         self.sd, self.things, self.styles = sd, things, list(styles)
-        self.cutouts = {style: [Image.open(data / "cutouts" / style / f"{slug}.png") for slug in slugs] for style in styles}
+        self.cutouts = {style: [Image.open(data / "cutouts" / style / f"{slug}.png") for slug in slugs]
+                        for style in styles}
 
     def on(self, colour: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
         """space -> style -> [things, sizes, features]"""
@@ -109,7 +110,8 @@ class References:
 
         found: dict[str, dict[str, np.ndarray]] = {"pixels": {}, "vae": {}}
         for style, cutouts in self.cutouts.items():
-            pictures = np.stack([compose(cutout, colour, self.sd.config.size, fill) for cutout in cutouts for fill in FILLS])
+            size = self.sd.config.size
+            pictures = np.stack([compose(cutout, colour, size, fill) for cutout in cutouts for fill in FILLS])
             found["pixels"][style] = shrink(pictures).reshape(len(cutouts), len(FILLS), -1)
             found["vae"][style] = vae_features(self.sd, pictures).reshape(len(cutouts), len(FILLS), -1)
         return found
@@ -120,7 +122,8 @@ def vae_features(sd, pictures: np.ndarray, chunk: int = 64) -> np.ndarray:
     from sdjax.data import to_pixels
 
     padded = np.concatenate([pictures, np.repeat(pictures[-1:], -len(pictures) % chunk, axis=0)])
-    means = [np.asarray(sdjax.vae_moments(sd, to_pixels(padded[i : i + chunk]))[0]) for i in range(0, len(padded), chunk)]
+    chunks = [to_pixels(padded[i : i + chunk]) for i in range(0, len(padded), chunk)]
+    means = [np.asarray(sdjax.vae_moments(sd, pixels)[0]) for pixels in chunks]
     return np.concatenate(means)[: len(pictures)].reshape(len(pictures), -1)
 
 
@@ -159,7 +162,8 @@ def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) 
     config, params = sdjax.load_clip(folder)
     image = np.asarray(ImageTower(config).apply({"params": params["vision"]}, to_pixels(pictures)))
     states = sdjax.encode_prompt(sd, captions).context
-    words = np.asarray(pool_text(states, sdjax.tokenize(sd, captions), sd.config.text.eos_token) @ params["text_projection"])
+    pooled = pool_text(states, sdjax.tokenize(sd, captions), sd.config.text.eos_token)
+    words = np.asarray(pooled @ params["text_projection"])
     logits = image @ (words / np.linalg.norm(words, axis=1, keepdims=True)).T
     rank = (logits > np.diagonal(logits)[:, None]).sum(1)
     return {"clip top1": float((rank < 1).mean()), "clip top5": float((rank < 5).mean())}
@@ -178,7 +182,7 @@ def main(options: Options) -> None:
     if not (options.data / "held_out.json").is_file():
         raise SdjaxError(f"--data {options.data}: no held_out.json there; expected a folder of train/prepare_emoji.py")
     sd = sdjax.load(options.model)
-    sd = sdjax.model.replace(sd, params=jax.tree.map(lambda leaf: leaf.astype("float32"), sd.params))
+    sd = replace(sd, params=jax.tree.map(lambda leaf: leaf.astype("float32"), sd.params))
     things = [json.loads(line) for line in (options.data / "things.jsonl").read_text().splitlines()]
     backgrounds = json.loads((options.data / "backgrounds.json").read_text())
     held = json.loads((options.data / "held_out.json").read_text())

@@ -116,7 +116,7 @@ EMOJI = Config(
     name="emoji",
     text=TextConfig(vocab_size=4000, length=32, width=192, layers=4, heads=6, mlp_width=768,
                     bos_token=3998, eos_token=3999, pad_token=3999),
-    vae=VAEConfig(channels=(24, 48, 64), blocks=1, groups=8, scaling=1.0),
+    vae=VAEConfig(channels=(24, 48, 64), blocks=1, groups=8, scaling=0.37916),
     unet=UNetConfig(channels=(48, 96, 160), blocks=1, attention=(False, True, True), heads=(2, 3, 5),
                     context_dim=192, groups=16),
     schedule=ScheduleConfig(prediction="v"),

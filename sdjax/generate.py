@@ -20,6 +20,7 @@ from sdjax.denoise import make_denoiser, with_guidance
 from sdjax.errors import SdjaxError
 from sdjax.image import pixels_to_pil
 from sdjax.model import StableDiffusion, text_states, tokenize, unet_output, vae_pixels
+from sdjax.parallel import copy_over, split_over
 from sdjax.sampler import Plan, Row, State, sample, start
 from sdjax.sampler import plan as make_plan
 from sdjax.schedule import make_schedule
@@ -51,11 +52,11 @@ def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: s
     seeds = np.arange(seed, seed + count, dtype=np.uint32)
     size, devices = chunk_size(count, shape[0] * shape[1])
 
-    params = replicate(sd.params, devices)
+    params = copy_over(sd.params, devices)
     results, rows = [], int(np.sum(plan.rows.live))
     for first in range(0, count, size):
         chosen = np.minimum(np.arange(first, first + size), count - 1)  # the last chunk is filled up, then cut
-        batch = shard_batch((ids[chosen], seeds[chosen], latents[chosen] if latents is not None else None), devices)
+        batch = split_over((ids[chosen], seeds[chosen], latents[chosen] if latents is not None else None), devices)
         report = progress and (lambda n, first=first: progress(first // size * rows + n, -(-count // size) * rows))
         out = _generate(sd.config, sd.dtype, params, plan, batch, null, shape, guidance_scale, output, report)
         results.append(np.asarray(out)[: count - first])
@@ -122,21 +123,6 @@ def chunk_size(count: int, positions: int) -> tuple[int, list]:
     most = max(1, POSITIONS // positions) * len(devices)
     size = math.ceil(count / math.ceil(count / most))
     return math.ceil(size / len(devices)) * len(devices), devices
-
-
-def _sharding(devices: list, *axes):
-    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-
-
-def shard_batch(batch, devices: list):
-    """Splits the first axis of every leaf over the devices; one device keeps JAX's default placement."""
-    return batch if len(devices) == 1 else jax.device_put(batch, _sharding(devices, "data"))
-
-
-def replicate(params, devices: list):
-    """A copy on every device; nothing moves when it is there already."""
-    return jax.device_put(params) if len(devices) == 1 else jax.device_put(params, _sharding(devices))
 
 
 def _check(sd, prompt, negative_prompt, guidance_scale, seed, num_images, height, width, latents, output):

@@ -35,7 +35,8 @@ def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Ar
     x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents. abar: float32 [T].
     Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v.
     """
-    t_key, eps_key, posterior_key = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, index)), 1, 0)
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, index))
+    t_key, eps_key, posterior_key = keys[:, 0], keys[:, 1], keys[:, 2]
     normal = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))
     t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(abar)))(t_key)
     x0, eps = x0_from(normal(posterior_key)), normal(eps_key)
@@ -71,7 +72,7 @@ def clip_contrastive(image: Array, text: Array, logit_scale: Array) -> Array:
 
     logit_scale is the logarithm of the inverse temperature, clipped at ln 100 as CLIP does.
     """
-    unit = lambda e: e / jnp.linalg.norm(e, axis=-1, keepdims=True)  # noqa: E731
+    unit = lambda e: e / jnp.linalg.norm(e, axis=-1, keepdims=True)
     logits = jnp.exp(jnp.minimum(logit_scale, jnp.log(100.0))) * unit(image) @ unit(text).T
     to_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
     to_image = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))

@@ -1,7 +1,7 @@
-"""Devices: the only file of the training side that knows how many there are.
+"""Devices: the only file that knows how they share the work.
 
-Data parallel by `jax.pmap`: every device holds the whole state and a slice of the batch, gradients are averaged
-with `pmean`. What an example draws depends on its global index, never on the device that it falls to.
+Training is data parallel by `jax.pmap`: every device holds the whole state and a slice of the batch, gradients are
+averaged with `pmean`. What an example draws depends on its global index, never on the device that it falls to.
 """
 
 from collections.abc import Callable
@@ -52,3 +52,18 @@ def check_batch_size(batch_size: int) -> None:
 def example_keys(key: Array, index: Array) -> Array:
     """One key an example: fold_in(key, global example index)."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def split_over(tree: Any, devices: list[jax.Device]) -> Any:
+    """For sampling: splits the first axis of every leaf over `devices`; one device keeps JAX's default placement."""
+    return tree if len(devices) == 1 else jax.device_put(tree, _sharding(devices, AXIS))
+
+
+def copy_over(tree: Any, devices: list[jax.Device]) -> Any:
+    """For sampling: a copy on each of `devices`; nothing moves when it is there already."""
+    return jax.device_put(tree) if len(devices) == 1 else jax.device_put(tree, _sharding(devices))
+
+
+def _sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

@@ -55,7 +55,7 @@ def main(options: Options) -> None:
         "text_projection": jax.random.normal(key, (width, vision.projection)) * width**-0.5,
         "logit_scale": jnp.log(1 / 0.07),  # arXiv 2103.00020, section 2.5
     }
-    stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)  # noqa: E731
+    stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)
     params = jax.tree.map(np.asarray, fit(options, params, loss_fn, stream))
     sd = replace(sd, params=sd.params | {"text": params.pop("text")}, tokenizer=tokenizer)
     sdjax.save(sd, options.out / "export")

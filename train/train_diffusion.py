@@ -54,7 +54,7 @@ def main(options: Options) -> None:
     abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)
 
     def loss_fn(params, batch, key):
-        x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)  # noqa: E731
+        x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)
         shape = (*batch.moments.shape[:3], config.vae.latent_channels)
         noised = noise_batch(x0, shape, batch.index, key, abar, config.schedule.prediction, options.min_snr_gamma)
         context = drop_captions(batch.context.astype(jnp.float32), null, batch.index, key, options.caption_dropout)
@@ -70,7 +70,8 @@ def main(options: Options) -> None:
 
     def on_sample(step, params, run):
         trained = replace(sd, params=sd.params | {"unet": params})
-        pictures = sdjax.txt2img(trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0, seed=options.seed)
+        pictures = sdjax.txt2img(trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0,
+                                 seed=options.seed)
         (run.folder / "samples").mkdir(exist_ok=True)
         contact_sheet(pictures).save(run.folder / "samples" / f"{step}.png")
 

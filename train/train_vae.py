@@ -1,6 +1,7 @@
 """Trains the VAE: L1 or L2 reconstruction plus KL, the latent a sample of the posterior (arXiv 2112.10752)."""
 
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from sdjax.data import batches, open_folder, to_pixels
 from sdjax.image import contact_sheet, pixels_to_pil
 from sdjax.loop import TrainOptions, fit, start_model
 from sdjax.loss import gaussian_kl, posterior_sample, reconstruction
+from sdjax.model import vae_posterior
 from sdjax.nn.vae import VAE
 from sdjax.parallel import example_keys
 
@@ -56,12 +58,11 @@ def main(options: Options) -> None:
         (run.folder / "samples").mkdir(exist_ok=True)
         contact_sheet(pictures).save(run.folder / "samples" / f"{step}.png")
 
-    stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)  # noqa: E731
+    stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)
     params = fit(options, sd.params["vae"], loss_fn, stream, on_sample)
 
-    moments = [jax.jit(lambda p, x: vae.apply({"params": p}, x, method="encode"))(params, batch["pixels"])[0]
-               for batch, _ in zip(stream(0), range(20))]
-    scaling = round(float(1 / np.std(np.concatenate(moments))), 5)  # arXiv 2112.10752, appendix G: unit variance
+    means = [vae_posterior(params, batch["pixels"], config.vae)[0] for batch in islice(stream(0), 20)]
+    scaling = round(float(1 / np.std(np.concatenate(means))), 5)  # arXiv 2112.10752, appendix G: unit variance
     sd = replace(sd, config=replace(config, vae=replace(config.vae, scaling=scaling)),
                  params=sd.params | {"vae": jax.tree.map(np.asarray, params)})
     sdjax.save(sd, options.out / "export")

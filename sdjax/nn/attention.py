@@ -16,7 +16,7 @@ def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, up
 
     `upcast` multiplies q k^T in float32 inputs; the softmax is always float32.
     """
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)  # noqa: E731
+    split = lambda x: x.reshape(*x.shape[:2], heads, -1)
     q, k, v = split(q), split(k), split(v)
     if upcast:
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
@@ -43,7 +43,7 @@ class Attention(nn.Module):
         """x: [B, T, C]; context: [B, S, D] or None -> [B, T, C]."""
         context = x if context is None else context
         width = x.shape[-1]
-        project = lambda name: nn.Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)  # noqa: E731
+        project = lambda name: nn.Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)
         q, k, v = project("q")(x), project("k")(context), project("v")(context)
         y = attention(q, k, v, self.heads, self.causal, self.upcast)
         return nn.Dense(width, dtype=self.dtype, name="out")(y)
@@ -58,7 +58,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
-        attend = lambda name: Attention(self.heads, False, self.dtype, upcast=self.upcast, name=name)  # noqa: E731
+        attend = lambda name: Attention(self.heads, False, self.dtype, upcast=self.upcast, name=name)
         x = x + attend("self")(LayerNorm(name="norm1")(x))
         x = x + attend("cross")(LayerNorm(name="norm2")(x), context)
         h = nn.Dense(8 * x.shape[-1], dtype=self.dtype, name="ff_in")(LayerNorm(name="norm3")(x))

@@ -69,4 +69,5 @@ class ImageTower(nn.Module):
         for i in range(config.layers):
             x = Layer(config, False, self.dtype, name=f"layer_{i}")(x)
         pooled = LayerNorm(name="post_norm")(x[:, 0])
-        return nn.Dense(config.projection, use_bias=False, dtype=self.dtype, name="projection")(pooled).astype(jnp.float32)
+        projection = nn.Dense(config.projection, use_bias=False, dtype=self.dtype, name="projection")
+        return projection(pooled).astype(jnp.float32)

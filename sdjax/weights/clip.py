@@ -51,4 +51,5 @@ def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
                 "logit_scale": jnp.asarray(tensors.pop("logit_scale"))}
     except KeyError as error:
         raise SdjaxError(f"{folder / 'model.safetensors'}: has no tensor {error}") from None
-    return config, {"vision": from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder)), **head}
+    vision = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
+    return config, {"vision": vision, **head}
