@@ -6,7 +6,7 @@
 For each prompt "a 3d render of a red apple on a yellow background" one picture is drawn and asked:
 background  is the median colour of its border nearest (CIE Lab) to a shade of the named colour?
 thing       is the asked thing the nearest, or among the five nearest, of all things of that style drawn on that
-            background at three sizes? Distances are Euclidean, over pixels (averaged to 32 x 32) and VAE means.
+            background at three sizes? Distances are Euclidean, over pixels averaged to 32 x 32.
 style       is the thing in the asked style nearer than in the other two?
 clip        does the picture's embedding rank its own caption first, or in the first five, of all captions asked?
 The rows "true" put the data's own pictures in, "shuffled" other prompts' pictures: the ceiling and the floor.
@@ -95,36 +95,21 @@ def shrink(pictures: np.ndarray) -> np.ndarray:
 
 
 class References:
-    """Every thing in every style on one background at three sizes, as pixels and as VAE means."""
+    """Every thing in every style, to be put on a background at three sizes."""
 
-    def __init__(self, sd, data: Path, things: list[str], slugs: list[str], styles):
+    def __init__(self, folder: Path, size: int, things: list[str], slugs: list[str], styles):
         from PIL import Image
 
-        self.sd, self.things, self.styles = sd, things, list(styles)
-        self.cutouts = {style: [Image.open(data / "cutouts" / style / f"{slug}.png") for slug in slugs]
-                        for style in styles}
+        self.things, self.size = things, size
+        self.cutouts = {style: [Image.open(folder / style / f"{slug}.png") for slug in slugs] for style in styles}
 
-    def on(self, colour: tuple[int, ...]) -> dict[str, dict[str, np.ndarray]]:
-        """space -> style -> [things, sizes, features]"""
+    def on(self, colour: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """style -> float32 [things, sizes, features]"""
         from prepare_emoji import compose
 
-        found: dict[str, dict[str, np.ndarray]] = {"pixels": {}, "vae": {}}
-        for style, cutouts in self.cutouts.items():
-            size = self.sd.config.size
-            pictures = np.stack([compose(cutout, colour, size, fill) for cutout in cutouts for fill in FILLS])
-            found["pixels"][style] = shrink(pictures).reshape(len(cutouts), len(FILLS), -1)
-            found["vae"][style] = vae_features(self.sd, pictures).reshape(len(cutouts), len(FILLS), -1)
-        return found
-
-
-def vae_features(sd, pictures: np.ndarray, chunk: int = 64) -> np.ndarray:
-    import sdjax
-    from sdjax.data import to_pixels
-
-    padded = np.concatenate([pictures, np.repeat(pictures[-1:], -len(pictures) % chunk, axis=0)])
-    chunks = [to_pixels(padded[i : i + chunk]) for i in range(0, len(padded), chunk)]
-    means = [np.asarray(sdjax.vae_moments(sd, pixels)[0]) for pixels in chunks]
-    return np.concatenate(means)[: len(pictures)].reshape(len(pictures), -1)
+        draw = lambda cutouts: np.stack([compose(cutout, colour, self.size, fill) for cutout in cutouts for fill in FILLS])
+        return {style: shrink(draw(cutouts)).reshape(len(cutouts), len(FILLS), -1)
+                for style, cutouts in self.cutouts.items()}
 
 
 def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, dict[str, float]]:
@@ -138,17 +123,15 @@ def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, di
             chosen = [i for i, a in enumerate(asked) if a.background == background]
             if not chosen:
                 continue
-            features = {"pixels": shrink(pictures[chosen]), "vae": vae_features(references.sd, pictures[chosen])}
-            for place, i in enumerate(chosen):
+            for i, features in zip(chosen, shrink(pictures[chosen]), strict=True):
                 colour = rgb_to_lab(border_colour(pictures[i]))
-                hit = {"background": shades[int(np.argmin(((lab - colour) ** 2).sum(-1)))][0] == background}
                 number = references.things.index(asked[i].thing)
-                for space, styles in table.items():
-                    distance = ((styles[asked[i].style] - features[space][place]) ** 2).sum(-1).min(1)
-                    rank = int((distance < distance[number]).sum())
-                    own = {s: ((styles[s][number] - features[space][place]) ** 2).sum(-1).min() for s in styles}
-                    hit |= {f"top1 {space}": rank < 1, f"top5 {space}": rank < 5,
-                            f"style {space}": min(own, key=own.get) == asked[i].style}
+                distance = ((table[asked[i].style] - features) ** 2).sum(-1).min(1)
+                rank = int((distance < distance[number]).sum())
+                own = {style: ((refs[number] - features) ** 2).sum(-1).min() for style, refs in table.items()}
+                hit = {"background": shades[int(np.argmin(((lab - colour) ** 2).sum(-1)))][0] == background,
+                       "thing top1": rank < 1, "thing top5": rank < 5,
+                       "style": min(own, key=own.get) == asked[i].style}
                 hits[row].append(hit)
     return {row: {name: float(np.mean([h[name] for h in found])) for name in found[0]} for row, found in hits.items()}
 
@@ -187,7 +170,8 @@ def main(options: Options) -> None:
     backgrounds = json.loads((options.data / "backgrounds.json").read_text())
     held = json.loads((options.data / "held_out.json").read_text())
     names = [thing["thing"] for thing in things]
-    references = References(sd, options.data, names, [thing["slug"] for thing in things], STYLES)
+    slugs = [thing["slug"] for thing in things]
+    references = References(options.data / "cutouts", sd.config.size, names, slugs, STYLES)
     rng = np.random.default_rng(options.seed)
     clip = options.clip or Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip"
 
