@@ -51,8 +51,8 @@ def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Ar
 
 def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: float) -> Array:
     """Replaces the states [B, L, D] of a share `rate` of the examples by the empty prompt's [L, D]."""
-    keys = example_keys(jax.random.fold_in(key, 1), index)
-    drop = jax.vmap(lambda k: jax.random.bernoulli(k, rate))(keys)
+    draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, 3), rate)  # noise_batch's split(k, 3) takes 0, 1, 2
+    drop = jax.vmap(draw)(example_keys(key, index))
     return jnp.where(drop[:, None, None], null, context)
 
 
@@ -65,6 +65,11 @@ def reconstruction(pixels: Array, decoded: Array, kind: str) -> Array:
 def gaussian_kl(mean: Array, logvar: Array) -> Array:
     """KL(N(mean, exp(logvar)) || N(0, 1)) summed over each latent: [B, h, w, c] -> [B]."""
     return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).sum((1, 2, 3))
+
+
+def hinge(real: Array, fake: Array) -> Array:
+    """The discriminator's hinge loss over patch logits [B, h, w] twice -> [B] (arXiv 1705.02894)."""
+    return 0.5 * (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)).mean((1, 2))
 
 
 def clip_contrastive(image: Array, text: Array, logit_scale: Array) -> Array:
