@@ -107,7 +107,9 @@ class References:
         """style -> float32 [things, sizes, features]"""
         from prepare_emoji import compose
 
-        draw = lambda cutouts: np.stack([compose(cutout, colour, self.size, fill) for cutout in cutouts for fill in FILLS])
+        def draw(cutouts):
+            return np.stack([compose(cutout, colour, self.size, fill) for cutout in cutouts for fill in FILLS])
+
         return {style: shrink(draw(cutouts)).reshape(len(cutouts), len(FILLS), -1)
                 for style, cutouts in self.cutouts.items()}
 

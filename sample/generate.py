@@ -25,13 +25,15 @@ class Options:
     negative_prompt: str = ""
     """What to keep away from."""
     sampler: str = "ddim"
-    """One of sdjax.samplers: ddim, plms."""
+    """One of sdjax.samplers: ddim plms ddpm euler euler_a heun lms dpmpp_2m dpmpp_2m_sde unipc lcm."""
+    sigmas: str = "default"
+    """default or karras: the noise levels, for euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_sde and unipc."""
     steps: int = 50
     """1 to 1000."""
     guidance_scale: float = 7.5
     """1 follows the prompt loosely, 7.5 closely."""
-    eta: float = 0.0
-    """DDIM's share of fresh noise, 0 to 1."""
+    eta: float | None = None
+    """Share of fresh noise, 0 to 1; the sampler's own if left out: 0 for ddim, 1 for ddpm, euler_a and dpmpp_2m_sde."""
     seed: int = 0
     """Image i has seed + i."""
     num_images: int = 1
@@ -64,7 +66,8 @@ def main(options: Options) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-    names = ("negative_prompt", "steps", "sampler", "guidance_scale", "eta", "seed", "num_images", "height", "width")
+    names = ("negative_prompt", "steps", "sampler", "sigmas", "guidance_scale", "eta", "seed", "num_images", "height",
+             "width")
     try:
         sd = sdjax.load(options.model, dtype=options.dtype)
     except sdjax.SdjaxError as error:
@@ -91,7 +94,8 @@ def main(options: Options) -> None:
             text = parameters_text(
                 options.prompt, options.negative_prompt, Steps=options.steps, Sampler=options.sampler,
                 CFG_scale=options.guidance_scale, Seed=seed, Size=f"{image.width}x{image.height}", Model=sd.config.name,
-                **({"Eta": options.eta} if options.eta else {}))
+                **({"Eta": options.eta} if options.eta is not None else {}),
+                **({"Sigmas": options.sigmas} if options.sigmas != "default" else {}))
             print(save_png(image, options.out / f"{first + i:05d}-seed{seed}.png", text))
         if len(images) > 1:
             print(save_png(contact_sheet(images), options.out / "sheet.png"))

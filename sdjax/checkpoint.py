@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -12,29 +14,51 @@ import numpy as np
 from sdjax.errors import SdjaxError
 
 
+def check_folder(folder: str | Path) -> None:
+    """Makes the folder and writes a file in it, or raises SdjaxError: to be called before anything is computed."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SdjaxError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
 class Run:
     """The folder RUN of one training job. Opening it again is how a job goes on."""
 
     def __init__(self, folder: str | Path, options: Any, keep: int = 2):
         import orbax.checkpoint as ocp
 
+        check_folder(folder)
         self.folder = Path(folder).absolute()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.json").write_text(json.dumps(dataclasses.asdict(options), indent=2, default=str) + "\n")
-        except OSError as error:
-            raise SdjaxError(f"--out {folder}: cannot write there ({error.strerror})") from None
         self._manager = ocp.CheckpointManager(
-            self.folder / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+            self.folder / "checkpoints", item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep))
         self._args = ocp.args
         self._clock = None
+        if self._manager.latest_step() is None:  # a run that goes on keeps the settings it was started with
+            scratch = self.folder / ".config.json"
+            scratch.write_text(json.dumps(dataclasses.asdict(options), indent=2, default=str) + "\n")
+            os.replace(scratch, self.folder / "config.json")
 
     def restore(self, state: Any) -> Any:
-        """The newest checkpoint in the shapes of `state`, or `state` itself in a fresh run."""
+        """The newest checkpoint in the shapes of `state`, or `state` itself in a fresh run.
+
+        SdjaxError where the checkpoint is of another model or another optimiser.
+        """
         step = self._manager.latest_step()
         if step is None:
             return state
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+        found, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(state)
+        if wrong := [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]:
+            name, more = wrong[0], f" and {len(wrong) - 1} more" if wrong[1:] else ""
+            raise SdjaxError(
+                f"--out {self.folder}: its checkpoint of step {step} is of another model or optimizer: {name} is "
+                f"{found.get(name, 'absent')}, should be {wanted.get(name, 'absent')}{more}; name a new folder or the "
+                "options in its config.json")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # and not where the file says that it was
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
         restored = self._manager.restore(step, args=self._args.StandardRestore(abstract))
         return jax.tree.map(jax.numpy.asarray, restored)
 
@@ -57,5 +81,13 @@ class Run:
         return record
 
     def close(self) -> None:
+        """Waits for the checkpoint that is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """Path -> shape; a file's metadata has dicts where the state has NamedTuples, hence the names by hand."""
+    name = lambda key: str(next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(map(name, path)): list(leaf.shape) for path, leaf in leaves}

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -28,10 +29,11 @@ def parse(options: type[Options], description: str) -> Options:
 
 def run(main: Callable[[Options], None], options: type[Options]) -> None:
     """Parses, calls `main`, and turns every refusal into one line and exit status 2."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     parsed = parse(options, main.__doc__ or "")
     try:
         main(parsed)
-    except SdjaxError as error:
+    except (SdjaxError, OSError) as error:
         refuse(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -44,8 +46,8 @@ def refuse(message: str) -> None:
 
 
 def _one_line(box: str) -> str:
-    """The sentences inside tyro's box: without escapes, borders and the usage hint."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [re.sub(r"[─-╿]+", " ", line).strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not re.match(r"(usage:|For full helptext|Parsing error)", line, re.I)]
-    return re.sub(r"\s+", " ", " ".join(kept)) or "the command line could not be read: see --help"
+    """The sentences inside tyro's box: without escapes, borders, its title and the hint below its rule."""
+    text = re.split(r"\n│ ─+ │\n", re.sub(r"\x1b\[[0-9;]*m", "", box))[0]
+    lines = [line for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    sentence = " ".join(" ".join(re.sub(r"[─-╿]+", " ", line) for line in lines).split())
+    return sentence or "the command line could not be read: see --help"

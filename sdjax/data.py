@@ -4,6 +4,7 @@ The batch of step n is a function of (source, seed, n) alone, so that the data's
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdjax.errors import SdjaxError
+from sdjax.image import to_rgb
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,18 @@ def open_folder(folder: str | Path, size: int) -> ImageFolder:
         raise SdjaxError(f"--data {folder}: no metadata.jsonl there; expected a folder of pictures with one "
                          '{"file_name": ..., "text": ...} a line')
     files, texts = [], []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(table.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8"))
             file, text = record["file_name"], record["text"]
             if not (isinstance(file, str) and isinstance(text, str)):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+            (file + text).encode("utf-8")  # JSON can spell half of a surrogate pair
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise SdjaxError(f'{table} line {number}: expected {{"file_name": "...", "text": "..."}}') from None
-        if not (root / file).is_file():
+        if not os.path.isfile(root / file):  # False too for a name that no file can have
             raise SdjaxError(f"{table} line {number}: no such picture: {file}")
         files.append(file)
         texts.append(text)
@@ -60,15 +63,11 @@ def open_folder(folder: str | Path, size: int) -> ImageFolder:
 
 
 def load_square(path: Path, size: int) -> np.ndarray:
-    """A picture as RGB uint8 [size, size, 3]: alpha over white, centre crop to a square, LANCZOS."""
+    """A picture as RGB uint8 [size, size, 3]: `to_rgb`, centre crop to a square, LANCZOS."""
     try:
         with Image.open(path) as image:
-            image.load()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+            image = to_rgb(image)
+    except Exception as error:  # decoders raise what they like
         raise SdjaxError(f"{path}: not a readable picture ({error})") from None
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -31,13 +31,15 @@ POSITIONS = 2**13  # latent positions that a device takes at once: 32 pictures o
 
 
 def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str = "", steps: int = 50,
-            sampler: str = "ddim", guidance_scale: float = 7.5, eta: float = 0.0, seed: int = 0, num_images: int = 1,
-            height: int | None = None, width: int | None = None, latents=None, output: str = "pil",
-            progress: Callable[[int, int], None] | None = None):
+            sampler: str = "ddim", guidance_scale: float = 7.5, eta: float | None = None, seed: int = 0,
+            num_images: int = 1, height: int | None = None, width: int | None = None, latents=None, output: str = "pil",
+            progress: Callable[[int, int], None] | None = None, sigmas: str = "default", spacing: str | None = None):
     """`num_images` pictures of each prompt, prompt by prompt. Image i draws from seed + i and from nothing else.
 
     sampler: a name in `sdjax.samplers`. steps: 1 .. 1000. guidance_scale: 1 is the conditional model alone.
-    eta: DDIM's share of fresh noise, 0 .. 1. height, width: pixels, the model's own size when None.
+    eta: share of fresh noise, 0 .. 1, where the sampler takes it; None is the sampler's own, 0 for ddim.
+    sigmas: "default" or "karras"; spacing: of the timesteps, see `sdjax.sampler.plan`.
+    height, width: pixels, the model's own size when None.
     latents: unit noise [B, h, w, 4] in place of the seeds' first draw.
     output: "pil", a list of PIL images; "pixels", float32 [B, height, width, 3] clipped to [-1, 1]; "latents",
     scaled float32 [B, h, w, 4]. progress(step, total) is called after each evaluation of the model.
@@ -45,7 +47,7 @@ def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: s
     """
     prompts, negative, shape = _check(sd, prompt, negative_prompt, guidance_scale, seed, num_images, height, width,
                                       latents, output)
-    plan = make_plan(sampler, make_schedule(sd.config.schedule), steps, eta)
+    plan = make_plan(sampler, make_schedule(sd.config.schedule), steps, eta, sigmas, spacing)
     ids = tokenize(sd, [*prompts, negative])
     ids, null = np.repeat(ids[:-1], num_images, axis=0), ids[-1:]
     count = len(ids)

@@ -27,16 +27,23 @@ def pixels_to_pil(pixels) -> list[Image.Image]:
     return [Image.fromarray(p) for p in np.round(np.clip(127.5 * (pixels + 1.0), 0, 255)).astype(np.uint8)]
 
 
-def pil_to_pixels(image: Image.Image, size: tuple[int, int] | None = None, multiple: int = 1) -> np.ndarray:
-    """One image -> float32 [1, H, W, 3]. Turned as its EXIF says, transparency laid on white.
-
-    `size` = (height, width) resizes it; otherwise its sides are floored to a `multiple`. LANCZOS, as CompVis.
-    """
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as RGB: turned as its EXIF says, 16 bits a channel brought to 8, transparency laid on white."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    return image.convert("RGB")
+
+
+def pil_to_pixels(image: Image.Image, size: tuple[int, int] | None = None, multiple: int = 1) -> np.ndarray:
+    """One image -> float32 [1, H, W, 3], by `to_rgb`.
+
+    `size` = (height, width) resizes it; otherwise its sides are floored to a `multiple`. LANCZOS, as CompVis.
+    """
+    image = to_rgb(image)
     height, width = size or (image.height - image.height % multiple, image.width - image.width % multiple)
     if min(height, width) < 1:
         raise SdjaxError(f"image of {image.width} x {image.height} pixels: at least {multiple} x {multiple} needed")

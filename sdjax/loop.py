@@ -2,13 +2,14 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from sdjax.checkpoint import Run
+from sdjax.checkpoint import Run, check_folder
 from sdjax.errors import SdjaxError
 from sdjax.model import StableDiffusion, create
 from sdjax.parallel import average, check_batch_size, pmap_step, replicate, shard, unreplicate
@@ -48,16 +49,27 @@ class TrainOptions:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        for name in ("warmup", "sample_every"):
+            if getattr(self, name) < 0:
+                raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise SdjaxError(f"--seed {self.seed}: expected an integer in [0, 2**32)")
         if not 0 <= self.ema_decay < 1:
             raise SdjaxError(f"--ema-decay {self.ema_decay}: expected a number in [0, 1)")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise SdjaxError(f"--learning-rate {self.learning_rate}: expected a positive number")
+        make_optimizer(self.optimizer, self.learning_rate, self.steps, self.warmup, self.decay)
 
 
-def start_model(options: TrainOptions) -> StableDiffusion:
-    """The model that --model names; it needs a tokenizer, which a preset does not have."""
-    sd = create(options.model, seed=options.seed)
-    if sd.tokenizer is None:
+def start_model(options: TrainOptions, tokenizer: bool = True) -> StableDiffusion:
+    """The model that --model names, after what is cheap to refuse. A preset has no tokenizer."""
+    check_folder(options.out)
+    check_batch_size(options.batch_size)
+    try:
+        sd = create(options.model, seed=options.seed)
+    except SdjaxError as error:
+        raise SdjaxError(f"--model: {error}") from None
+    if tokenizer and sd.tokenizer is None:
         raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd
 
@@ -71,29 +83,29 @@ def fit(options: TrainOptions, params: Params, loss_fn: LossFn, stream: Callable
     from tqdm import tqdm
 
     check_batch_size(options.batch_size)
-    run = Run(options.out, options)
     optimizer, schedule = make_optimizer(options.optimizer, options.learning_rate, options.steps, options.warmup,
                                          options.decay)
-    state = run.restore(make_state(params, optimizer))
-    start = int(state.step)
-    step_fn = pmap_step(make_train_step(loss_fn, optimizer, options.ema_decay, average))
-    state, key = replicate(state), jax.random.key(options.seed)
-    batches = stream(start) if start < options.steps else iter(())
-
-    stop = _StopFlag()
-    for step in tqdm(range(start + 1, options.steps + 1), initial=start, total=options.steps, unit="step"):
-        state, metrics = step_fn(state, shard(next(batches)), key)
-        if step % options.log_every == 0 or step == options.steps:
-            metrics = unreplicate(metrics) | {"learning_rate": schedule(step - 1)}
-            run.log(step, metrics, options.log_every * options.batch_size)
-        if options.sample_every and on_sample and (step % options.sample_every == 0 or step == options.steps):
-            on_sample(step, _inference_params(unreplicate(state), options), run)
-        if step % options.checkpoint_every == 0 or step == options.steps or stop.asked:
-            run.save(step, unreplicate(state))
-        if stop.asked:
-            run.close()
-            raise SystemExit(0)
-    run.close()
+    with closing(Run(options.out, options)) as run, _StopFlag() as stop:
+        state = run.restore(make_state(params, optimizer))
+        start = logged = int(state.step)
+        step_fn = pmap_step(make_train_step(loss_fn, optimizer, options.ema_decay, average))
+        state, key = replicate(state), jax.random.key(options.seed)
+        batches = stream(start) if start < options.steps else iter(())
+        with tqdm(range(start + 1, options.steps + 1), initial=start, total=options.steps, unit="step") as bar:
+            for step in bar:
+                last = step == options.steps
+                state, metrics = step_fn(state, shard(next(batches)), key)
+                if last or step % options.log_every == 0:
+                    metrics = unreplicate(metrics) | {"learning_rate": schedule(step - 1)}
+                    run.log(step, metrics, (step - logged) * options.batch_size)
+                    logged = step
+                stopping = stop.asked
+                if last or stopping or step % options.checkpoint_every == 0:
+                    run.save(step, unreplicate(state))
+                if stopping:
+                    raise SystemExit(0)
+                if on_sample and options.sample_every and (last or step % options.sample_every == 0):
+                    on_sample(step, _inference_params(unreplicate(state), options), run)
     return _inference_params(unreplicate(state), options)
 
 
@@ -106,8 +118,14 @@ class _StopFlag:
 
     def __init__(self):
         self.asked = False
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._ask)
+
+    def __enter__(self):
+        self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
     def _ask(self, *_):
         self.asked = True

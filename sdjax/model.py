@@ -24,6 +24,7 @@ from sdjax.nn.unet import UNet
 from sdjax.nn.vae import VAE
 from sdjax.types import Array, Cond, Params
 from sdjax.weights.folder import read_folder, write_folder
+from sdjax.weights.single import bundled_tokenizer, known_prediction, log, read_single, write_single
 
 BUNDLED = ("emoji",)
 FLOAT32 = jnp.dtype("float32")
@@ -89,21 +90,30 @@ def posterior_sample(mean: Array, logvar: Array, seed: Array) -> Array:
 # ---- the public functions
 
 
-def load(source: str | Path, dtype: str | None = None) -> StableDiffusion:
-    """A model from a bundled name ("emoji") or a diffusers folder.
+def load(source: str | Path, dtype: str | None = None, prediction: str | None = None,
+         prefer_ema: bool = False) -> StableDiffusion:
+    """A model from a bundled name ("emoji"), a diffusers folder or one .safetensors or .ckpt file in CompVis' layout.
 
     `dtype` is the computation's: "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
-    Raises SdjaxError that names the file, field or tensor that does not fit.
+    `prediction`: "epsilon" or "v" instead of what the files say; an SD 2.x file does not, and a guess is logged.
+    `prefer_ema`: the EMA copy of the UNet where a file holds both. Raises SdjaxError that names the file, field or
+    tensor that does not fit.
     """
-    dtype = FLOAT32 if dtype is None else known_dtype(dtype)
+    dtype, prediction = FLOAT32 if dtype is None else known_dtype(dtype), known_prediction(prediction)
     path = Path(source)
     if str(source) in BUNDLED and not path.is_dir():
         path = Path(__file__).parent / "pretrained" / str(source)
     if path.is_file():
-        raise SdjaxError(f"{source}: is a file; only diffusers folders are read so far")
+        config, params = read_single(path, prediction, prefer_ema)
+        return StableDiffusion(config, params, bundled_tokenizer(config.text), dtype)
     if not path.is_dir():
-        raise SdjaxError(f"{source}: no such folder; name a diffusers folder or one of {', '.join(BUNDLED)}")
+        raise SdjaxError(f"{source}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt file, "
+                         f"or one of {', '.join(BUNDLED)}")
     config, params, tokenizer = read_folder(path)
+    if prefer_ema:
+        log.warning("%s: a diffusers folder has one UNet, which is used; prefer_ema is for single files", source)
+    if prediction:
+        config = replace(config, schedule=replace(config.schedule, prediction=prediction))
     return StableDiffusion(config, params, tokenizer, dtype)
 
 
@@ -131,13 +141,18 @@ def create(model: str | Path, seed: int = 0) -> StableDiffusion:
 
 
 def save(sd: StableDiffusion, path: str | Path) -> None:
-    """Writes `sd` as a diffusers folder, which diffusers loads too. Parameters keep their dtype.
+    """Writes `sd` as a diffusers folder, or to a name in .safetensors as one file in CompVis' layout; diffusers loads
+    both. Parameters keep their dtype. A single file has no tokenizer.
 
-    An older model folder at `path` is replaced; anything else there is refused with SdjaxError.
+    An older model folder or file at `path` is replaced; anything else there is refused with SdjaxError.
     """
-    if Path(path).suffix in (".safetensors", ".ckpt"):
-        raise SdjaxError(f"{path}: only diffusers folders are written so far; give a folder name without suffix")
-    write_folder(path, sd.config, sd.params, sd.tokenizer)
+    suffix = Path(path).suffix
+    if suffix == ".ckpt":
+        raise SdjaxError(f"{path}: .ckpt files are only read; give a name in .safetensors or a folder's")
+    if suffix == ".safetensors":
+        write_single(path, sd.config, sd.params)
+    else:
+        write_folder(path, sd.config, sd.params, sd.tokenizer)
 
 
 def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:

@@ -30,7 +30,8 @@ def pmap_step(step: Callable) -> Callable:
 def replicate(tree: Any) -> Any:
     """A copy on every local device, with a leading axis of devices."""
     count = jax.local_device_count()
-    return jax.pmap(lambda _, value: value, in_axes=(0, None))(np.arange(count), tree)
+    copy = jax.pmap(lambda _, value: value, axis_name=AXIS, in_axes=(0, None))  # the name is part of the sharding
+    return copy(np.arange(count), tree)
 
 
 def unreplicate(tree: Any) -> Any:

@@ -9,8 +9,8 @@ its linear updates are rows too. A second evaluation within a step (Heun, the fi
 own, corrected relative to the x that the row before it made; `push` False keeps its D out of the history.
 """
 
-import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -20,23 +20,31 @@ import numpy as np
 
 from sdjax.denoise import Denoiser
 from sdjax.errors import SdjaxError
-from sdjax.schedule import NoiseSchedule, leading_timesteps
+from sdjax.schedule import (
+    NoiseSchedule,
+    karras_sigmas,
+    leading_timesteps,
+    linspace_timesteps,
+    open_linspace_timesteps,
+    sigma_to_t,
+    t_to_sigma,
+    trailing_timesteps,
+)
+from sdjax.tables import (
+    HISTORY,
+    Grid,
+    Row,
+    ddim_rows,
+    dpmpp_2m_rows,
+    heun_rows,
+    lcm_rows,
+    lcm_timesteps,
+    lms_rows,
+    plms_rows,
+    unipc_rows,
+    vp,
+)
 from sdjax.types import Array
-
-HISTORY = 4  # D's that a row can use, its own included
-
-
-class Row(NamedTuple):
-    """One evaluation of the model and the update after it; in `Plan.rows` every field has a leading axis [R]."""
-
-    sigma: float  # noise level that the denoiser is called with
-    p: float  # D = p x + q x0
-    q: float
-    a: float
-    b: tuple[float, ...]  # up to HISTORY weights, newest D first; [R, HISTORY] in a plan
-    c: float = 0.0  # weight of fresh unit noise
-    push: bool = True  # does D enter the history?
-    live: bool = True  # False: padding, skipped
 
 
 class Plan(NamedTuple):
@@ -53,88 +61,87 @@ class State(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """`rows(schedule, steps, **options)` -> list of Row in float64; `options` names what it takes."""
+    """A table of rows and the grids that it is laid over."""
 
     name: str
-    rows: Callable[..., list[Row]]
-    options: frozenset[str] = frozenset()
-    start: float = 1.0
+    rows: Callable[..., list[Row]]  # rows(grid), or rows(grid, eta) where eta is not None
+    spacings: Mapping[str, Callable[[int, int], np.ndarray]]  # name -> timesteps(total, steps); its own default first
+    eta: float | None = None  # share of fresh noise, 0 .. 1, when none is asked for; None: takes none
+    clean: bool = True  # the walk ends at sigma 0, not at timestep 0's
+    scaled: bool = False  # it starts at weight s of the first level, not at 1
+    karras: bool = False  # takes sigmas="karras"
 
 
-def level(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
-    """(alpha, s) at timestep t; before the first timestep it is t = 0's, as in CompVis, not the clean end."""
-    abar = float(schedule.alphas_cumprod[max(t, 0)])
-    return math.sqrt(abar), math.sqrt(1.0 - abar)
+WHOLE = {"leading": leading_timesteps, "trailing": trailing_timesteps, "linspace": linspace_timesteps}
+EVEN = {"linspace": linspace_timesteps, "leading": leading_timesteps, "trailing": trailing_timesteps}
+OPEN = EVEN | {"linspace": open_linspace_timesteps}
+SIGMAS = ("default", "karras")
 
-
-def ddim_rows(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> list[Row]:
-    """DDIM, Eq. 12 and 16 of arXiv 2010.02502; eta 0 is deterministic, 1 is DDPM's variance.
-
-    x' = alpha' x0 + sqrt(s'^2 - c^2) eps + c noise with c = eta (s' / s) sqrt(1 - abar / abar').
-    """
-    ts = leading_timesteps(schedule.timesteps, steps)
-    rows = []
-    for t, then in zip(ts, [*ts[1:], 0], strict=True):
-        (alpha, s), (alpha_, s_) = level(schedule, t), level(schedule, then)
-        c = eta * s_ / s * math.sqrt(1.0 - (alpha / alpha_) ** 2)
-        a = math.sqrt(s_**2 - c**2) / s
-        rows.append(Row(s / alpha, 0.0, 1.0, a, (alpha_ - a * alpha,), c))
-    return rows
-
-
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
-
-
-def plms_rows(schedule: NoiseSchedule, steps: int) -> list[Row]:
-    """PLMS, arXiv 2202.09778, as CompVis `plms.py`: DDIM's update with an Adams-Bashforth average of eps.
-
-    The first step is a pseudo improved Euler step, x' = DDIM(x, (e(x, t) + e(x1, t1)) / 2) with x1 = DDIM(x, e(x, t)):
-    steps + 1 rows. Its second evaluation only shifts x1 by half the difference and stays out of the history.
-    """
-    ts = leading_timesteps(schedule.timesteps, steps)
-    rows = []
-    for n, (t, then) in enumerate(zip(ts, [*ts[1:], 0], strict=True)):
-        (alpha, s), (alpha_, s_) = level(schedule, t), level(schedule, then)
-        a = alpha_ / alpha  # x' = a x + h eps is DDIM's step in terms of eps
-        h = s_ - a * s
-        rows.append(Row(s / alpha, 1 / s, -alpha / s, a, tuple(h * w for w in ADAMS_BASHFORTH[min(n, HISTORY - 1)])))
-        if n == 0:
-            rows.append(Row(s_ / alpha_, 1 / s_, -alpha_ / s_, 1.0, (h / 2, -h / 2), push=False))
-    return rows
-
-
-#: name -> Sampler. A new sampler is a new function of rows and an entry here.
+#: name -> Sampler. A new sampler is a new function of rows in tables.py and an entry here.
 samplers: Mapping[str, Sampler] = MappingProxyType({
     sampler.name: sampler for sampler in (
-        Sampler("ddim", ddim_rows, frozenset({"eta"})),
-        Sampler("plms", plms_rows),
+        Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False),
+        Sampler("plms", plms_rows, WHOLE, clean=False),
+        Sampler("ddpm", ddim_rows, WHOLE, eta=1.0),
+        Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True),
+        Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True),
+        Sampler("heun", heun_rows, EVEN, scaled=True, karras=True),
+        Sampler("lms", lms_rows, EVEN, scaled=True, karras=True),
+        Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True),
+        Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True),
+        Sampler("unipc", unipc_rows, OPEN, karras=True),
+        Sampler("lcm", lcm_rows, {"lcm": lcm_timesteps}),
     )
 })
 
 
-def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> Plan:
+def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = None, sigmas: str = "default",
+         spacing: str | None = None) -> Plan:
     """The table of `samplers[name]`, padded to a power of two (at least 16) so that few lengths are ever compiled.
 
-    SdjaxError: unknown name, steps outside 1 .. N, eta outside [0, 1] or for a sampler without it.
+    eta: share of fresh noise, 0 .. 1; None is the sampler's own. sigmas: "default", the timesteps', or "karras",
+    `karras_sigmas`. spacing of the timesteps: "leading", "trailing" or "linspace"; None is the sampler's own.
+    SdjaxError: unknown names, steps outside 1 .. N, eta outside [0, 1], and what the sampler does not take.
     """
     if name not in samplers:
         raise SdjaxError(f"sampler {name!r}: unknown, one of {', '.join(samplers)}")
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
     if not whole or not 1 <= steps <= schedule.timesteps:
         raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {schedule.timesteps}")
-    if not (isinstance(eta, (int, float, np.number)) and 0.0 <= eta <= 1.0):
+    if eta is not None and not (isinstance(eta, (int, float, np.number)) and 0.0 <= eta <= 1.0):
         raise SdjaxError(f"eta {eta!r}: a number from 0 to 1")
+    if sigmas not in SIGMAS:
+        raise SdjaxError(f"sigmas {sigmas!r}: one of {', '.join(SIGMAS)}")
     sampler = samplers[name]
-    if eta and "eta" not in sampler.options:
-        takers = ", ".join(s.name for s in samplers.values() if "eta" in s.options)
-        raise SdjaxError(f"eta {eta}: sampler {name} takes none, it must be 0 (eta is for {takers})")
-    options = {"eta": float(eta)} if "eta" in sampler.options else {}
-    rows = sampler.rows(schedule, int(steps), **options)
+    takers = lambda takes: ", ".join(s.name for s in samplers.values() if takes(s))
+    if eta and sampler.eta is None:
+        raise SdjaxError(f"eta {eta}: sampler {name} takes none, it must be 0 "
+                         f"(eta is for {takers(lambda s: s.eta is not None)})")
+    if sigmas == "karras" and not sampler.karras:
+        raise SdjaxError(f"sigmas 'karras': not for sampler {name}, it must be 'default' "
+                         f"(karras is for {takers(lambda s: s.karras)})")
+    if spacing is not None and (spacing not in sampler.spacings or sigmas == "karras"):
+        takes = "none with karras sigmas" if sigmas == "karras" else f"one of {', '.join(sampler.spacings)}"
+        raise SdjaxError(f"spacing {spacing!r}: sampler {name} takes {takes}")
+    grid = make_grid(sampler, schedule, int(steps), sigmas, spacing)
+    first = float(vp(grid.sigma[0])[1]) if sampler.scaled and spacing != "leading" else 1.0
+    rows = sampler.rows(grid) if sampler.eta is None else sampler.rows(grid, sampler.eta if eta is None else float(eta))
     rows = [row._replace(b=row.b + (0.0,) * (HISTORY - len(row.b))) for row in rows]
     padding = Row(1.0, 0.0, 0.0, 1.0, (0.0,) * HISTORY, push=False, live=False)
     rows += [padding] * (max(16, 1 << (len(rows) - 1).bit_length()) - len(rows))
     columns = (np.asarray(column) for column in zip(*rows, strict=True))
-    return Plan(np.float32(sampler.start), Row(*(c if c.dtype == bool else c.astype(np.float32) for c in columns)))
+    return Plan(np.float32(first), Row(*(c if c.dtype == bool else c.astype(np.float32) for c in columns)))
+
+
+def make_grid(sampler: Sampler, schedule: NoiseSchedule, steps: int, sigmas: str, spacing: str | None) -> Grid:
+    """The levels of a walk: the denoiser is called at all but the last."""
+    if sigmas == "karras":
+        levels = karras_sigmas(schedule, steps)
+        t = sigma_to_t(schedule, levels)
+    else:
+        t = sampler.spacings[spacing or next(iter(sampler.spacings))](schedule.timesteps, steps)
+        levels = t_to_sigma(schedule, t)
+    return Grid(t, np.append(levels, 0.0 if sampler.clean else schedule.sigmas[0]))
 
 
 def start(plan: Plan, noise: Array) -> State:

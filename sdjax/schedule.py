@@ -34,12 +34,37 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
 
 
 def leading_timesteps(total: int, steps: int) -> np.ndarray:
-    """Exactly `steps` timesteps, falling: k (total // steps) + 1, at most total - 1. int64 [steps].
+    """Exactly `steps` timesteps, falling: k (total // steps) + 1; N-1 .. 0 where all N are asked for. float64 [steps].
 
     50 of 1000 give 981, 961 .. 1. diffusers' "leading" spacing with offset 1; CompVis `make_ddim_timesteps` where
-    `steps` divides `total`. Needs 1 <= steps <= total.
+    `steps` divides `total`. Needs 1 <= steps <= total, as its siblings below do.
     """
-    return np.minimum(np.arange(steps)[::-1] * (total // steps) + 1, total - 1)
+    return np.arange(steps)[::-1] * float(total // steps) + (steps < total)
+
+
+def trailing_timesteps(total: int, steps: int) -> np.ndarray:
+    """round(N - k N / steps) - 1, from N-1 on: 50 of 1000 give 999, 979 .. 19. Table 2 of arXiv 2305.08891."""
+    return np.round(total - np.arange(steps) * (total / steps)) - 1.0
+
+
+def linspace_timesteps(total: int, steps: int) -> np.ndarray:
+    """Even from N-1 to 0, both included, fractional: k-diffusion `external.py` get_sigmas; N-1 alone for one step."""
+    return np.linspace(total - 1.0, 0.0, steps)
+
+
+def open_linspace_timesteps(total: int, steps: int) -> np.ndarray:
+    """Even from N-1 on, stopping one before 0, whole: diffusers' "linspace" for DPM-Solver++ and UniPC.
+
+    N of N steps are left fractional: rounded, one of them would come twice.
+    """
+    ts = np.linspace(0.0, total - 1.0, steps + 1)[:0:-1]
+    return np.round(ts) if steps < total else ts
+
+
+def karras_sigmas(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> np.ndarray:
+    """Even in sigma^(1/rho) from the schedule's last to its first: Eq. 5 of arXiv 2206.00364. float64 [steps]."""
+    last, first = schedule.sigmas[-1] ** (1 / rho), schedule.sigmas[0] ** (1 / rho)
+    return np.linspace(last, first, steps) ** rho
 
 
 def t_to_sigma(schedule: NoiseSchedule, t, xp=np):

@@ -8,6 +8,7 @@ no text is unknown. transformers is imported only inside functions: it costs sec
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sdjax.config import TextConfig
 from sdjax.errors import SdjaxError
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+CLIP_MERGES = Path(__file__).parent / "pretrained" / "clip_vocab" / "bpe_simple_vocab_16e6.txt.gz"
 
 
 def load_tokenizer(folder: str | Path):
@@ -27,6 +29,24 @@ def load_tokenizer(folder: str | Path):
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+@cache
+def clip_tokenizer():
+    """CLIP's own 49,408-word tokenizer, for files that come without one; nothing is downloaded.
+
+    Its padding token is the end token also for SD 2, which pads with id 0: were that "!" declared as padding,
+    transformers would read "!" in a prompt as 0, where SD 2's own tokenizer reads 256. `tokenize` pads by the config.
+    """
+    import gzip
+
+    from transformers import CLIPTokenizer
+
+    characters = byte_characters()
+    base = characters + [c + "</w>" for c in characters]
+    merges = gzip.decompress(CLIP_MERGES.read_bytes()).decode("utf-8").split("\n")[1 : 49408 - len(base) - 1]
+    tokens = [*base, *(merge.replace(" ", "") for merge in merges), BOS, EOS]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[tuple(m.split()) for m in merges])
 
 
 def special_ids(folder: str | Path) -> tuple[int, int, int]:

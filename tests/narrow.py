@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from sdjax.config import Config, ScheduleConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
-from sdjax.weights.convert import param_shapes
+from sdjax.weights.convert import OPERATIONS, param_shapes
+from sdjax.weights.single import model_rows
 
 NARROW = Config(
     name="narrow",
@@ -21,6 +23,7 @@ NARROW_V2 = replace(
     NARROW, name="narrow-v2", text=replace(NARROW.text, activation="gelu", pad_token=0),
     unet=replace(NARROW.unet, blocks=1, attention=(True, True, False), heads=(2, 3, 4), linear_projection=True,
                  upcast_attention=True), schedule=ScheduleConfig(prediction="v"))
+NARROW_INPAINT = replace(NARROW, name="narrow-inpaint", unet=replace(NARROW.unet, in_channels=9))
 NARROW_VISION = VisionConfig(size=16, patch=4, width=24, layers=2, heads=3, mlp_width=48, projection=16)
 
 
@@ -34,3 +37,11 @@ def random_params(module, seed: int = 0, dtype=np.float32):
 def random_model_params(config: Config, seed: int = 0, dtype=np.float32):
     parts = enumerate(("text", "unet", "vae"))
     return {part: random_params(getattr(config, part), seed + i, dtype) for i, part in parts}
+
+
+def file_tensors(config):
+    """Names and shapes of a whole single file of `config`; nothing is allocated."""
+    shapes = {(part, *path): leaf.shape for part in ("text", "vae", "unet")
+              for path, leaf in flatten_dict(param_shapes(getattr(config, part))).items()}
+    return {row.compvis: np.broadcast_to(np.float16(0), OPERATIONS[row.compvis_operation][2](shapes[row.path]))
+            for row in model_rows(config)}

@@ -67,7 +67,8 @@ def test_outputs():
     assert make(output="pixels", height=8, width=24).shape == (1, 8, 24, 3)
 
 
-@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "plms"}])
+@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "plms"},
+                                     {"sampler": "dpmpp_2m_sde", "sigmas": "karras"}])
 def test_an_image_depends_on_its_seed_and_prompt_alone(options):
     together = make(["cat", "dog"], num_images=2, seed=7, **options)
     assert len(together) == 4
@@ -111,12 +112,15 @@ def test_only_shapes_recompile():
     before = generate._walk._cache_size()
     make("dog", steps=16, guidance_scale=2.0, eta=0.3, seed=2**32 - 1, negative_prompt="x")
     make(sampler="plms", steps=5)
+    make(sampler="euler_a", steps=9, sigmas="karras")
+    make(sampler="heun", steps=8, spacing="trailing")
     assert generate._walk._cache_size() == before
 
 
 @pytest.mark.parametrize("options, message", [
     ({"steps": 0}, "steps 0"), ({"steps": 1001}, "steps 1001"), ({"steps": 2.0}, "steps 2.0"),
     ({"sampler": "eular"}, "ddim, plms"), ({"sampler": "plms", "eta": 1.0}, "eta"),
+    ({"sigmas": "karras"}, "sigmas 'karras': not for sampler ddim"), ({"spacing": "even"}, "spacing 'even'"),
     ({"height": 15}, "height 15: a positive multiple of 4"), ({"width": 0}, "width 0"),
     ({"output": "jpg"}, "pil, pixels, latents"),
     ({"guidance_scale": float("nan")}, "guidance_scale nan"), ({"guidance_scale": "7"}, "guidance_scale"),

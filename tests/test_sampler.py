@@ -43,15 +43,22 @@ def perfect_denoiser(x, sigma):
     return jnp.asarray(X0)
 
 
-@pytest.mark.parametrize("name", ["ddim", "plms"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 20, 50, 999, 1000])
-def test_perfect_denoiser_ends_at_x0_and_the_first_timestep_s_noise(name, steps):
-    """With the true x0 the implied eps never changes, so x = sqrt(abar_0) x0 + sqrt(1 - abar_0) eps is left."""
-    x = run(name, steps, perfect_denoiser)
-    abar = ABAR[leading_timesteps(1000, steps)[0]]
-    eps = (NOISE - np.sqrt(abar) * X0) / np.sqrt(1 - abar)
-    assert np.isfinite(x).all()
-    np.testing.assert_allclose(x, np.sqrt(ABAR[0]) * X0 + np.sqrt(1 - ABAR[0]) * eps, atol=2e-4)
+EVERY = [(name, sigmas) for name, sampler in samplers.items() for sigmas in ("default", "karras")[: 1 + sampler.karras]]
+
+
+@pytest.mark.parametrize("name, sigmas", EVERY)
+def test_perfect_denoiser_ends_at_x0(name, sigmas):
+    """With the true x0 the implied eps never changes: it is left with the weight of the level where the walk ends.
+
+    That is nothing, but for ddim and plms sqrt(1 - abar_0), as in CompVis.
+    """
+    for steps in (1, 2, 3, 20, 50, 999, 1000):
+        x = run(name, steps, perfect_denoiser, sigmas=sigmas)
+        assert np.isfinite(x).all()
+        abar = ABAR[int(leading_timesteps(1000, steps)[0])]
+        eps = (NOISE - np.sqrt(abar) * X0) / np.sqrt(1 - abar)
+        kept = np.sqrt(ABAR[0]) * X0 + np.sqrt(1 - ABAR[0]) * eps
+        np.testing.assert_allclose(x, X0 if samplers[name].clean else kept, atol=2e-4)
 
 
 def reference_ddim(eps, x, steps):
@@ -112,7 +119,7 @@ def gaussian_flow(x, t, mean=0.7, std=0.5):
 
 
 def gaussian_error(name, steps):
-    exact = gaussian_flow(NOISE.astype(np.float64), leading_timesteps(1000, steps)[0])
+    exact = gaussian_flow(NOISE.astype(np.float64), int(leading_timesteps(1000, steps)[0]))
     return np.abs(run(name, steps, gaussian_denoiser) - exact).mean()
 
 
@@ -125,12 +132,13 @@ def test_order_of_convergence():
     assert gaussian_error("plms", 50) < 0.4 * gaussian_error("plms", 25)
 
 
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_eta_keeps_the_distribution(eta):
-    noise = np.random.default_rng(3).normal(size=(64, 16, 16, 4)).astype(np.float32)
-    x = run("ddim", 200, gaussian_denoiser, noise, eta=eta)
+@pytest.mark.parametrize("name, eta", [("ddim", 0.5), ("ddim", 1.0), ("ddpm", None), ("euler_a", None),
+                                       ("euler_a", 0.5), ("dpmpp_2m_sde", None), ("dpmpp_2m_sde", 0.5)])
+def test_eta_keeps_the_distribution(name, eta):
+    noise = np.random.default_rng(3).normal(size=(16, 16, 16, 4)).astype(np.float32)
+    x = run(name, 200, gaussian_denoiser, noise, eta=eta)
     assert x.mean() == pytest.approx(0.7, abs=0.02) and x.std() == pytest.approx(0.5, abs=0.02)
-    still = run("ddim", 200, gaussian_denoiser, noise)
+    still = run(name, 200, gaussian_denoiser, noise, eta=0.0)
     assert np.corrcoef(x.ravel(), still.ravel())[0, 1] < 0.9, "no noise was added"
 
 
@@ -152,26 +160,47 @@ def test_only_the_padded_length_recompiles():
 
     for name, steps, eta, scale in (("ddim", 33, 0.0, 1.0), ("ddim", 60, 1.0, 0.9), ("plms", 50, 0.0, 1.0)):
         walk(plan(name, SCHEDULE, steps, eta), NOISE, scale)
+    for name, sigmas in EVERY:
+        walk(plan(name, SCHEDULE, 20 if name == "heun" else 40, sigmas=sigmas), NOISE, 1.0)
     assert walk._cache_size() == 1
     walk(plan("ddim", SCHEDULE, 65), NOISE, 1.0)
     assert walk._cache_size() == 2
 
 
 def test_plan_counts_evaluations():
-    for name, extra in (("ddim", 0), ("plms", 1)):
+    for name in samplers:
         for steps in (1, 16, 30, 1000):
-            assert plan(name, SCHEDULE, steps).rows.live.sum() == steps + extra
+            rows = {"plms": steps + 1, "heun": 2 * steps - 1}.get(name, steps)
+            assert plan(name, SCHEDULE, steps).rows.live.sum() == rows
     sigmas = plan("plms", SCHEDULE, 50).rows.sigma[:4]
     np.testing.assert_allclose(sigmas, SCHEDULE.sigmas[[981, 961, 961, 941]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name, steps, eta, message", [
-    ("dimm", 20, 0.0, "ddim, plms"), ("ddim", 0, 0.0, "1 to 1000"), ("ddim", 1001, 0.0, "1 to 1000"),
-    ("ddim", -1, 0.0, "1 to 1000"), ("ddim", 2.5, 0.0, "1 to 1000"), ("ddim", True, 0.0, "1 to 1000"),
-    ("plms", 20, 0.5, "must be 0"), ("ddim", 20, 1.5, "from 0 to 1"), ("ddim", 20, float("nan"), "from 0 to 1")])
-def test_refusals(name, steps, eta, message):
-    with pytest.raises(SdjaxError, match=message):
-        plan(name, SCHEDULE, steps, eta)
+def test_start():
+    """k-diffusion's y = sigma_max noise, or unit noise: diffusers' init_noise_sigma as a weight in x."""
+    s_max = np.sqrt(1 - ABAR[999])
+    for name in ("euler", "euler_a", "heun", "lms"):
+        for options in ({}, {"spacing": "trailing"}, {"sigmas": "karras"}):
+            assert plan(name, SCHEDULE, 20, **options).start == pytest.approx(s_max, rel=1e-6)
+        assert plan(name, SCHEDULE, 20, spacing="leading").start == 1
+    assert all(plan(name, SCHEDULE, 20).start == 1 for name in ("ddim", "plms", "ddpm", "dpmpp_2m", "unipc", "lcm"))
+
+
+@pytest.mark.parametrize("name, steps, options, message", [
+    ("dimm", 20, {}, "ddim, plms"), ("ddim", 0, {}, "1 to 1000"), ("ddim", 1001, {}, "1 to 1000"),
+    ("ddim", -1, {}, "1 to 1000"), ("ddim", 2.5, {}, "1 to 1000"), ("ddim", True, {}, "1 to 1000"),
+    ("plms", 20, {"eta": 0.5}, "must be 0"), ("lcm", 4, {"eta": 1.0}, "ddim, ddpm, euler_a, dpmpp_2m_sde"),
+    ("ddim", 20, {"eta": 1.5}, "from 0 to 1"), ("ddim", 20, {"eta": float("nan")}, "from 0 to 1"),
+    ("euler_a", 20, {"eta": "1"}, "from 0 to 1"), ("euler", 20, {"sigmas": "Karras"}, "one of default, karras"),
+    ("ddim", 20, {"sigmas": "karras"}, "not for sampler ddim, it must be 'default'"),
+    ("plms", 20, {"sigmas": "karras"}, "euler, euler_a, heun"), ("ddpm", 20, {"sigmas": "karras"}, "unipc"),
+    ("lcm", 4, {"sigmas": "karras"}, "lcm"), ("euler", 20, {"spacing": "even"}, "one of linspace, leading, trailing"),
+    ("lcm", 4, {"spacing": "leading"}, "one of lcm"),
+    ("euler", 20, {"spacing": "leading", "sigmas": "karras"}, "none with karras")])
+def test_refusals(name, steps, options, message):
+    with pytest.raises(SdjaxError, match=message) as error:
+        plan(name, SCHEDULE, steps, **options)
+    assert "\n" not in str(error.value)
 
 
 def test_samplers_is_a_mapping_by_name():

@@ -3,7 +3,17 @@ import numpy as np
 import pytest
 
 from sdjax.config import ScheduleConfig
-from sdjax.schedule import leading_timesteps, make_schedule, sigma_to_t, t_to_sigma
+from sdjax.schedule import (
+    karras_sigmas,
+    leading_timesteps,
+    linspace_timesteps,
+    make_schedule,
+    open_linspace_timesteps,
+    sigma_to_t,
+    t_to_sigma,
+    trailing_timesteps,
+)
+from sdjax.tables import lcm_timesteps
 
 SCHEDULE = make_schedule(ScheduleConfig())
 
@@ -16,11 +26,31 @@ def test_pinned_values():
     assert (np.diff(SCHEDULE.alphas_cumprod) < 0).all()
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 30, 50, 300, 333, 400, 501, 999, 1000])
-def test_leading_timesteps_are_as_many_as_asked_and_in_range(steps):
-    ts = leading_timesteps(1000, steps)
-    assert len(ts) == steps and ts[-1] == 1 and ts[0] <= 999
-    assert (np.diff(ts) <= 0).all()
+@pytest.mark.parametrize("spaced", [leading_timesteps, trailing_timesteps, linspace_timesteps, open_linspace_timesteps,
+                                    lcm_timesteps])
+def test_timesteps_are_as_many_as_asked_in_range_and_falling(spaced):
+    for steps in range(1, 1001):
+        ts = spaced(1000, steps)
+        assert len(ts) == steps and ts[-1] >= 0 and ts[0] <= 999
+        assert (np.diff(ts) < 0).all()
+
+
+def test_spacings():
+    assert leading_timesteps(1000, 1000)[[0, -1]].tolist() == [999, 0]
+    assert leading_timesteps(1000, 999)[[0, -1]].tolist() == [999, 1]
+    assert trailing_timesteps(1000, 3).tolist() == [999, 666, 332]
+    assert linspace_timesteps(1000, 4).tolist() == [999, 666, 333, 0]
+    assert open_linspace_timesteps(1000, 3).tolist() == [999, 666, 333]
+    assert lcm_timesteps(1000, 4).tolist() == [999, 759, 499, 259]
+    assert [spaced(1000, 1)[0] for spaced in (leading_timesteps, linspace_timesteps, lcm_timesteps)] == [1, 999, 999]
+
+
+def test_karras_sigmas():
+    """Eq. 5 of arXiv 2206.00364, from the schedule's last to its first."""
+    sigmas = karras_sigmas(SCHEDULE, 5)
+    np.testing.assert_allclose(sigmas[[0, -1]], SCHEDULE.sigmas[[-1, 0]])
+    np.testing.assert_allclose(np.diff(sigmas ** (1 / 7), 2), 0, atol=1e-12)
+    assert karras_sigmas(SCHEDULE, 1) == pytest.approx(SCHEDULE.sigmas[-1])
 
 
 def test_leading_timesteps_equal_compvis_where_it_is_sound():

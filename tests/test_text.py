@@ -6,9 +6,19 @@ import random
 import numpy as np
 import pytest
 
-from sdjax.config import TextConfig
+from sdjax.config import SD15, SD21, TextConfig
 from sdjax.errors import SdjaxError
-from sdjax.text import BOS, EOS, byte_characters, load_tokenizer, tokenize, train_bpe, write_tokenizer
+from sdjax.text import (
+    BOS,
+    EOS,
+    byte_characters,
+    clip_tokenizer,
+    load_tokenizer,
+    special_ids,
+    tokenize,
+    train_bpe,
+    write_tokenizer,
+)
 
 SIZE = 580
 CONFIG = TextConfig(vocab_size=SIZE, length=16, bos_token=SIZE - 2, eos_token=SIZE - 1, pad_token=SIZE - 1)
@@ -100,3 +110,18 @@ def test_refusals(folder, tmp_path):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(SdjaxError, match=r"prompts\[1\]"):
         tokenize(load_tokenizer(folder), CONFIG, ["a", 3])
+
+
+def test_the_bundled_clip_vocabulary(tmp_path):
+    tokenizer, prompt = clip_tokenizer(), "a photo of an astronaut riding a horse on mars"
+    astronaut = [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 525, 7496, 49407]
+    for config, pad in ((SD15.text, 49407), (SD21.text, 0)):
+        ids = tokenize(tokenizer, config, [prompt, "!", ""])
+        assert ids[0].tolist() == astronaut + [pad] * 65
+        assert ids[1, :4].tolist() == [49406, 256, 49407, pad]  # SD 2 pads with 0, the "!" inside of words
+        assert ids[2].tolist() == [49406, 49407] + [pad] * 75
+        write_tokenizer(tokenizer, config, tmp_path)
+        assert special_ids(tmp_path) == (49406, 49407, pad)
+        assert tokenize(load_tokenizer(tmp_path), config, prompt)[0].tolist() == ids[0].tolist()
+    assert [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in STRANGE] == [
+        len(tokenizer(" " + text + "\n", add_special_tokens=False)["input_ids"]) for text in STRANGE]

@@ -30,10 +30,15 @@ def main(options: Options) -> None:
     vision, clip = sdjax.load_clip(options.clip)
     papers = {name: path.read_bytes() for name in ("README.md", "LICENSES.txt")
               if (path := options.out / name).is_file()}
-    sdjax.save(replace(sd, params=half(sd.params)), options.out)
-    sdjax.save_clip(half(clip), vision, options.out / "clip")
-    for name, content in papers.items():
-        (options.out / name).write_bytes(content)
+    for name in papers:  # sdjax.save replaces an older model folder, or fills an empty one
+        (options.out / name).unlink()
+    try:
+        sdjax.save(replace(sd, params=half(sd.params)), options.out)
+        sdjax.save_clip(half(clip), vision, options.out / "clip")
+    finally:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name, content in papers.items():
+            (options.out / name).write_bytes(content)
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB")
 

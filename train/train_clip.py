@@ -10,7 +10,7 @@ import sdjax
 from sdjax import cli
 from sdjax.config import EMOJI_VISION
 from sdjax.data import batches, open_folder, to_pixels
-from sdjax.loop import TrainOptions, fit
+from sdjax.loop import TrainOptions, fit, start_model
 from sdjax.loss import clip_contrastive
 from sdjax.nn.clip import ImageTower, TextTower, pool_text
 from sdjax.text import tokenize, train_bpe
@@ -25,7 +25,7 @@ class Options(TrainOptions):
 
 def main(options: Options) -> None:
     """Train CLIP's text and image towers on a folder of captioned pictures."""
-    sd = sdjax.create(options.model, seed=options.seed)
+    sd = start_model(options, tokenizer=False)
     text, vision = sd.config.text, replace(EMOJI_VISION, projection=sd.config.text.width)
     source = open_folder(options.data, vision.size)
     tokenizer = sd.tokenizer or train_bpe(source.texts, text.vocab_size, options.out / "tokenizer", text.length)
@@ -51,9 +51,9 @@ def main(options: Options) -> None:
     width = text.width
     params = {
         "text": sd.params["text"],
-        "vision": image_tower.init(key, jnp.zeros((1, vision.size, vision.size, 3)))["params"],
-        "text_projection": jax.random.normal(key, (width, vision.projection)) * width**-0.5,
-        "logit_scale": jnp.log(1 / 0.07),  # arXiv 2103.00020, section 2.5
+        "vision": jax.jit(image_tower.init)(key, jnp.zeros((1, vision.size, vision.size, 3)))["params"],
+        "text_projection": jax.random.normal(jax.random.fold_in(key, 1), (width, vision.projection)) * width**-0.5,
+        "logit_scale": jnp.log(jnp.float32(1 / 0.07)),  # arXiv 2103.00020, section 2.5
     }
     stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)
     params = jax.tree.map(np.asarray, fit(options, params, loss_fn, stream))

@@ -14,7 +14,7 @@ from sdjax import cli
 from sdjax.cache import cached_latents, cached_states
 from sdjax.data import batches, open_folder
 from sdjax.errors import SdjaxError
-from sdjax.image import contact_sheet
+from sdjax.image import contact_sheet, save_png
 from sdjax.loop import TrainOptions, fit, start_model
 from sdjax.loss import drop_captions, noise_batch, posterior_sample
 from sdjax.nn.unet import UNet
@@ -40,6 +40,10 @@ def main(options: Options) -> None:
         raise SdjaxError(f"--prediction {options.prediction}: expected epsilon or v")
     if not 0 <= options.caption_dropout <= 1:
         raise SdjaxError(f"--caption-dropout {options.caption_dropout}: expected a number in [0, 1]")
+    if options.min_snr_gamma is not None and not options.min_snr_gamma > 0:
+        raise SdjaxError(f"--min-snr-gamma {options.min_snr_gamma}: expected a positive number")
+    if options.sample_prompts < 1:
+        raise SdjaxError(f"--sample-prompts {options.sample_prompts}: expected at least 1")
     sd = start_model(options)
     if options.prediction:
         schedule = replace(sd.config.schedule, prediction=options.prediction)
@@ -73,7 +77,7 @@ def main(options: Options) -> None:
         pictures = sdjax.txt2img(trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0,
                                  seed=options.seed)
         (run.folder / "samples").mkdir(exist_ok=True)
-        contact_sheet(pictures).save(run.folder / "samples" / f"{step}.png")
+        save_png(contact_sheet(pictures), run.folder / "samples" / f"{step}.png")
 
     params = fit(options, sd.params["unet"], loss_fn, stream, on_sample)
     sdjax.save(replace(sd, params=sd.params | {"unet": jax.tree.map(np.asarray, params)}), options.out / "export")

@@ -4,6 +4,9 @@ The folder holds transformers' CLIPModel names without the text tower, which liv
 """
 
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -28,14 +31,20 @@ def save_clip(params: Params, config: VisionConfig, folder: str | Path) -> None:
     from safetensors.numpy import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = to_file_tensors(params["vision"], make_rows(config))
     tensors["text_projection.weight"] = np.ascontiguousarray(np.asarray(params["text_projection"]).T)
     tensors["logit_scale"] = np.asarray(params["logit_scale"])
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     vision = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     content = {"model_type": "clip", "projection_dim": config.projection, "vision_config": vision}
-    (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
+        (scratch / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for path in scratch.iterdir():
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(scratch)
 
 
 def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
@@ -51,5 +60,8 @@ def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
                 "logit_scale": jnp.asarray(tensors.pop("logit_scale"))}
     except KeyError as error:
         raise SdjaxError(f"{folder / 'model.safetensors'}: has no tensor {error}") from None
+    if head["text_projection"].shape[1:] != (config.projection,) or head["logit_scale"].shape != ():
+        shapes = ", ".join(f"{name} {list(value.T.shape)}" for name, value in head.items())
+        raise SdjaxError(f"{folder / 'model.safetensors'}: {shapes}, should be [{config.projection}, width] and []")
     vision = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
     return config, {"vision": vision, **head}

@@ -1,5 +1,6 @@
 """File tensors <-> parameter trees, both ways by the same table, with one report of everything that is wrong."""
 
+import mmap
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ from sdjax.nn.clip import ImageTower, TextTower
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import VAE
 from sdjax.types import Params
-from sdjax.weights.names import HARMLESS, Row
+from sdjax.weights.names import Row, is_harmless
 
 # operation -> (file value to ours, ours to the file's, our shape to the file's shape)
 OPERATIONS = {
@@ -24,6 +25,15 @@ OPERATIONS = {
     "conv": (lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1), lambda s: (s[3], s[2], s[0], s[1])),
     "conv1x1": (lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None], lambda s: (s[1], s[0], 1, 1)),
 }
+
+
+def third(i: int):
+    """One of q, k, v that a file stacks along the first axis; to_file_tensors stacks them again."""
+    return (lambda a: a[i * (len(a) // 3):(i + 1) * (len(a) // 3)].T, lambda a: a.T, lambda s: (3 * s[-1], *s[:-1]))
+
+
+SPLIT = ("split q", "split k", "split v")
+OPERATIONS |= {name: third(i) for i, name in enumerate(SPLIT)}
 
 
 @lru_cache(maxsize=32)
@@ -44,34 +54,48 @@ def param_shapes(config: TextConfig | VisionConfig | UNetConfig | VAEConfig) -> 
 
 
 def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Any, layout: str = "diffusers",
-                      source: str = "the file") -> Params:
+                      source: str = "the file", text_layers: int = -1) -> Params:
     """Tensors by their file names -> parameters by `rows`. Values keep their dtype.
 
-    `expected` is the tree of shapes (param_shapes), `layout` "diffusers" or "compvis". Raises SdjaxError with one
-    report that lists every missing, unexpected, wrong-shape, non-float and non-finite tensor of `source`.
+    `expected` is the tree of shapes (param_shapes), `layout` "diffusers" or "compvis", `text_layers` the text tower's
+    in a whole CompVis file. Raises SdjaxError with one report that lists every missing, unexpected, wrong-shape,
+    non-float and non-finite tensor of `source`.
     """
-    shapes, found, problems, known = flatten_dict(expected), {}, [], set(HARMLESS)
+    shapes, found, problems = flatten_dict(expected), {}, {}  # problems: name -> its line
     for row in rows:
         name, operation = file_name(row, layout)
-        known.add(name)
         if name not in tensors:
-            problems.append(f"missing     {name}")
+            problems[name] = f"missing     {name}"
             continue
         value = np.asarray(tensors[name])
         to_ours, _, file_shape = OPERATIONS[operation]
         want = tuple(file_shape(shapes[row.path].shape))
         if value.shape != want:
-            problems.append(f"wrong shape {name}: {list(value.shape)}, should be {list(want)}")
+            problems[name] = f"wrong shape {name}: {list(value.shape)}, should be {list(want)}"
         elif not jnp.issubdtype(value.dtype, jnp.floating):
-            problems.append(f"not float   {name}: {value.dtype}")
+            problems[name] = f"not float   {name}: {value.dtype}"
         elif not np.isfinite(value).all():
-            problems.append(f"not finite  {name}: has NaN or infinite values")
+            problems[name] = f"not finite  {name}: has NaN or infinite values"
         else:
-            found[row.path] = to_ours(value)
-    problems += [f"unexpected  {name}" for name in sorted(set(tensors) - known)]
+            found[row.path] = jnp.asarray(to_ours(value))
+        drop_pages(value)
+    for name in sorted(set(tensors) - {file_name(row, layout)[0] for row in rows}):
+        if not is_harmless(name, layout, text_layers):
+            problems[name] = f"unexpected  {name}"
     if problems:
-        raise SdjaxError(f"{source}: {len(problems)} tensors do not fit the config:\n  " + "\n  ".join(problems))
-    return unflatten_dict({path: jnp.asarray(value) for path, value in found.items()})
+        raise SdjaxError(f"{source}: {len(problems)} tensors do not fit the config:\n  "
+                         + "\n  ".join(problems.values()))
+    return unflatten_dict(found)
+
+
+def drop_pages(value: np.ndarray) -> None:
+    """Pages of a mapped file that were read count as this process' memory until they are dropped: else loading takes
+    the file's size once more. Reading them again costs little."""
+    base = value
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and not value.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffusers") -> dict[str, np.ndarray]:
@@ -82,11 +106,16 @@ def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffuser
         lost = sorted("/".join(path) for path in set(flat) - paths)
         absent = sorted("/".join(path) for path in paths - set(flat))
         raise SdjaxError(f"params do not fit the config: missing {absent}, unexpected {lost}")
-    tensors = {}
+    tensors, stacks = {}, {}
     for row in rows:
         name, operation = file_name(row, layout)
-        tensors[name] = np.ascontiguousarray(OPERATIONS[operation][1](np.asarray(flat[row.path])))
-    return tensors
+        value = OPERATIONS[operation][1](np.asarray(flat[row.path]))
+        if operation in SPLIT:
+            stacks.setdefault(name, {})[operation] = value
+        else:
+            tensors[name] = np.ascontiguousarray(value)
+    stack = lambda parts: np.ascontiguousarray(np.concatenate([parts[part] for part in SPLIT]))
+    return tensors | {name: stack(parts) for name, parts in stacks.items()}
 
 
 def file_name(row: Row, layout: str) -> tuple[str, str]:
@@ -94,5 +123,5 @@ def file_name(row: Row, layout: str) -> tuple[str, str]:
     if layout == "diffusers":
         return row.diffusers, row.operation
     if row.compvis is None:
-        raise SdjaxError(f"{'/'.join(row.path)}: the CompVis layout of this tower is not supported")
+        raise SdjaxError(f"{'/'.join(row.path)}: the CompVis layout has no such tower")
     return row.compvis, row.compvis_operation

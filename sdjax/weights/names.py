@@ -6,6 +6,9 @@ what the operation says:
 
     same      file value is ours               conv      file OIHW, ours HWIO
     dense     file [out, in], ours [in, out]   conv1x1   file [out, in, 1, 1], ours [in, out]
+    split q, split k, split v                  one third of OpenCLIP's stacked [3 out, in] or [3 out], then as dense
+
+SD 1.x single files hold transformers' CLIP names, SD 2.x ones OpenCLIP's (github.com/mlfoundations/open_clip).
 """
 
 import re
@@ -18,27 +21,60 @@ from sdjax.config import TextConfig, UNetConfig, VAEConfig, VisionConfig
 class Row(NamedTuple):
     path: tuple[str, ...]  # in our tree
     diffusers: str  # in a diffusers / transformers file
-    compvis: str | None  # in a CompVis single file, its prefix included; None where that layout fuses tensors
+    compvis: str | None  # in a CompVis single file, its prefix included; None where that layout has no such tower
     operation: str  # "same" | "dense" | "conv" | "conv1x1"
-    compvis_operation: str
+    compvis_operation: str  # these and "split q" | "split k" | "split v"
 
 
-#: Tensors that old files hold and no computation needs: index buffers.
-HARMLESS = frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"})
+#: The buffers that CompVis' DDPM and DDIM register: functions of the noise schedule.
+SCHEDULE_BUFFERS = (
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "lvlb_weights", "logvar",
+)
+
+#: Tensors that files hold and no computation here needs, by layout: patterns of whole names.
+HARMLESS = {
+    "diffusers": (r"(text|vision)_model\.embeddings\.position_ids",),  # an index buffer of old versions
+    "compvis": (
+        *SCHEDULE_BUFFERS,
+        r"scale_factor",  # the VAE's scaling; single.py compares it with the config's
+        r"denoiser\.sigmas",  # SGM's schedule buffer
+        r"model_ema\..+",  # the UNet again, see ema_name; with decay and num_updates
+        r"first_stage_model\.loss\..+",  # LPIPS, discriminator, logvar
+        r"cond_stage_model\..+\.position_ids",
+        r"cond_stage_model\.(transformer\.|model\.)?(logit_scale|text_projection(\.weight)?)",  # CLIP's own loss
+        r"cond_stage_model\.model\.attn_mask",  # the causal mask
+        r"cond_stage_model\.model\.transformer\.resblocks\.{text_layers}\..+",  # OpenCLIP's last block is not run
+    ),
+}
 
 #: Spellings of older files -> the table's, by part.
 OLD_NAMES = {
     "vae": ((r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."),
             (r"\.proj_attn\.", ".to_out.0.")),
     "text": ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
+    "single": ((r"^conditioner\.embedders\.0\.", "cond_stage_model."),  # SGM's spelling of SD 1 and 2
+               (r"^(cond_stage_model\.transformer)\.(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1.text_model.")),
 }
 
 
 def current_name(part: str, name: str) -> str:
-    """The table's spelling of a diffusers name that may be an older one."""
+    """The table's spelling of a name that may be an older one; `part` is a diffusers folder's, or "single"."""
     for pattern, replacement in OLD_NAMES.get(part, ()):
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def is_harmless(name: str, layout: str, text_layers: int = -1) -> bool:
+    """Is `name` a tensor that files hold and no computation needs? `text_layers`: how many layers are run."""
+    patterns = (pattern.replace("{text_layers}", str(text_layers)) for pattern in HARMLESS[layout])
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def ema_name(name: str) -> str:
+    """The name of the EMA copy of CompVis' `model.*`: without dots, since LitEma registers buffers."""
+    return "model_ema." + name.removeprefix("model.").replace(".", "")
 
 
 def join(prefix: str | None, name: str) -> str | None:
@@ -199,14 +235,37 @@ def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[Row]:
             yield from layer_norm(f"layer_{i}/norm{j}", *both(f"layer_norm{j}"))
 
 
-def text_rows(config: TextConfig, prefix: str | None = "cond_stage_model.transformer") -> Iterator[Row]:
-    """SD 2 single files hold OpenCLIP's layout, whose q, k, v are fused: no CompVis names for its gelu towers."""
-    prefix = prefix if config.activation == "quick_gelu" else None
+def open_clip_layers(layers: int, prefix: str) -> Iterator[Row]:
+    for i in range(layers):
+        ours, theirs, old = f"layer_{i}", f"text_model.encoder.layers.{i}", f"{prefix}.{i}"
+        for head in "qkv":
+            for row in weight(f"{ours}/attn/{head}", f"{theirs}.self_attn.{head}_proj", f"{old}.attn.in_proj", "dense"):
+                stacked = row.compvis.replace("in_proj.", "in_proj_")
+                yield row._replace(compvis=stacked, compvis_operation=f"split {head}")
+        for path, name, old_name in (("attn/out", "self_attn.out_proj", "attn.out_proj"),
+                                     ("fc1", "mlp.fc1", "mlp.c_fc"), ("fc2", "mlp.fc2", "mlp.c_proj")):
+            yield from weight(f"{ours}/{path}", f"{theirs}.{name}", f"{old}.{old_name}", "dense")
+        for j in (1, 2):
+            yield from layer_norm(f"{ours}/norm{j}", f"{theirs}.layer_norm{j}", f"{old}.ln_{j}")
+
+
+def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[Row]:
+    """Towers with the exact gelu are OpenCLIP's, and hold its names in single files."""
     name = "text_model.embeddings.{}_embedding.weight"
-    for path, kind in ((("token_embedding", "embedding"), "token"), (("position_embedding",), "position")):
-        yield Row(path, name.format(kind), join(prefix, name.format(kind)), "same", "same")
-    yield from clip_layers(config.layers, "text_model", prefix)
-    yield from layer_norm("final_norm", "text_model.final_layer_norm", join(prefix, "text_model.final_layer_norm"))
+    if open_clip := config.activation == "gelu":
+        prefix = f"{prefix}.model"
+        token, position, final = f"{prefix}.token_embedding.weight", f"{prefix}.positional_embedding", "ln_final"
+    else:
+        prefix = f"{prefix}.transformer"
+        token, position = (f"{prefix}.{name.format(kind)}" for kind in ("token", "position"))
+        final = "text_model.final_layer_norm"
+    yield Row(("token_embedding", "embedding"), name.format("token"), token, "same", "same")
+    yield Row(("position_embedding",), name.format("position"), position, "same", "same")
+    if open_clip:
+        yield from open_clip_layers(config.layers, f"{prefix}.transformer.resblocks")
+    else:
+        yield from clip_layers(config.layers, "text_model", prefix)
+    yield from layer_norm("final_norm", "text_model.final_layer_norm", f"{prefix}.{final}")
 
 
 def vision_rows(config: VisionConfig) -> Iterator[Row]:

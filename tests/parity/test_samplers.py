@@ -1,7 +1,12 @@
-"""DDIM and PLMS against diffusers' schedulers, from the same noise and the same nonlinear model."""
+"""Samplers against diffusers' schedulers, from the same noise and the same nonlinear model.
+
+The table at the top of sdjax/tables.py says with which settings a peer is exact; these tests are its proof.
+"""
 
 from dataclasses import replace
+from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,14 +17,30 @@ diffusers = pytest.importorskip("diffusers")
 from sdjax import sampler  # noqa: E402
 from sdjax.config import ScheduleConfig  # noqa: E402
 from sdjax.denoise import make_denoiser  # noqa: E402
-from sdjax.schedule import make_schedule  # noqa: E402
+from sdjax.schedule import make_schedule, sigma_to_t  # noqa: E402
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
 
 NOISE = np.random.default_rng(0).standard_normal((2, 4, 4, 4))
+FRESH = np.random.default_rng(1).standard_normal((1000, *NOISE.shape)).astype(np.float32)  # row by row
 PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
-COMMON = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
-          "set_alpha_to_one": False, "timestep_spacing": "leading"}
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LEADING = {"steps_offset": 1, "timestep_spacing": "leading"}
+DDIM = LEADING | {"set_alpha_to_one": False}
+
+DIFFUSERS = {  # sampler -> scheduler, settings, limit
+    "ddim": ("DDIMScheduler", DDIM | {"clip_sample": False}, 2e-5),
+    "plms": ("PNDMScheduler", DDIM | {"skip_prk_steps": True}, 2e-5),
+    "ddpm": ("DDPMScheduler", LEADING | {"clip_sample": False}, 1e-4),
+    "euler": ("EulerDiscreteScheduler", {}, 2e-5),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}, 1e-4),
+    "heun": ("HeunDiscreteScheduler", {}, 2e-5),
+    "lms": ("LMSDiscreteScheduler", {}, 1e-4),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}, 1e-4),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 1e-4),
+    "unipc": ("UniPCMultistepScheduler", {}, 1e-4),
+    "lcm": ("LCMScheduler", {}, 1e-4),
+}
 
 
 def model(x, t, xp):
@@ -27,18 +48,40 @@ def model(x, t, xp):
     return xp.tanh(0.7 * x + 0.1) + 0.2 * xp.sin(x * (1 + t / 400))
 
 
-def ours(name: str, prediction: str, steps: int) -> np.ndarray:
-    config = replace(ScheduleConfig(), prediction=prediction)
-    plan = sampler.plan(name, make_schedule(config), steps)
-    denoiser = make_denoiser(config, lambda x, t: model(x, t[:, None, None, None], jnp))
-    return np.asarray(sampler.sample(plan.rows, denoiser, sampler.start(plan, NOISE), lambda row: 0.0).x)
+@cache
+def walk(prediction: str):
+    """Compiled once a padded length, whatever the sampler."""
+    denoiser = make_denoiser(replace(ScheduleConfig(), prediction=prediction),
+                             lambda x, t: model(x, t[:, None, None, None], jnp))
+    return jax.jit(lambda plan: sampler.sample(plan.rows, denoiser, sampler.start(plan, NOISE),
+                                               jnp.asarray(FRESH).__getitem__).x)
 
 
-def theirs(scheduler, steps: int) -> np.ndarray:
+def ours(name: str, prediction: str, steps: int, **options) -> np.ndarray:
+    return np.asarray(walk(prediction)(sampler.plan(name, make_schedule(ScheduleConfig()), steps, **options)))
+
+
+def make(name: str, prediction: str = "epsilon", **settings):
+    scheduler, defaults, _ = DIFFUSERS[name]
+    return getattr(diffusers, scheduler)(**BETAS | {"prediction_type": PREDICTION[prediction]} | defaults | settings)
+
+
+def theirs(scheduler, steps: int, monkeypatch) -> np.ndarray:
+    """diffusers' pipeline loop, drawing its noise from FRESH.
+
+    DPM-Solver++ and UniPC round the t of Karras sigmas: here they get the unrounded ones of the same sigmas.
+    """
+    draws = iter(FRESH)
+    monkeypatch.setattr(f"{type(scheduler).__module__}.randn_tensor", lambda *_, **__: torch.tensor(next(draws)),
+                        raising=False)
     scheduler.set_timesteps(steps)
-    x = torch.tensor(NOISE)
-    for t in scheduler.timesteps:
-        x = scheduler.step(model(x, t, torch), t, x).prev_sample
+    ts = scheduler.timesteps
+    if scheduler.config.get("use_karras_sigmas") and not ts.is_floating_point():
+        ts = torch.tensor(sigma_to_t(make_schedule(ScheduleConfig()), scheduler.sigmas[:-1].double().numpy()))
+        scheduler.set_begin_index(0)
+    x = torch.tensor(NOISE) * scheduler.init_noise_sigma
+    for t in ts:
+        x = scheduler.step(model(scheduler.scale_model_input(x, t), t, torch), t, x).prev_sample
     return x.numpy()
 
 
@@ -46,20 +89,77 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("steps", [5, 10, 20, 25, 50])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_ddim(steps, prediction):
-    scheduler = diffusers.DDIMScheduler(**COMMON, prediction_type=PREDICTION[prediction], clip_sample=False)
-    assert relative(ours("ddim", prediction, steps), theirs(scheduler, steps)) < 2e-5
+@pytest.mark.parametrize("name", [name for name in DIFFUSERS if name != "plms"])
+def test_defaults(name, prediction, monkeypatch):
+    """DDIM: diffusers subtracts 1000 // steps from t, which is the next t where steps divides 1000.
+
+    Euler, Heun and LMS: diffusers interpolates sigma between whole timesteps, k-diffusion and ours log sigma. There is
+    no difference where steps - 1 divides 999 (4, 10, 28, 38); at 20 and 50 it is 2e-5 for euler_a, 1e-6 for the others.
+    """
+    counts = {"ddim": (5, 10, 20, 25, 50), "ddpm": (5, 10, 20, 30, 50, 333), "lcm": (1, 2, 4, 7, 8, 50)}
+    counts |= dict.fromkeys(("dpmpp_2m", "dpmpp_2m_sde", "unipc"), (1, 2, 5, 20, 30, 99))
+    for steps in counts.get(name, (4, 10, 20, 28, 38, 50)):
+        found = ours(name, prediction, steps)
+        assert relative(found, theirs(make(name, prediction), steps, monkeypatch)) < DIFFUSERS[name][2], steps
 
 
 @pytest.mark.parametrize("steps", [5, 10, 20, 25, 50])
-def test_plms(steps):
+def test_plms(steps, monkeypatch):
     """eps-prediction only: of a v-model diffusers averages the v's, and PLMS (arXiv 2202.09778) averages the eps'."""
-    scheduler = diffusers.PNDMScheduler(**COMMON, prediction_type="epsilon", skip_prk_steps=True)
-    assert relative(ours("plms", "epsilon", steps), theirs(scheduler, steps)) < 2e-5
+    assert relative(ours("plms", "epsilon", steps), theirs(make("plms"), steps, monkeypatch)) < 2e-5
 
 
-def test_an_offset_of_one_timestep_would_be_seen():
-    scheduler = diffusers.DDIMScheduler(**(COMMON | {"steps_offset": 0}), prediction_type="epsilon", clip_sample=False)
-    assert relative(ours("ddim", "epsilon", 20), theirs(scheduler, 20)) > 2e-4
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("name", ["euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+def test_karras(name, prediction, monkeypatch):
+    """diffusers has no ancestral Euler with Karras sigmas; tests/test_tables.py has k-diffusion's."""
+    for steps in (3, 5, 20, 33):
+        expected = theirs(make(name, prediction, use_karras_sigmas=True), steps, monkeypatch)
+        assert relative(ours(name, prediction, steps, sigmas="karras"), expected) < DIFFUSERS[name][2], steps
+
+
+@pytest.mark.parametrize("name", [name for name in DIFFUSERS if name not in ("plms", "lcm")])
+def test_trailing(name, monkeypatch):
+    for steps in (5, 20, 50):
+        expected = theirs(make(name, timestep_spacing="trailing"), steps, monkeypatch)
+        assert relative(ours(name, "epsilon", steps, spacing="trailing"), expected) < DIFFUSERS[name][2], steps
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_a", "heun", "lms"])
+def test_leading(name, monkeypatch):
+    """Whole timesteps, start 1. (DPM-Solver++ and UniPC divide by steps + 1 in diffusers, by steps here.)"""
+    for steps in (5, 20, 30, 50):
+        expected = theirs(make(name, **LEADING), steps, monkeypatch)
+        assert relative(ours(name, "epsilon", steps, spacing="leading"), expected) < DIFFUSERS[name][2], steps
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ddim_eta(eta, monkeypatch):
+    scheduler = make("ddim")
+    scheduler.step = lambda *args, step=scheduler.step: step(*args, eta=eta)
+    assert relative(ours("ddim", "epsilon", 20, eta=eta), theirs(scheduler, 20, monkeypatch)) < 2e-5
+
+
+@pytest.mark.parametrize("name, wrong", [
+    ("ddim", {"steps_offset": 0}), ("plms", {"steps_offset": 0}), ("ddpm", {"steps_offset": 0}),
+    ("euler", {"timestep_spacing": "trailing"}), ("euler_a", {"timestep_spacing": "trailing"}),
+    ("heun", {"timestep_spacing": "trailing"}), ("lms", {"timestep_spacing": "trailing"}),
+    ("dpmpp_2m", {"solver_type": "heun"}), ("dpmpp_2m_sde", {"solver_type": "heun"}),
+    ("unipc", {"solver_order": 3}), ("unipc", {"disable_corrector": [7]}),
+    ("lcm", {"original_inference_steps": 40})])
+def test_a_wrong_setting_would_be_seen(name, wrong, monkeypatch):
+    steps = 4 if name == "lcm" else 10
+    error = relative(ours(name, "epsilon", steps), theirs(make(name, **wrong), steps, monkeypatch))
+    assert error > 2 * DIFFUSERS[name][2]
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc"])
+def test_karras_rounding_is_diffusers_own(name):
+    """With its rounded t the same run is off by more than rounding errors: the difference is the peer's, and small."""
+    scheduler = make(name, use_karras_sigmas=True)
+    scheduler.set_timesteps(20)
+    x = torch.tensor(NOISE)
+    for t in scheduler.timesteps:
+        x = scheduler.step(model(x, t, torch), t, x).prev_sample
+    assert 1e-5 < relative(ours(name, "epsilon", 20, sigmas="karras"), x.numpy()) < 1e-2

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sdjax.config import EMOJI, EMOJI_VISION, SD15, SD21
+from sdjax.config import EMOJI, EMOJI_VISION, SD15, SD21, VisionConfig
 from sdjax.errors import SdjaxError
-from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
-from sdjax.weights.names import current_name, make_rows
+from sdjax.weights.convert import OPERATIONS, SPLIT, from_file_tensors, param_shapes, to_file_tensors
+from sdjax.weights.names import current_name, ema_name, make_rows
 from tests.narrow import NARROW, NARROW_V2, NARROW_VISION, random_params
 
 MODULES = [getattr(c, part) for c in (NARROW, NARROW_V2, EMOJI) for part in ("text", "vae", "unet")]
@@ -25,8 +25,35 @@ def test_the_table_covers_every_parameter_once(module):
     assert sorted(row.path for row in rows) == sorted(flatten_dict(param_shapes(module)))
     names = [row.diffusers for row in rows]
     assert len(set(names)) == len(names)
-    compvis = [row.compvis for row in rows if row.compvis]
-    assert len(set(compvis)) == len(compvis) and len(compvis) in (0, len(rows))
+    if isinstance(module, VisionConfig):
+        return
+    whole = [row.compvis for row in rows if row.compvis_operation not in SPLIT]
+    split = [(row.compvis, row.compvis_operation) for row in rows if row.compvis_operation in SPLIT]
+    assert None not in whole and len(set(whole)) == len(whole) and len(set(split)) == len(split)
+    assert sorted(split) == sorted((name, part) for name in {name for name, _ in split} for part in SPLIT)
+
+
+def test_compvis_names_of_sd21():
+    """A sample of v2-1_768-ema-pruned.safetensors' names with their shapes; q, k and v are stacked."""
+    prefix, shapes = "cond_stage_model.model.", flatten_dict(param_shapes(SD21.text))
+    found = {row.compvis: OPERATIONS[row.compvis_operation][2](shapes[row.path].shape) for row in make_rows(SD21.text)}
+    for name, shape in {"positional_embedding": (77, 1024), "token_embedding.weight": (49408, 1024),
+                        "ln_final.bias": (1024,), "transformer.resblocks.0.attn.in_proj_weight": (3072, 1024),
+                        "transformer.resblocks.22.attn.in_proj_bias": (3072,),
+                        "transformer.resblocks.22.attn.out_proj.weight": (1024, 1024),
+                        "transformer.resblocks.1.mlp.c_fc.weight": (4096, 1024),
+                        "transformer.resblocks.1.mlp.c_proj.weight": (1024, 4096),
+                        "transformer.resblocks.1.ln_2.weight": (1024,)}.items():
+        assert found[prefix + name] == shape
+    assert len(found) == 23 * 12 + 4 and {row.compvis_operation for row in make_rows(SD21.text)} >= set(SPLIT)
+    linear = {row.compvis: row for row in make_rows(SD21.unet)}
+    assert linear["model.diffusion_model.middle_block.1.proj_in.weight"].compvis_operation == "dense"
+
+
+def test_ema_names_are_those_of_litema_and_unique():
+    rows = make_rows(SD15.unet)
+    assert ema_name("model.diffusion_model.input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
+    assert len({ema_name(row.compvis) for row in rows}) == len(rows) == 686
 
 
 def test_compvis_names_of_sd15():

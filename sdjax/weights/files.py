@@ -1,0 +1,69 @@
+"""What every reader of weights needs: the file as a read-only map, arrays over it, refusals that name the file."""
+
+import mmap
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.errors import SdjaxError
+
+MAX_TENSORS = 200_000
+MAX_ELEMENTS = 1 << 48  # above every file and far below numpy's own limit
+
+#: What a broken file makes Python raise while it is read.
+BROKEN = (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError, struct.error)
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Everything that reading `path` raises becomes an SdjaxError of one line that names it."""
+    try:
+        yield
+    except SdjaxError as error:
+        raise SdjaxError(f"{path}: {error}") from None
+    except OSError as error:
+        raise SdjaxError(f"{path}: not readable ({error.strerror})") from None
+    except BROKEN as error:
+        raise SdjaxError(f"{path}: broken, its parts do not fit together ({type(error).__name__})") from None
+
+
+def shown(value: Any) -> str:
+    """A short text for messages; never the repr of a container, which may be endless."""
+    return repr(value[:80]) if isinstance(value, (str, bytes)) else f"a {type(value).__name__}"
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_ELEMENTS
+
+
+def check_name(name: str) -> None:
+    if not 0 < len(name) <= 512 or not name.isprintable() or "\\" in name or any(
+            part in ("", ".", "..") for part in name.split("/")):
+        raise SdjaxError(f"{shown(name)} is not a tensor's name")
+
+
+def map_file(path: Path) -> mmap.mmap:
+    if not path.is_file():
+        raise SdjaxError("no such file")
+    if not path.stat().st_size:
+        raise SdjaxError("the file is empty")
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def view(data: mmap.mmap, dtype: np.dtype, start: int, shape: tuple, strides: tuple | None = None) -> np.ndarray:
+    """A read-only array over `data` from byte `start`; strides in elements."""
+    if prod(n for n in shape if n) > MAX_ELEMENTS:
+        raise SdjaxError(f"a tensor has the shape {list(shape)}")
+    if not all(shape):
+        return np.empty(shape, dtype)
+    if strides is not None:
+        strides = [(stride if n > 1 else 1) * dtype.itemsize for n, stride in zip(shape, strides, strict=True)]
+    if dtype.kind == "b" and np.ndarray(shape, np.uint8, data, start, strides).max() > 1:
+        raise SdjaxError("a tensor of truth values has bytes above 1")
+    return np.ndarray(shape, dtype, data, start, strides)

@@ -1,0 +1,187 @@
+"""One file in the layout of CompVis' stable-diffusion, as Stability and the model-sharing sites distribute it.
+
+Which model it is follows from the names and shapes of four tensors (`probes`), which differ between all presets but
+SD 2.x base and 768-v: these differ in what the UNet predicts, which `prediction` says, or the file's ModelSpec
+metadata, or at last a guess. What follows from no shape (heads, VAE scaling, schedule) is the recognised preset's.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sdjax.config import EMOJI, PRESETS, SD15, SD21_BASE, Config, ScheduleConfig, TextConfig
+from sdjax.errors import SdjaxError
+from sdjax.schedule import make_schedule
+from sdjax.text import clip_tokenizer, load_tokenizer
+from sdjax.types import Params
+from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
+from sdjax.weights.names import Row, current_name, ema_name, make_rows
+
+log = logging.getLogger("sdjax")
+
+PREDICTIONS = ("epsilon", "v")
+PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpec, in a safetensors file's metadata
+PARTS = ("text", "vae", "unet")
+UNET = "model.diffusion_model."
+
+#: What a file can be recognised as: the presets, and SD 2's inpainting model.
+CANDIDATES = (*PRESETS.values(), replace(SD21_BASE, name="sd2-inpaint", unet=replace(SD21_BASE.unet, in_channels=9)))
+
+#: ComfyUI's test (comfy/supported_models.py, SD20.model_type): this bias spreads wider in the v-models of SD 2.
+V_BIAS, V_SPREAD = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
+
+
+def known_prediction(prediction: str | None) -> str | None:
+    if prediction not in (None, *PREDICTIONS):
+        raise SdjaxError(f"prediction is {prediction!r}, should be one of {', '.join(PREDICTIONS)}")
+    return prediction
+
+
+def model_rows(config: Config) -> list[Row]:
+    """The tables of all three modules, paths beginning with the module's name."""
+    parts = ((part, make_rows(getattr(config, part))) for part in PARTS)
+    return [row._replace(path=(part, *row.path)) for part, rows in parts for row in rows]
+
+
+def probes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Names and file shapes by which a file of this config is told from the others."""
+    unet, text = config.unet, config.text
+    tower = "model." if text.activation == "gelu" else "transformer.text_model.embeddings."
+    return {
+        f"{UNET}input_blocks.0.0.weight": (unet.channels[0], unet.in_channels, 3, 3),
+        f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight": (unet.channels[-1], unet.context_dim),
+        f"cond_stage_model.{tower}token_embedding.weight": (text.vocab_size, text.width),
+        "first_stage_model.encoder.conv_in.weight": (config.vae.channels[0], 3, 3, 3),
+    }
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
+    """Tensors' shapes by name -> the candidates that they may be, none, one or (SD 2.x) two."""
+    return [config for config in CANDIDATES
+            if all(shapes.get(name) == shape for name, shape in probes(config).items())]
+
+
+def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, source: str | Path = "the file") -> Config:
+    """The Config of a single file's tensors. Logs one line where `prediction` had to be guessed."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if not (found := recognise(shapes)):
+        seen = ", ".join(f"{name} {list(shapes[name])}" for name in sorted({n for c in CANDIDATES for n in probes(c)})
+                         if name in shapes)
+        raise SdjaxError(f"{source}: holds none of {', '.join(config.name for config in CANDIDATES)} in CompVis' "
+                         f"layout; of the tensors that tell them apart it has {seen or 'none'}")
+    if prediction is None and len(found) > 1:
+        spread = np.std(np.asarray(tensors[V_BIAS], np.float32)) if V_BIAS in tensors else 0.0
+        prediction = "v" if spread > V_SPREAD else "epsilon"
+        other = PREDICTIONS[prediction == "epsilon"]
+        log.warning('%s: an SD 2.x file does not say what it predicts; taken as prediction="%s", since the standard '
+                    'deviation of %s is %.3f (v-models: above %s). If pictures are wrong, pass prediction="%s"',
+                    source, prediction, V_BIAS, spread, V_SPREAD, other)
+    prediction = prediction or found[0].schedule.prediction
+    config = next((config for config in found if config.schedule.prediction == prediction), found[0])
+    return replace(config, schedule=replace(config.schedule, prediction=prediction))
+
+
+def stored_prediction(path: Path) -> str | None:
+    """What a safetensors file's ModelSpec metadata says, if anything."""
+    from safetensors import SafetensorError, safe_open
+
+    with contextlib.suppress(OSError, SafetensorError), safe_open(path, "numpy") as file:
+        value = (file.metadata() or {}).get(PREDICTION_KEY)
+        return value if value in PREDICTIONS else None
+    return None
+
+
+def read_scale(tensors: Mapping[str, np.ndarray], config: Config, source: Path) -> Config:
+    """CompVis' `scale_factor` buffer wins over the preset's scaling, but for its rounding to a small dtype."""
+    scale = np.asarray(tensors.get("scale_factor", config.vae.scaling), np.float64)
+    if scale.shape != () or not np.isfinite(scale) or scale <= 0:
+        raise SdjaxError(f"{source}: scale_factor is {scale.tolist()}, should be one positive number")
+    if np.isclose(scale, config.vae.scaling, rtol=1e-3):
+        return config
+    return replace(config, vae=replace(config.vae, scaling=float(scale)))
+
+
+def check_betas(tensors: Mapping[str, np.ndarray], schedule: ScheduleConfig, source: Path) -> None:
+    """Logs one line where a file's schedule is not the one that is computed with."""
+    ours = make_schedule(schedule).betas
+    betas = np.asarray(tensors.get("betas", ours), np.float64)
+    if betas.shape != ours.shape or not np.allclose(betas, ours, rtol=0.02, atol=0):
+        log.warning("%s: its buffer `betas` is another noise schedule than %s; it is not used", source, schedule)
+
+
+def read_single(path: str | Path, prediction: str | None = None, prefer_ema: bool = False,
+                config: Config | None = None) -> tuple[Config, Params]:
+    """(config, {"text", "vae", "unet"}) of a .safetensors or .ckpt file, in the file's dtypes.
+
+    `prediction` "epsilon" or "v" overrules the file and the preset; `prefer_ema` takes the UNet from `model_ema.*`
+    where there is one; `config` is for files of no preset. Raises SdjaxError with one report of all that does not fit.
+    """
+    from sdjax.weights.tensors import read_tensors
+
+    path, prediction, tensors = Path(path), known_prediction(prediction), {}
+    for name, value in read_tensors(path).items():
+        if (current := current_name("single", name)) in tensors:
+            raise SdjaxError(f"{path}: {current} is there twice, once as {name}")
+        tensors[current] = value
+    prediction = prediction or stored_prediction(path)
+    if config is None:
+        config = detect(tensors, prediction, path)
+    elif prediction:
+        config = replace(config, schedule=replace(config.schedule, prediction=prediction))
+    config = read_scale(tensors, config, path)
+    check_betas(tensors, config.schedule, path)
+
+    rows = model_rows(config)
+    if prefer_ema and not any(name.startswith(ema_name(UNET)) for name in tensors):
+        log.warning("%s: has no EMA copy (model_ema.*); its only UNet is used", path)
+    elif prefer_ema:
+        for row in rows:
+            if row.path[0] == "unet":
+                tensors.pop(row.compvis, None)
+        rows = [row._replace(compvis=ema_name(row.compvis)) if row.path[0] == "unet" else row for row in rows]
+    expected = {part: param_shapes(getattr(config, part)) for part in PARTS}
+    return config, from_file_tensors(tensors, rows, expected, "compvis", str(path), config.text.layers)
+
+
+def write_single(path: str | Path, config: Config, params: Params) -> None:
+    """Writes `params` as one .safetensors file in CompVis' layout, whole or not at all; values keep their dtype.
+
+    Written are the UNet, the VAE and the layers of the text tower that are run: not OpenCLIP's last block nor its
+    text_projection and logit_scale, which SD 2 does not use and no reader needs, no EMA copy and no schedule buffers.
+    The metadata hold the prediction; `scale_factor` is written where the VAE's scaling is not the preset's.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise SdjaxError(f"{path}: exists and is no file; name a new .safetensors file")
+    tensors = to_file_tensors(params, model_rows(config), "compvis")
+    preset = next(iter(recognise(probes(config))), None)
+    if preset is None or preset.vae.scaling != config.vae.scaling:
+        tensors["scale_factor"] = np.asarray(config.vae.scaling, np.float32)
+    if preset is None or replace(preset, name=config.name, size=config.size, vae=replace(
+            preset.vae, scaling=config.vae.scaling), schedule=replace(
+            preset.schedule, prediction=config.schedule.prediction)) != config:
+        log.warning("%s: a single file does not hold this model's config, which is no preset's; a folder does", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        save_file(tensors, scratch / "new", metadata={PREDICTION_KEY: config.schedule.prediction})
+        os.replace(scratch / "new", path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def bundled_tokenizer(text: TextConfig):
+    """The tokenizer that a single file of this tower goes with: CLIP's, the emoji model's, or None."""
+    if text.vocab_size == SD15.text.vocab_size:
+        return clip_tokenizer()
+    folder = Path(__file__).parents[1] / "pretrained" / "emoji" / "tokenizer"
+    return load_tokenizer(folder) if text.vocab_size == EMOJI.text.vocab_size and folder.is_dir() else None

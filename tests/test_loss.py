@@ -1,0 +1,115 @@
+"""Losses against their formulas, and draws that belong to the example."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.config import ScheduleConfig
+from sdjax.loss import clip_contrastive, drop_captions, gaussian_kl, noise_batch, posterior_sample, reconstruction
+from sdjax.schedule import make_schedule
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+ABAR = jnp.asarray(make_schedule(ScheduleConfig()).alphas_cumprod, jnp.float32)
+KEY = jax.random.key(3)
+RNG = np.random.default_rng(0)
+
+
+def noise(index, prediction="epsilon", key=KEY, **options):
+    """noise_batch on x0 = the posterior's unit noise, so that x0 can be told from x and the target."""
+    index, seen = jnp.asarray(index), []
+    keep = lambda unit: seen.append(unit) or unit
+    return noise_batch(keep, (len(index), 4, 4, 4), index, key, ABAR, prediction, **options), seen[0]
+
+
+def test_x_and_target_are_rotations_of_x0_and_eps():
+    (x, t, eps, weight), x0 = noise(range(200))
+    (x_too, _, v, _), _ = noise(range(200), "v")
+    signal, sigma = (np.sqrt(a)[:, None, None, None] for a in (ABAR[t], 1 - ABAR[t]))
+    np.testing.assert_array_equal(x, x_too)
+    np.testing.assert_allclose(x, signal * x0 + sigma * eps, atol=1e-5)
+    np.testing.assert_allclose(v, signal * eps - sigma * x0, atol=1e-5)
+    np.testing.assert_allclose(signal * x - sigma * v, x0, atol=1e-5)  # the identity that makes v a prediction
+    assert (weight == 1).all()
+    assert abs(np.corrcoef(np.ravel(x0), np.ravel(eps))[0, 1]) < 0.05, "x0 and eps are not drawn apart"
+
+
+def test_draws_are_standard():
+    (_, t, eps, _), _ = noise(range(200))
+    assert t.dtype == jnp.int32 and 0 <= t.min() < 20 and 980 < t.max() < 1000
+    assert abs(t.mean() - 499.5) < 60 and abs(eps.mean()) < 0.03 and abs(eps.std() - 1) < 0.02
+
+
+def test_an_example_s_draws_depend_on_its_index_and_the_key_alone():
+    (whole, x0), (some, x0_some) = noise([5, 6, 7, 8]), noise([8, 6])
+    for name, a, b in [*zip(whole._fields, whole, some, strict=True), ("x0", x0, x0_some)]:
+        np.testing.assert_array_equal(a[jnp.array([3, 1])], b, err_msg=name)
+    assert len({float(value) for value in whole.target[:, 0, 0, 0]}) == 4
+    other, x0_other = noise([5, 6, 7, 8], key=jax.random.fold_in(KEY, 1))
+    assert (other.target != whole.target).all() and (x0_other != x0).all()
+
+
+@pytest.mark.parametrize("prediction, formula", [
+    ("epsilon", lambda snr: np.minimum(snr, 5) / snr), ("v", lambda snr: np.minimum(snr, 5) / (snr + 1))])
+def test_min_snr(prediction, formula):
+    """arXiv 2303.09556: as a loss on x0 both weights are min(snr, 5)."""
+    (_, t, _, weight), _ = noise(range(200), prediction, min_snr_gamma=5.0)
+    abar = np.asarray(make_schedule(ScheduleConfig()).alphas_cumprod)[t]
+    np.testing.assert_allclose(weight, formula(abar / (1 - abar)), rtol=1e-3)
+    assert weight.min() < 0.1 and weight.max() > 0.8
+
+
+def test_captions_are_dropped_by_example_and_rate():
+    null, index = jnp.zeros((3, 2)), jnp.arange(4000)
+    context = jnp.ones((4000, 3, 2))
+    out = drop_captions(context, null, index, KEY, 0.1)
+    dropped = np.asarray((out == 0).all((1, 2)))
+    assert (dropped | np.asarray((out == 1).all((1, 2)))).all() and abs(dropped.mean() - 0.1) < 0.02
+    order = np.random.default_rng(0).permutation(4000)[:50]
+    np.testing.assert_array_equal(drop_captions(context[:50], null, index[order], KEY, 0.1), out[order])
+    assert (drop_captions(context, null, index, jax.random.key(4), 0.1) != out).any()
+    assert (drop_captions(context, null, index, KEY, 0.0) == 1).all()
+    assert (drop_captions(context, null, index, KEY, 1.0) == 0).all()
+
+
+def test_no_key_is_drawn_from_twice(monkeypatch):
+    """A single uniform per key: what decides a dropped caption is no other example's time or noise."""
+    used, index = [], jnp.arange(8)
+    note = lambda draw: lambda key, *args: used.append(jax.random.key_data(key)) or draw(key, *args)
+    for name in ("normal", "randint", "bernoulli"):
+        monkeypatch.setattr(jax.random, name, note(getattr(jax.random, name)))
+    with jax.disable_jit():
+        for i in index:
+            monkeypatch.setattr(jax, "vmap", lambda f: lambda *a: jnp.stack([f(*row) for row in zip(*a, strict=True)]))
+            noise([i])
+            drop_captions(jnp.ones((1, 3, 2)), jnp.zeros((3, 2)), jnp.array([i]), KEY, 0.5)
+    assert len(used) == 8 * 4 and len({tuple(np.asarray(key).tolist()) for key in used}) == 8 * 4
+
+
+def test_posterior_sample_and_kl_in_closed_form():
+    mean, logvar = RNG.normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
+    unit = RNG.normal(size=mean.shape).astype(np.float32)
+    moments = np.concatenate([mean, logvar], -1)
+    np.testing.assert_allclose(posterior_sample(moments, unit), mean + np.exp(logvar / 2) * unit, rtol=1e-5)
+    sigma = np.exp(logvar.astype(float) / 2)  # KL(N(m, s) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - ln s
+    np.testing.assert_allclose(gaussian_kl(mean, logvar), ((mean**2 + sigma**2 - 1) / 2 - np.log(sigma)).sum((1, 2, 3)),
+                               rtol=1e-4)
+    assert (gaussian_kl(jnp.zeros((2, 2, 2, 4)), jnp.zeros((2, 2, 2, 4))) == 0).all()
+
+
+def test_reconstruction():
+    a, b = RNG.normal(size=(2, 3, 4, 4, 3))
+    np.testing.assert_allclose(reconstruction(a, b, "l1"), np.abs(a - b).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(reconstruction(a, b, "l2"), ((a - b) ** 2).mean((1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("logit_scale", [np.log(10.0), 8.0])
+def test_contrastive(logit_scale):
+    """Figure 3 of CLIP (arXiv 2103.00020), written out; the temperature is held at 1 / 100."""
+    image, text = RNG.normal(size=(2, 5, 7))
+    scale = min(np.exp(logit_scale), 100)
+    cosine = np.array([[i @ t / np.sqrt((i @ i) * (t @ t)) for t in text] for i in image])
+    cross = lambda rows: [np.log(np.exp(scale * row).sum()) - scale * row[k] for k, row in enumerate(rows)]
+    want = (np.array(cross(cosine)) + np.array(cross(cosine.T))) / 2
+    np.testing.assert_allclose(clip_contrastive(image, text, logit_scale), want, rtol=1e-3, atol=1e-4)
+    assert clip_contrastive(text, text, logit_scale).mean() < want.mean()

@@ -1,0 +1,188 @@
+"""The scripts as one types them: what a run leaves in its folder, and refusals of one line.
+
+They run inside of the tests' process, which has imported and compiled already; what has to hold in a fresh one is
+tried in a fresh one.
+"""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdjax
+from sdjax.text import train_bpe
+from tests.narrow import NARROW, random_model_params
+from tests.test_text import captions
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+ROOT = Path(__file__).parent.parent
+CONFIG = replace(
+    NARROW, name="model", size=16, text=replace(NARROW.text, layers=1), vae=replace(NARROW.vae, channels=(8, 16), blocks=1),
+    unet=replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,)))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with `model`, `pictures`, and `file`, which is in the way."""
+    place = tmp_path_factory.mktemp("scripts")
+    tokenizer = train_bpe(captions(), CONFIG.text.vocab_size, place / "tokenizer")
+    sdjax.save(sdjax.StableDiffusion(CONFIG, random_model_params(CONFIG), tokenizer), place / "model")
+    emoji = Path(__file__).parent / "data" / "emoji300"
+    lines = (emoji / "metadata.jsonl").read_text().splitlines()[:16]
+    (place / "pictures").mkdir()
+    for line in lines:
+        shutil.copy(emoji / json.loads(line)["file_name"], place / "pictures")
+    (place / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    (place / "file").write_text("mine")
+    return place
+
+
+@pytest.fixture
+def script(place, monkeypatch):
+    """script("train/train_vae.py", "--steps", 2): runs it in `place` and returns its exit status."""
+
+    def script(name, *arguments):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setenv("SDJAX_CACHE", str(place / "cache"))
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return script
+
+
+def changed(sd, trained):
+    """Which parts of a model differ."""
+    differ = lambda a, b: any(jax.tree.leaves(jax.tree.map(lambda x, y: (np.asarray(x) != np.asarray(y)).any(), a, b)))
+    return {part for part in sd.params if differ(sd.params[part], trained.params[part])}
+
+
+def train(script, place, name, steps, *arguments):
+    """Trains to a new folder and checks what every training script leaves; (its folder, its records, the export)."""
+    out = place / Path(name).stem
+    command = [name, "--model", "model", "--data", "pictures", "--out", out, "--steps", steps, "--batch-size", 8,
+               "--log-every", 1, "--learning-rate", 1e-3, "--warmup", 0, *arguments]
+    assert script(*command) == 0
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["steps"] == steps and settings["model"] == "model" and settings["seed"] == 0
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, steps + 1))
+    for record in records:
+        assert {"step", "loss", "learning_rate", "grad_norm"} <= set(record)
+        assert np.isfinite(list(record.values())).all() and record["grad_norm"] > 0
+        assert ("images_per_second" in record) == (record["step"] > 1)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [str(steps)]
+    assert not [path for path in out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
+    return out, records, sdjax.load(out / "export")
+
+
+def test_train_diffusion(script, place):
+    out, records, trained = train(script, place, "train/train_diffusion.py", 3, "--prediction", "v", "--sample-prompts", 2,
+                                  "--min-snr-gamma", 5, "--ema-decay", 0)
+    sd = sdjax.load(place / "model")
+    assert changed(sd, trained) == {"unet"}
+    assert trained.config == replace(CONFIG, name="export", schedule=replace(CONFIG.schedule, prediction="v"))
+    assert Image.open(out / "samples" / "3.png").width > 2 * 16
+    latents, states = sorted((out / "cache").iterdir())
+    assert np.load(latents).shape == (16, 8, 8, 8) and np.load(states).shape[1:] == (12, 24)
+    assert len({record["learning_rate"] for record in records}) == 1
+
+
+def test_train_vae(script, place):
+    out, records, trained = train(script, place, "train/train_vae.py", 2, "--sample-every", 1)
+    assert changed(sdjax.load(place / "model"), trained) == {"vae"}
+    assert {"kl", "psnr", "reconstruction"} <= set(records[0])
+    assert {path.name for path in (out / "samples").iterdir()} == {"1.png", "2.png"}
+    pictures = np.stack([np.asarray(Image.open(path).convert("RGB").resize((16, 16)))
+                         for path in (place / "pictures").glob("*.webp")])
+    latents = sdjax.encode(trained, pictures.astype(np.float32) / 127.5 - 1)
+    assert trained.config.vae.scaling != CONFIG.vae.scaling and abs(latents.std() - 1) < 0.1
+
+
+def test_train_clip(script, place):
+    out, records, trained = train(script, place, "train/train_clip.py", 2)
+    assert changed(sdjax.load(place / "model"), trained) == {"text"}
+    assert all(0 <= record["retrieval"] <= 1 for record in records)
+    vision, head = sdjax.load_clip(out / "export" / "clip")
+    assert vision.projection == CONFIG.text.width == head["text_projection"].shape[1]
+    assert set(head) == {"vision", "text_projection", "logit_scale"} and abs(head["logit_scale"] - np.log(1 / 0.07)) < 0.1
+
+
+def test_generate(script, place, capfd):
+    (place / "drawn").mkdir()
+    (place / "drawn" / "00011-seed5.png").write_text("an older one")
+    assert script("sample/generate.py", "a red apple", "--model", "model", "--out", "drawn", "--steps", 2, "--num-images",
+                  2, "--no-cache") == 0
+    names = {"00012-seed0.png", "00013-seed1.png", "sheet.png"}
+    assert {path.name for path in (place / "drawn").iterdir()} == names | {"00011-seed5.png"}
+    image = Image.open(place / "drawn" / "00013-seed1.png")
+    assert image.size == (16, 16) and image.text["parameters"].startswith("a red apple\nSteps: 2, Sampler: ddim")
+    assert {Path(line).name for line in capfd.readouterr().out.split()} == names
+
+
+GENERATE = {"--model": "model", "--out": "out"}
+TRAIN = {"--model": "model", "--data": "pictures", "--out": "refused", "--batch-size": 8}
+ANY_TRAIN = [
+    ({"--model": "nowhere"}, "--model: nowhere: no such folder"), ({"--data": None}, "--data"),
+    ({"--data": "nowhere"}, "--data nowhere"), ({"--data": "model"}, "no metadata.jsonl"), ({"--steps": 0}, "--steps 0"),
+    ({"--steps": "x"}, "--steps"), ({"--out": "file"}, "--out file: cannot be written"), ({"--bogus": 1}, "--bogus"),
+    ({"--optimizer": "adam"}, "--optimizer adam"), ({"--decay": "step"}, "--decay step"), ({"--out": None}, "--out"),
+    ({"--batch-size": 0}, "--batch-size 0")]
+REFUSED = [
+    *[("sample/generate.py", GENERATE, *case) for case in [
+        ({"--model": "nowhere"}, "--model: nowhere: no such folder"), ({"--sampler": "eular"}, "--sampler"),
+        ({"--steps": 0}, "--steps"), ({"--out": "file"}, "--out file: cannot be written"), ({"--height": 15}, "--height 15"),
+        ({"--bogus": 1}, "--bogus"), ({"--dtype": "int8"}, "--dtype"), ({"--seed": -1}, "--seed -1")]],
+    *[("train/train_diffusion.py", TRAIN, *case) for case in [
+        *ANY_TRAIN, ({"--prediction": "x0"}, "--prediction x0"), ({"--caption-dropout": 2}, "--caption-dropout 2"),
+        ({"--min-snr-gamma": 0}, "--min-snr-gamma 0"), ({"--sample-prompts": 0}, "--sample-prompts 0")]],
+    *[("train/train_vae.py", TRAIN, *case) for case in [*ANY_TRAIN, ({"--loss": "l3"}, "--loss l3")]],
+    *[("train/train_clip.py", TRAIN, *case) for case in ANY_TRAIN]]
+
+
+def arguments(name, defaults, changes):
+    pairs = [(flag, str(value)) for flag, value in (defaults | changes).items() if value is not None]
+    return [*(["a red apple"] if name.startswith("sample") else []), *[word for pair in pairs for word in pair]]
+
+
+@pytest.mark.parametrize("name, defaults, changes, message", REFUSED, ids=lambda value: str(value)[:40])
+def test_refusals_are_one_line_that_names_the_flag(script, place, capfd, name, defaults, changes, message):
+    before = {path for path in place.rglob("*") if path.name in ("config.json", "metrics.jsonl", "export")}
+    assert script(name, *arguments(name, defaults, changes)) == 2
+    found = capfd.readouterr()
+    assert found.err.startswith("error: ") and message in found.err and found.err.count("\n") == 1 and not found.out
+    assert before == {path for path in place.rglob("*") if path.name in ("config.json", "metrics.jsonl", "export")}
+    assert (place / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name, defaults, changes", [
+    ("sample/generate.py", GENERATE, {"--bogus": 1}), ("sample/generate.py", GENERATE, {"--model": "nowhere"}),
+    ("train/train_diffusion.py", TRAIN, {"--data": None}), ("train/train_clip.py", TRAIN, {"--data": "nowhere"})],
+    ids=lambda value: str(value)[:30])
+def test_refusals_in_a_fresh_process(place, name, defaults, changes):
+    command = [sys.executable, ROOT / name, *arguments(name, defaults, changes)]
+    done = subprocess.run(command, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_an_unreadable_picture_is_named_last(script, place, capfd, tmp_path):
+    """A progress bar may come before it, on lines of its own."""
+    shutil.copytree(place / "pictures", tmp_path / "pictures")
+    (tmp_path / "pictures" / "00003.webp").write_bytes(b"no picture")
+    for name in ("train/train_diffusion.py", "train/train_clip.py"):
+        assert script(name, *arguments(name, TRAIN, {"--data": tmp_path / "pictures", "--out": tmp_path / name})) == 2
+        last = capfd.readouterr().err.rstrip("\n").split("\n")[-1]
+        assert last.startswith("error: ") and "00003.webp: not a readable picture" in last
+        assert not list((tmp_path / name).glob("cache/*"))

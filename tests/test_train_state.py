@@ -1,0 +1,92 @@
+"""The train step against optax and against hand-made numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sdjax.errors import SdjaxError
+from sdjax.train_state import make_optimizer, make_state, make_train_step, update_ema
+
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def quadratic(params, batch, key):
+    """sum over w of (w - b)^2 / 2 an example: the gradient is w - mean(b)."""
+    losses = 0.5 * jnp.square(params["w"] - batch).sum(1)
+    return losses, {"draw": jax.random.uniform(key)}
+
+
+def test_a_step_of_sgd_by_hand():
+    w, batch = np.array([1.0, -2.0], np.float32), np.array([[0.0, 0.0], [1.0, 2.0]], np.float32)
+    optimizer = optax.sgd(0.5)
+    step = make_train_step(quadratic, optimizer, 0.9)
+    state, metrics = step(make_state({"w": jnp.array(w)}, optimizer), batch, jax.random.key(0))
+    gradient = w - np.array([0.5, 1.0])
+    np.testing.assert_allclose(state.params["w"], w - 0.5 * gradient, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], (2.5 + 8.0) / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt((gradient**2).sum()), rtol=1e-6)
+    np.testing.assert_allclose(state.ema["w"], w + (1 - 2 / 11) * (state.params["w"] - w), rtol=1e-6)
+    assert state.step == 1 and state.step.dtype == jnp.int32
+    draws = [float(metrics["draw"])] + [float(step(state, batch, jax.random.key(k))[1]["draw"]) for k in (0, 1)]
+    assert len(set(draws)) == 3, "steps or keys draw the same"
+
+
+@pytest.mark.parametrize("name, reference", [
+    ("adamw", lambda s: optax.adamw(s, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)),
+    ("lion", lambda s: optax.lion(s, weight_decay=0.01)), ("adafactor", optax.adafactor)])
+def test_optimizers_are_optax_s_after_clipping(name, reference):
+    optimizer, schedule = make_optimizer(name, 0.1, 10, 2, "cosine")
+    theirs, params = reference(schedule), {"w": jnp.array([3.0, 4.0])}
+    state, other, hidden = make_state(params, optimizer), params, theirs.init(params)
+    step = make_train_step(quadratic, optimizer, 0.0)
+    for _ in range(3):
+        state, metrics = step(state, jnp.zeros((2, 2)), jax.random.key(0))
+        gradient = jax.tree.map(lambda g: g / jnp.maximum(optax.global_norm(g), 1.0), other)  # the gradient of w^2 / 2
+        updates, hidden = theirs.update(gradient, hidden, other)
+        other = optax.apply_updates(other, updates)
+    np.testing.assert_allclose(state.params["w"], other["w"], rtol=1e-5)
+    assert metrics["grad_norm"] > 1, "the norm is logged before clipping"
+    np.testing.assert_array_equal(state.ema["w"], state.params["w"])  # decay 0 follows at once
+
+
+def test_ema_warms_up():
+    ema = {"w": jnp.zeros(())}
+    for n in (1, 10, 100, 10**6):
+        moved = update_ema(ema, {"w": jnp.ones(())}, jnp.int32(n), 0.999)["w"]
+        np.testing.assert_allclose(moved, 1 - min(0.999, (1 + n) / (10 + n)), rtol=1e-4)
+
+
+def test_ema_of_bfloat16_weights_is_float32_and_moves():
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    optimizer = optax.sgd(0.1)
+    state = make_state(params, optimizer)
+    assert state.ema["w"].dtype == jnp.float32
+    state, _ = make_train_step(quadratic, optimizer, 0.9999)(state, jnp.zeros((1, 3)), jax.random.key(0))
+    assert state.params["w"].dtype == jnp.bfloat16 and state.ema["w"].dtype == jnp.float32
+    later = update_ema({"w": jnp.ones(3)}, {"w": jnp.full(3, 1.0078125, jnp.bfloat16)}, jnp.int32(10**6), 0.9999)
+    assert (later["w"] > 1).all() and (later["w"].astype(jnp.bfloat16) == 1).all()  # less than bfloat16 can tell
+
+
+def test_the_ema_is_a_copy():
+    """The step donates its state: no two leaves may share a buffer."""
+    params = {"w": jnp.ones(3)}
+    state = make_state(params, optax.sgd(0.1))
+    assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
+
+
+def test_courses_of_the_learning_rate():
+    for decay, half, end in [("constant", 0.2, 0.2), ("cosine", 0.1, 0.0), ("linear", 0.1, 0.0)]:
+        _, schedule = make_optimizer("adamw", 0.2, 110, 10, decay)
+        np.testing.assert_allclose([schedule(n) for n in (0, 5, 10, 60, 110)], [0, 0.1, 0.2, half, end], atol=1e-6)
+        _, cold = make_optimizer("adamw", 0.2, 100, 0, decay)
+        np.testing.assert_allclose([cold(0), cold(50)], [0.2, half], atol=1e-6)
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(SdjaxError, match="--optimizer adam: expected one of adamw, adafactor, lion"):
+        make_optimizer("adam", 0.1, 10, 2, "cosine")
+    with pytest.raises(SdjaxError, match="--decay step: expected one of constant, cosine, linear"):
+        make_optimizer("adamw", 0.1, 10, 2, "step")

@@ -1,0 +1,287 @@
+"""Single files: recognised, read strictly, written so that every tensor comes back byte for byte."""
+
+import logging
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import sdjax
+from sdjax.config import EMOJI, PRESETS, SD15, SD21, SD21_BASE
+from sdjax.errors import SdjaxError
+from sdjax.text import clip_tokenizer, train_bpe
+from sdjax.weights import single
+from sdjax.weights.folder import read_folder, write_folder
+from sdjax.weights.names import ema_name
+from sdjax.weights.single import CANDIDATES, V_BIAS, bundled_tokenizer, detect, read_single, write_single
+from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, file_tensors, random_model_params
+from tests.test_text import captions
+
+CONFIGS = [NARROW, NARROW_V2, NARROW_INPAINT]
+UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
+
+
+def same(a, b):
+    whole = lambda x: (x.dtype, x.shape, np.asarray(x).tobytes())
+    equal = lambda x, y: whole(x) == whole(y)
+    return jax.tree.all(jax.tree.map(equal, a, b))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_bpe(captions(), 580, tmp_path_factory.mktemp("tokenizer"))
+
+
+def written(path, config, change=None, dtype=np.float32, **options):
+    """A single file of random parameters, its tensors changed by `change`; returns the parameters."""
+    params = random_model_params(config, dtype=dtype)
+    write_single(path, config, params)
+    if change:
+        tensors = load_file(path)
+        save_file(change(tensors) or tensors, path)
+    return params
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_every_tensor_comes_back_byte_for_byte(config, dtype, tokenizer, tmp_path):
+    """folder -> parameters -> single -> parameters -> folder -> parameters -> single."""
+    params = random_model_params(config, dtype=dtype)
+    write_folder(tmp_path / "a", config, params, tokenizer)
+    found, params_a, _ = read_folder(tmp_path / "a")
+    write_single(tmp_path / "a.safetensors", found, params_a)
+    again, params_b = read_single(tmp_path / "a.safetensors", config=found)
+    assert again == found and same(params, params_a) and same(params_a, params_b)
+
+    write_folder(tmp_path / "b", again, params_b, tokenizer)
+    for path in (tmp_path / "a").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+    found, params_c, _ = read_folder(tmp_path / "b")
+    write_single(tmp_path / "b.safetensors", found, params_c)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.safetensors", "b", "b.safetensors"]
+
+
+# ---- which model is it?
+
+
+@pytest.mark.parametrize("config", CANDIDATES, ids=lambda c: c.name)
+def test_every_preset_is_recognised_from_names_and_shapes(config, caplog):
+    tensors = file_tensors(config)
+    if config in (SD21, SD21_BASE):
+        spread = {"v": 0.12, "epsilon": 0.03}[config.schedule.prediction]
+        tensors[V_BIAS] = np.random.default_rng(0).normal(size=320, scale=spread).astype(np.float16)
+    assert detect(tensors) == config
+    assert len(caplog.messages) == (config in (SD21, SD21_BASE))  # the guess is said, and only a guess
+    other = {"v": "epsilon", "epsilon": "v"}[config.schedule.prediction]
+    assert detect(tensors, other).schedule.prediction == other
+    assert len(caplog.messages) == (config in (SD21, SD21_BASE))
+    if caplog.messages:
+        assert f'prediction="{other}"' in caplog.text and V_BIAS in caplog.text and "\n" not in caplog.messages[0]
+
+
+def test_presets_differ_in_what_a_file_shows():
+    assert {config.name for config in CANDIDATES} == {*PRESETS, "sd2-inpaint"}
+    for config in CANDIDATES:
+        expected = {SD21, SD21_BASE} if config in (SD21, SD21_BASE) else {config}
+        assert set(single.recognise(single.probes(config))) == expected
+
+
+def test_other_models_are_refused_with_what_was_seen():
+    sdxl = {f"{UNET}input_blocks.0.0.weight": np.zeros((320, 4, 3, 3)),
+            "conditioner.embedders.1.model.ln_final.bias": np.zeros(1280)}
+    with pytest.raises(SdjaxError, match=r"none of sd15.*input_blocks\.0\.0\.weight \[320, 4, 3, 3\]"):
+        detect(sdxl, source="xl.safetensors")
+    with pytest.raises(SdjaxError, match=r"it has none"):
+        detect({"lora_unet_down.weight": np.zeros(3)})
+
+
+def test_the_metadata_of_a_written_file_settle_the_prediction(tmp_path, monkeypatch, caplog):
+    twin = replace(NARROW_V2, name="twin", schedule=NARROW.schedule)
+    monkeypatch.setattr(single, "CANDIDATES", (twin, NARROW_V2))
+    for config, other in ((twin, NARROW_V2), (NARROW_V2, twin)):
+        path = tmp_path / f"{config.name}.safetensors"
+        written(path, config)
+        with safe_open(path, "numpy") as file:
+            assert file.metadata()["modelspec.prediction_type"] == config.schedule.prediction
+        assert read_single(path)[0] == config
+        assert read_single(path, prediction=other.schedule.prediction)[0] == other
+        assert not caplog.messages
+        save_file(load_file(path), path)
+        assert read_single(path)[0] == twin and "does not say" in caplog.text
+        caplog.clear()
+    with pytest.raises(SdjaxError, match="prediction is 'x0', should be one of epsilon, v"):
+        read_single(path, prediction="x0")
+
+
+# ---- what else is in files
+
+
+def add_extras(tensors):
+    """What the originals and their descendants hold besides: nothing of it is used, in no dtype."""
+    extras = {f"{VAE}loss.discriminator.main.0.weight": 3, f"{VAE}loss.logvar": 0, "model_ema.decay": 0,
+              "model_ema.num_updates": 0, "alphas_cumprod": 1000, "lvlb_weights": 1000, "denoiser.sigmas": 1000,
+              f"{TEXT}transformer.text_model.embeddings.position_ids": 12, f"{TEXT}logit_scale": 0,
+              f"{TEXT}model.logit_scale": 0, f"{TEXT}model.text_projection": 24, f"{TEXT}model.attn_mask": 12,
+              f"{TEXT}transformer.text_projection.weight": 24,
+              f"{TEXT}model.transformer.resblocks.2.attn.in_proj_weight": 72,
+              f"{TEXT}model.transformer.resblocks.2.ln_1.bias": 24}
+    return tensors | {name: np.full((size,) if size else (), np.nan, np.float32) for name, size in extras.items()}
+
+
+@pytest.mark.parametrize("config", [NARROW, NARROW_V2], ids=lambda c: c.name)
+def test_known_extras_are_read_over_and_strangers_are_not(config, tmp_path):
+    path = tmp_path / "a.safetensors"
+    params = written(path, config, add_extras)
+    assert same(params, read_single(path, config=config)[1])
+    strangers = [f"{UNET}label_emb.0.0.weight", f"{TEXT}model.transformer.resblocks.3.ln_1.bias",
+                 f"{TEXT}model.transformer.resblocks.0.ls_1.gamma", "control_model.zero.weight", "v_pred", "betas.1",
+                 f"{VAE}encoder.loss", "model_emas.decay", "xlogvar"]
+    written(path, config, lambda tensors: tensors | {name: np.zeros(1, np.float32) for name in strangers})
+    with pytest.raises(SdjaxError) as caught:
+        read_single(path, config=config)
+    assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == sorted(strangers)
+
+
+def test_one_report_for_the_whole_file(tmp_path):
+    def spoil(tensors):
+        del tensors[f"{UNET}out.2.bias"], tensors[f"{VAE}quant_conv.weight"]
+        tensors[f"{TEXT}model.transformer.resblocks.1.attn.in_proj_bias"] = np.full(72, np.inf, np.float32)
+        tensors[f"{TEXT}model.transformer.resblocks.0.attn.in_proj_weight"] = np.zeros((24, 72), np.float32)
+        tensors[f"{UNET}time_embed.0.bias"] = np.zeros(64, np.int32)
+        tensors["stranger"] = np.zeros(1, np.float32)
+
+    written(tmp_path / "a.safetensors", NARROW_V2, spoil)
+    with pytest.raises(SdjaxError) as caught:
+        read_single(tmp_path / "a.safetensors", config=NARROW_V2)
+    head, *lines = str(caught.value).splitlines()
+    assert head.startswith(str(tmp_path / "a.safetensors") + ": 6 tensors do not fit") and len(lines) == 6
+    for line in (f"missing     {UNET}out.2.bias", f"missing     {VAE}quant_conv.weight",
+                 f"not finite  {TEXT}model.transformer.resblocks.1.attn.in_proj_bias: has NaN or infinite values",
+                 f"wrong shape {TEXT}model.transformer.resblocks.0.attn.in_proj_weight: [24, 72], should be [72, 24]",
+                 f"not float   {UNET}time_embed.0.bias: int32", "unexpected  stranger"):
+        assert f"  {line}" in lines
+
+
+def test_the_ema_copy(tmp_path, caplog):
+    def add_ema(tensors):
+        return tensors | {ema_name(name): value + 1 for name, value in tensors.items() if name.startswith(UNET)}
+
+    path = tmp_path / "a.safetensors"
+    params = written(path, NARROW, add_ema)
+    caplog.clear()
+    _, plain = read_single(path, config=NARROW)
+    _, ema = read_single(path, config=NARROW, prefer_ema=True)
+    assert same(plain, params) and not caplog.messages
+    assert same(ema, params | {"unet": jax.tree.map(lambda leaf: leaf + 1, params["unet"])})
+
+    lost = ema_name(f"{UNET}out.2.bias")
+    written(path, NARROW, lambda tensors: {k: v for k, v in add_ema(tensors).items() if k != lost})
+    with pytest.raises(SdjaxError, match=f"1 tensors do not fit the config:\n  missing     {lost}$"):
+        read_single(path, config=NARROW, prefer_ema=True)
+    written(path, NARROW)
+    assert same(read_single(path, config=NARROW, prefer_ema=True)[1], params) and "has no EMA copy" in caplog.text
+
+
+@pytest.mark.parametrize("config, new, old", [
+    (NARROW_V2, TEXT, "conditioner.embedders.0."),
+    (NARROW, TEXT, "conditioner.embedders.0."),
+    (NARROW, f"{TEXT}transformer.text_model.", f"{TEXT}transformer."),
+])
+def test_other_spellings(config, new, old, tmp_path):
+    rename = lambda tensors: {name.replace(new, old): value for name, value in tensors.items()}
+    params = written(tmp_path / "a.safetensors", config, rename)
+    assert same(params, read_single(tmp_path / "a.safetensors", config=config)[1])
+    written(tmp_path / "a.safetensors", config, lambda tensors: tensors | rename(tensors))
+    with pytest.raises(SdjaxError, match="is there twice"):
+        read_single(tmp_path / "a.safetensors", config=config)
+
+
+def test_scale_factor_and_betas(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(single, "CANDIDATES", (NARROW,))
+    path, buffer = tmp_path / "a.safetensors", lambda name, value: lambda t: t | {name: np.asarray(value)}
+    other = replace(NARROW, vae=replace(NARROW.vae, scaling=0.75))
+    written(path, other)
+    assert load_file(path)["scale_factor"] == 0.75 and read_single(path)[0] == other
+    written(path, NARROW)
+    assert "scale_factor" not in load_file(path) and read_single(path)[0] == NARROW
+    written(path, NARROW, buffer("scale_factor", np.float16(0.5002)))
+    assert read_single(path)[0] == NARROW
+    written(path, NARROW, buffer("scale_factor", np.float32(np.nan)))
+    with pytest.raises(SdjaxError, match="scale_factor is nan"):
+        read_single(path)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    written(path, NARROW, buffer("betas", betas.astype(np.float16)))
+    assert read_single(path)[0] == NARROW and not caplog.messages
+    written(path, NARROW, buffer("betas", np.linspace(0.0001, 0.02, 1000)))
+    assert read_single(path)[0] == NARROW and "another noise schedule" in caplog.text
+
+
+# ---- writing
+
+
+def test_writing_is_atomic_and_names_what_it_will_not_replace(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    params = written(path, NARROW)
+    before = path.read_bytes()
+    with pytest.raises(SdjaxError, match="params do not fit"):
+        write_single(path, NARROW, params | {"vae": {}})
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_single(path, NARROW, random_model_params(NARROW, seed=1))
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(SdjaxError, match="is no file"):
+        write_single(tmp_path / "folder.safetensors", NARROW, params)
+
+
+def test_a_config_that_a_file_cannot_tell_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(single, "CANDIDATES", (NARROW,))
+    told = replace(NARROW, name="mine", size=64, schedule=NARROW_V2.schedule)
+    write_single(tmp_path / "a.safetensors", told, random_model_params(told))
+    assert not caplog.messages
+    heads = replace(NARROW, unet=replace(NARROW.unet, heads=(1, 1, 1)))
+    write_single(tmp_path / "a.safetensors", heads, random_model_params(heads))
+    assert "does not hold this model's config" in caplog.text
+
+
+# ---- sdjax.load and sdjax.save
+
+
+def test_load_and_save(tmp_path, monkeypatch, tokenizer, caplog):
+    monkeypatch.setattr(single, "CANDIDATES", (NARROW,))
+    sd, path = sdjax.StableDiffusion(NARROW, random_model_params(NARROW), tokenizer), tmp_path / "a.safetensors"
+    sdjax.save(sd, path)
+    again = sdjax.load(path, dtype="bfloat16")
+    assert again.config == NARROW and same(again.params, sd.params) and again.tokenizer is None
+    assert again.dtype == jnp.bfloat16 and sdjax.load(path, prediction="v").config.schedule.prediction == "v"
+    sdjax.save(sd, tmp_path / "folder")
+    assert sdjax.load(tmp_path / "folder", prediction="v").config.schedule.prediction == "v"
+    assert not caplog.messages
+    sdjax.load(tmp_path / "folder", prefer_ema=True)
+    assert "prefer_ema is for single files" in caplog.text
+    for call, match in [(lambda: sdjax.save(sd, tmp_path / "a.ckpt"), r"a\.ckpt: .*only read"),
+                        (lambda: sdjax.load(path, prediction="eps"), "prediction is 'eps'"),
+                        (lambda: sdjax.load(tmp_path / "no.safetensors"), r"no\.safetensors: no such folder or file"),
+                        (lambda: sdjax.load(__file__), r"test_single\.py")]:
+        with pytest.raises(SdjaxError, match=match) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_emoji_as_a_single_file(tmp_path, caplog):
+    params = random_model_params(EMOJI, dtype=np.float16)
+    write_single(tmp_path / "emoji.safetensors", EMOJI, params)
+    caplog.set_level(logging.WARNING)
+    sd = sdjax.load(tmp_path / "emoji.safetensors")
+    assert sd.config == EMOJI and same(sd.params, params) and not caplog.messages
+    assert sd.tokenizer is None or len(sd.tokenizer) == EMOJI.text.vocab_size
+
+
+def test_tokenizers_of_single_files():
+    assert bundled_tokenizer(SD15.text) is bundled_tokenizer(SD21.text) is clip_tokenizer()
+    assert bundled_tokenizer(NARROW.text) is None
