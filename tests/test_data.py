@@ -39,7 +39,7 @@ def line(**fields):
     '{"file_name": "a.png", "text": ' + "9" * 5000 + "}", b"\xff", b'{"file_name": "a.png", "text": "\xe9"}', b"\0{"])
 def test_a_broken_line_is_named_by_its_number(folder, broken):
     write(folder, line(), "", line(text="x\u2028y"), broken, line())
-    with pytest.raises(SdjaxError, match="metadata.jsonl line 4: ") as caught:
+    with pytest.raises(SdjaxError, match=r"metadata\.jsonl line 4: ") as caught:
         open_folder(folder, 4)
     assert len(str(caught.value)) < 6000
 
@@ -71,7 +71,7 @@ def test_arbitrary_lines_are_read_or_refused(folder, lines):
 
 
 def test_folders_without_pictures_are_refused(tmp_path):
-    with pytest.raises(SdjaxError, match="no metadata.jsonl there"):
+    with pytest.raises(SdjaxError, match=r"no metadata\.jsonl there"):
         open_folder(tmp_path, 4)
     with pytest.raises(SdjaxError, match="no pictures listed"):
         open_folder(write(tmp_path, "", " "), 4)

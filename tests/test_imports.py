@@ -9,10 +9,27 @@ ROOT = Path(sdjax.__file__).parent
 
 # floor of every module; a package's files are one floor unless named themselves
 FLOORS = {
-    "errors": 0, "config": 0, "types": 0,
-    "schedule": 1, "nn": 1, "parallel": 1,
-    "denoise": 2, "tables": 2, "sampler": 3, "text": 2, "image": 2, "loss": 2, "data": 3, "weights": 3, "train_state": 2,
-    "checkpoint": 3, "model": 4, "generate": 5, "cache": 5, "loop": 5, "cli": 5,
+    "errors": 0,
+    "config": 0,
+    "types": 0,
+    "schedule": 1,
+    "nn": 1,
+    "parallel": 1,
+    "denoise": 2,
+    "tables": 2,
+    "sampler": 3,
+    "text": 2,
+    "image": 2,
+    "loss": 2,
+    "data": 3,
+    "weights": 3,
+    "train_state": 2,
+    "checkpoint": 3,
+    "model": 4,
+    "generate": 5,
+    "cache": 5,
+    "loop": 5,
+    "cli": 5,
 }
 NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,

@@ -22,8 +22,22 @@ ROOT = Path(__file__).parent.parent
 
 
 def options(out, **changes):
-    return replace(TrainOptions(data=Path("unused"), out=Path(out), steps=6, batch_size=8, learning_rate=0.1, warmup=2,
-                                decay="cosine", ema_decay=0.5, checkpoint_every=2, log_every=1, sample_every=1), **changes)
+    return replace(
+        TrainOptions(
+            data=Path("unused"),
+            out=Path(out),
+            steps=6,
+            batch_size=8,
+            learning_rate=0.1,
+            warmup=2,
+            decay="cosine",
+            ema_decay=0.5,
+            checkpoint_every=2,
+            log_every=1,
+            sample_every=1,
+        ),
+        **changes,
+    )
 
 
 def toy(settings, on_sample=None, pause=0.0):
@@ -57,7 +71,10 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     stop = lambda step, ema, run: step == 3 and signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         toy(options(tmp_path / "parts"), stop)
-    assert caught.value.code == 0 and checkpoints(tmp_path / "parts") == [2, 4]  # the signal of step 3 is seen after step 4
+    assert caught.value.code == 0 and checkpoints(tmp_path / "parts") == [
+        2,
+        4,
+    ]  # the signal of step 3 is seen after step 4
     parts = toy(options(tmp_path / "parts"))
     np.testing.assert_array_equal(whole["w"], parts["w"])
     found = records(tmp_path / "parts")
@@ -94,7 +111,9 @@ def test_speed_counts_the_pictures_since_the_last_record(tmp_path, monkeypatch):
 
 
 def test_sigterm_leaves_a_checkpoint_and_exit_0(tmp_path):
-    script = "import sys; from tests.test_loop import options, toy; toy(options(sys.argv[1], steps=100_000), pause=0.02)"
+    script = (
+        "import sys; from tests.test_loop import options, toy; toy(options(sys.argv[1], steps=100_000), pause=0.02)"
+    )
     child = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         for _ in range(1200):
@@ -111,12 +130,23 @@ def test_sigterm_leaves_a_checkpoint_and_exit_0(tmp_path):
     assert max(records(tmp_path)) == last + 1
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"steps": 0}, "--steps 0: expected at least 1"), ({"batch_size": -8}, "--batch-size -8"),
-    ({"checkpoint_every": 0}, "--checkpoint-every 0"), ({"log_every": 0}, "--log-every 0"),
-    ({"sample_every": -1}, "--sample-every -1"), ({"warmup": -1}, "--warmup -1"), ({"ema_decay": 1.0}, "--ema-decay 1.0"),
-    ({"learning_rate": 0.0}, "--learning-rate 0.0"), ({"learning_rate": float("nan")}, "--learning-rate nan"),
-    ({"seed": -1}, "--seed -1"), ({"optimizer": "adam"}, "--optimizer adam"), ({"decay": "step"}, "--decay step")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "--steps 0: expected at least 1"),
+        ({"batch_size": -8}, "--batch-size -8"),
+        ({"checkpoint_every": 0}, "--checkpoint-every 0"),
+        ({"log_every": 0}, "--log-every 0"),
+        ({"sample_every": -1}, "--sample-every -1"),
+        ({"warmup": -1}, "--warmup -1"),
+        ({"ema_decay": 1.0}, "--ema-decay 1.0"),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan"),
+        ({"seed": -1}, "--seed -1"),
+        ({"optimizer": "adam"}, "--optimizer adam"),
+        ({"decay": "step"}, "--decay step"),
+    ],
+)
 def test_refusals_name_the_flag_and_leave_nothing(tmp_path, changes, message):
     with pytest.raises(SdjaxError, match=message):
         toy(options(tmp_path / "run", **changes))

@@ -26,8 +26,13 @@ from tests.test_text import captions
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).parent.parent
 CONFIG = replace(
-    NARROW, name="model", size=16, text=replace(NARROW.text, layers=1), vae=replace(NARROW.vae, channels=(8, 16), blocks=1),
-    unet=replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,)))
+    NARROW,
+    name="model",
+    size=16,
+    text=replace(NARROW.text, layers=1),
+    vae=replace(NARROW.vae, channels=(8, 16), blocks=1),
+    unet=replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +94,20 @@ def train(script, place, name, steps, *arguments):
 
 
 def test_train_diffusion(script, place):
-    out, records, trained = train(script, place, "train/train_diffusion.py", 3, "--prediction", "v", "--sample-prompts", 2,
-                                  "--min-snr-gamma", 5, "--ema-decay", 0)
+    out, records, trained = train(
+        script,
+        place,
+        "train/train_diffusion.py",
+        3,
+        "--prediction",
+        "v",
+        "--sample-prompts",
+        2,
+        "--min-snr-gamma",
+        5,
+        "--ema-decay",
+        0,
+    )
     sd = sdjax.load(place / "model")
     assert changed(sd, trained) == {"unet"}
     assert trained.config == replace(CONFIG, name="export", schedule=replace(CONFIG.schedule, prediction="v"))
@@ -105,8 +122,9 @@ def test_train_vae(script, place):
     assert changed(sdjax.load(place / "model"), trained) == {"vae"}
     assert {"kl", "psnr", "reconstruction"} <= set(records[0])
     assert {path.name for path in (out / "samples").iterdir()} == {"1.png", "2.png"}
-    pictures = np.stack([np.asarray(Image.open(path).convert("RGB").resize((16, 16)))
-                         for path in (place / "pictures").glob("*.webp")])
+    pictures = np.stack(
+        [np.asarray(Image.open(path).convert("RGB").resize((16, 16))) for path in (place / "pictures").glob("*.webp")]
+    )
     latents = sdjax.encode(trained, pictures.astype(np.float32) / 127.5 - 1)
     assert trained.config.vae.scaling != CONFIG.vae.scaling and abs(latents.std() - 1) < 0.1
 
@@ -117,14 +135,30 @@ def test_train_clip(script, place):
     assert all(0 <= record["retrieval"] <= 1 for record in records)
     vision, head = sdjax.load_clip(out / "export" / "clip")
     assert vision.projection == CONFIG.text.width == head["text_projection"].shape[1]
-    assert set(head) == {"vision", "text_projection", "logit_scale"} and abs(head["logit_scale"] - np.log(1 / 0.07)) < 0.1
+    assert (
+        set(head) == {"vision", "text_projection", "logit_scale"} and abs(head["logit_scale"] - np.log(1 / 0.07)) < 0.1
+    )
 
 
 def test_generate(script, place, capfd):
     (place / "drawn").mkdir()
     (place / "drawn" / "00011-seed5.png").write_text("an older one")
-    assert script("sample/generate.py", "a red apple", "--model", "model", "--out", "drawn", "--steps", 2, "--num-images",
-                  2, "--no-cache") == 0
+    assert (
+        script(
+            "sample/generate.py",
+            "a red apple",
+            "--model",
+            "model",
+            "--out",
+            "drawn",
+            "--steps",
+            2,
+            "--num-images",
+            2,
+            "--no-cache",
+        )
+        == 0
+    )
     names = {"00012-seed0.png", "00013-seed1.png", "sheet.png"}
     assert {path.name for path in (place / "drawn").iterdir()} == names | {"00011-seed5.png"}
     image = Image.open(place / "drawn" / "00013-seed1.png")
@@ -135,21 +169,46 @@ def test_generate(script, place, capfd):
 GENERATE = {"--model": "model", "--out": "out"}
 TRAIN = {"--model": "model", "--data": "pictures", "--out": "refused", "--batch-size": 8}
 ANY_TRAIN = [
-    ({"--model": "nowhere"}, "--model: nowhere: no such folder"), ({"--data": None}, "--data"),
-    ({"--data": "nowhere"}, "--data nowhere"), ({"--data": "model"}, "no metadata.jsonl"), ({"--steps": 0}, "--steps 0"),
-    ({"--steps": "x"}, "--steps"), ({"--out": "file"}, "--out file: cannot be written"), ({"--bogus": 1}, "--bogus"),
-    ({"--optimizer": "adam"}, "--optimizer adam"), ({"--decay": "step"}, "--decay step"), ({"--out": None}, "--out"),
-    ({"--batch-size": 0}, "--batch-size 0")]
+    ({"--model": "nowhere"}, "--model: nowhere: no such folder"),
+    ({"--data": None}, "--data"),
+    ({"--data": "nowhere"}, "--data nowhere"),
+    ({"--data": "model"}, "no metadata.jsonl"),
+    ({"--steps": 0}, "--steps 0"),
+    ({"--steps": "x"}, "--steps"),
+    ({"--out": "file"}, "--out file: cannot be written"),
+    ({"--bogus": 1}, "--bogus"),
+    ({"--optimizer": "adam"}, "--optimizer adam"),
+    ({"--decay": "step"}, "--decay step"),
+    ({"--out": None}, "--out"),
+    ({"--batch-size": 0}, "--batch-size 0"),
+]
 REFUSED = [
-    *[("sample/generate.py", GENERATE, *case) for case in [
-        ({"--model": "nowhere"}, "--model: nowhere: no such folder"), ({"--sampler": "eular"}, "--sampler"),
-        ({"--steps": 0}, "--steps"), ({"--out": "file"}, "--out file: cannot be written"), ({"--height": 15}, "--height 15"),
-        ({"--bogus": 1}, "--bogus"), ({"--dtype": "int8"}, "--dtype"), ({"--seed": -1}, "--seed -1")]],
-    *[("train/train_diffusion.py", TRAIN, *case) for case in [
-        *ANY_TRAIN, ({"--prediction": "x0"}, "--prediction x0"), ({"--caption-dropout": 2}, "--caption-dropout 2"),
-        ({"--min-snr-gamma": 0}, "--min-snr-gamma 0"), ({"--sample-prompts": 0}, "--sample-prompts 0")]],
+    *[
+        ("sample/generate.py", GENERATE, *case)
+        for case in [
+            ({"--model": "nowhere"}, "--model: nowhere: no such folder"),
+            ({"--sampler": "eular"}, "--sampler"),
+            ({"--steps": 0}, "--steps"),
+            ({"--out": "file"}, "--out file: cannot be written"),
+            ({"--height": 15}, "--height 15"),
+            ({"--bogus": 1}, "--bogus"),
+            ({"--dtype": "int8"}, "--dtype"),
+            ({"--seed": -1}, "--seed -1"),
+        ]
+    ],
+    *[
+        ("train/train_diffusion.py", TRAIN, *case)
+        for case in [
+            *ANY_TRAIN,
+            ({"--prediction": "x0"}, "--prediction x0"),
+            ({"--caption-dropout": 2}, "--caption-dropout 2"),
+            ({"--min-snr-gamma": 0}, "--min-snr-gamma 0"),
+            ({"--sample-prompts": 0}, "--sample-prompts 0"),
+        ]
+    ],
     *[("train/train_vae.py", TRAIN, *case) for case in [*ANY_TRAIN, ({"--loss": "l3"}, "--loss l3")]],
-    *[("train/train_clip.py", TRAIN, *case) for case in ANY_TRAIN]]
+    *[("train/train_clip.py", TRAIN, *case) for case in ANY_TRAIN],
+]
 
 
 def arguments(name, defaults, changes):
@@ -173,7 +232,8 @@ def test_refusals_are_one_line_that_names_the_flag(script, place, capfd, name, d
     ids=lambda value: str(value)[:30])
 def test_refusals_in_a_fresh_process(place, name, defaults, changes):
     command = [sys.executable, ROOT / name, *arguments(name, defaults, changes)]
-    done = subprocess.run(command, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    where = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=place, env=where, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 

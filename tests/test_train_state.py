@@ -9,7 +9,6 @@ import pytest
 from sdjax.errors import SdjaxError
 from sdjax.train_state import make_optimizer, make_state, make_train_step, update_ema
 
-
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 

@@ -49,11 +49,20 @@ def test_a_failing_save_leaves_the_older_head(folder):
     assert sdjax.load_clip(folder)[1]["logit_scale"] == 2.5
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"logit_scale": None}, "has no tensor 'logit_scale'"), ({"text_projection.weight": None}, "text_projection"),
-    ({"visual_projection.weight": None}, "missing     visual_projection"), ({"stranger": np.zeros(1)}, "stranger"),
-    ({"text_projection.weight": np.zeros((3, WIDTH), np.float32)}, r"text_projection \[3, 24\].*should be \[16, width\]"),
-    ({"logit_scale": np.zeros(2, np.float32)}, r"logit_scale \[2\]")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"logit_scale": None}, "has no tensor 'logit_scale'"),
+        ({"text_projection.weight": None}, "text_projection"),
+        ({"visual_projection.weight": None}, "missing     visual_projection"),
+        ({"stranger": np.zeros(1)}, "stranger"),
+        (
+            {"text_projection.weight": np.zeros((3, WIDTH), np.float32)},
+            r"text_projection \[3, 24\].*should be \[16, width\]",
+        ),
+        ({"logit_scale": np.zeros(2, np.float32)}, r"logit_scale \[2\]"),
+    ],
+)
 def test_files_that_do_not_fit_are_refused(folder, changes, message):
     tensors = load_file(folder / "model.safetensors") | changes
     save_file({name: value for name, value in tensors.items() if value is not None}, folder / "model.safetensors")
