@@ -80,6 +80,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     found = records(tmp_path / "parts")
     assert list(found) == [1, 2, 3, 4, 5, 6] and found == records(tmp_path / "whole")
     assert set(found[1]) == {"step", "loss", "learning_rate", "grad_norm", "noise"}
+    assert found[1]["learning_rate"] == 0 and found[3]["learning_rate"] == pytest.approx(0.1)  # of the update itself
     assert len({record["noise"] for record in found.values()}) == 6
     assert checkpoints(tmp_path / "parts") == checkpoints(tmp_path / "whole") == [4, 6]
     again = toy(options(tmp_path / "parts"))  # nothing left to do

@@ -20,19 +20,14 @@ from PIL import Image
 
 import sdjax
 from sdjax.text import train_bpe
-from tests.narrow import NARROW, random_model_params
+from tests.narrow import NARROW, NARROW_VISION, random_model_params
 from tests.test_text import captions
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).parent.parent
 CONFIG = replace(
-    NARROW,
-    name="model",
-    size=16,
-    text=replace(NARROW.text, layers=1),
-    vae=replace(NARROW.vae, channels=(8, 16), blocks=1),
-    unet=replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,)),
-)
+    NARROW, name="model", size=8, text=replace(NARROW.text, layers=1), vae=replace(NARROW.vae, channels=(8,), blocks=1),
+    unet=replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,)))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +73,7 @@ def train(script, place, name, steps, *arguments):
     """Trains to a new folder and checks what every training script leaves; (its folder, its records, the export)."""
     out = place / Path(name).stem
     command = [name, "--model", "model", "--data", "pictures", "--out", out, "--steps", steps, "--batch-size", 8,
-               "--log-every", 1, "--learning-rate", 1e-3, "--warmup", 0, *arguments]
+               "--log-every", 1, "--learning-rate", 1e-3, "--warmup", 0, "--optimizer", "lion", *arguments]
     assert script(*command) == 0
     settings = json.loads((out / "config.json").read_text())
     assert settings["steps"] == steps and settings["model"] == "model" and settings["seed"] == 0
@@ -111,7 +106,7 @@ def test_train_diffusion(script, place):
     sd = sdjax.load(place / "model")
     assert changed(sd, trained) == {"unet"}
     assert trained.config == replace(CONFIG, name="export", schedule=replace(CONFIG.schedule, prediction="v"))
-    assert Image.open(out / "samples" / "3.png").width > 2 * 16
+    assert Image.open(out / "samples" / "3.png").width > 2 * 8
     latents, states = sorted((out / "cache").iterdir())
     assert np.load(latents).shape == (16, 8, 8, 8) and np.load(states).shape[1:] == (12, 24)
     assert len({record["learning_rate"] for record in records}) == 1
@@ -123,13 +118,14 @@ def test_train_vae(script, place):
     assert {"kl", "psnr", "reconstruction"} <= set(records[0])
     assert {path.name for path in (out / "samples").iterdir()} == {"1.png", "2.png"}
     pictures = np.stack(
-        [np.asarray(Image.open(path).convert("RGB").resize((16, 16))) for path in (place / "pictures").glob("*.webp")]
+        [np.asarray(Image.open(path).convert("RGB").resize((8, 8))) for path in (place / "pictures").glob("*.webp")]
     )
     latents = sdjax.encode(trained, pictures.astype(np.float32) / 127.5 - 1)
     assert trained.config.vae.scaling != CONFIG.vae.scaling and abs(latents.std() - 1) < 0.1
 
 
-def test_train_clip(script, place):
+def test_train_clip(script, place, monkeypatch):
+    monkeypatch.setattr("sdjax.config.EMOJI_VISION", NARROW_VISION)
     out, records, trained = train(script, place, "train/train_clip.py", 2)
     assert changed(sdjax.load(place / "model"), trained) == {"text"}
     assert all(0 <= record["retrieval"] <= 1 for record in records)
@@ -162,7 +158,7 @@ def test_generate(script, place, capfd):
     names = {"00012-seed0.png", "00013-seed1.png", "sheet.png"}
     assert {path.name for path in (place / "drawn").iterdir()} == names | {"00011-seed5.png"}
     image = Image.open(place / "drawn" / "00013-seed1.png")
-    assert image.size == (16, 16) and image.text["parameters"].startswith("a red apple\nSteps: 2, Sampler: ddim")
+    assert image.size == (8, 8) and image.text["parameters"].startswith("a red apple\nSteps: 2, Sampler: ddim")
     assert {Path(line).name for line in capfd.readouterr().out.split()} == names
 
 
@@ -190,7 +186,7 @@ REFUSED = [
             ({"--sampler": "eular"}, "--sampler"),
             ({"--steps": 0}, "--steps"),
             ({"--out": "file"}, "--out file: cannot be written"),
-            ({"--height": 15}, "--height 15"),
+            ({"--height": 0}, "--height 0"),
             ({"--bogus": 1}, "--bogus"),
             ({"--dtype": "int8"}, "--dtype"),
             ({"--seed": -1}, "--seed -1"),
@@ -241,7 +237,7 @@ def test_an_unreadable_picture_is_named_last(script, place, capfd, tmp_path):
     """A progress bar may come before it, on lines of its own."""
     shutil.copytree(place / "pictures", tmp_path / "pictures")
     (tmp_path / "pictures" / "00003.webp").write_bytes(b"no picture")
-    for name in ("train/train_diffusion.py", "train/train_clip.py"):
+    for name in ("train/train_diffusion.py", "train/train_vae.py"):
         assert script(name, *arguments(name, TRAIN, {"--data": tmp_path / "pictures", "--out": tmp_path / name})) == 2
         last = capfd.readouterr().err.rstrip("\n").split("\n")[-1]
         assert last.startswith("error: ") and "00003.webp: not a readable picture" in last
