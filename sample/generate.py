@@ -6,14 +6,13 @@ Writes OUT/00000-seed<seed>.png and on (numbers go on after what is there), each
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from sdjax.cli import refuse, run
+from sdjax.cli import check_folder, refuse, run
 
 
 @dataclass
@@ -101,16 +100,6 @@ def main(options: Options) -> None:
             print(save_png(contact_sheet(images), options.out / "sheet.png"))
     except OSError as error:
         refuse(f"--out {options.out}: {error}")
-
-
-def check_folder(folder: Path) -> None:
-    """Makes the folder and writes a file in it, or refuses: before anything is computed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        refuse(f"--out {folder}: cannot be written ({error.strerror})")
 
 
 def next_number(folder: Path) -> int:

@@ -3,25 +3,17 @@
 import dataclasses
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
+from sdjax.cli import check_folder
 from sdjax.errors import SdjaxError
-
-
-def check_folder(folder: str | Path) -> None:
-    """Makes the folder and writes a file in it, or raises SdjaxError: to be called before anything is computed."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SdjaxError(f"--out {folder}: cannot be written ({error.strerror})") from None
+from sdjax.image import contact_sheet, save_png
 
 
 class Run:
@@ -79,6 +71,11 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         return record
+
+    def save_sheet(self, step: int, pictures: list[Image.Image]) -> None:
+        """Writes the pictures as samples/<step>.png."""
+        (self.folder / "samples").mkdir(exist_ok=True)
+        save_png(contact_sheet(pictures), self.folder / "samples" / f"{step}.png")
 
     def close(self) -> None:
         """Waits for the checkpoint that is being written."""

@@ -5,7 +5,9 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from sdjax.errors import SdjaxError
@@ -43,6 +45,16 @@ def refuse(message: str) -> None:
     """Prints `error: message` in one line and leaves with status 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Makes the folder and writes a file in it, or raises SdjaxError: to be called before anything is computed."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SdjaxError(f"--out {folder}: cannot be written ({error.strerror})") from None
 
 
 def _one_line(box: str) -> str:

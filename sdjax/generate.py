@@ -19,7 +19,7 @@ from sdjax.config import Config
 from sdjax.denoise import make_denoiser, with_guidance
 from sdjax.errors import SdjaxError
 from sdjax.image import pixels_to_pil
-from sdjax.model import StableDiffusion, text_states, tokenize, unet_output, vae_pixels
+from sdjax.model import StableDiffusion, initial_noise, text_states, tokenize, unet_output, vae_pixels
 from sdjax.parallel import copy_over, split_over
 from sdjax.sampler import Plan, Row, State, sample, start
 from sdjax.sampler import plan as make_plan
@@ -106,12 +106,6 @@ def _walk(params, cond: Cond, uncond: Cond, seeds: Array, scale: Array, rows: Ro
 def _finish(params, latents: Array, *, config: Config, dtype) -> Array:
     """Scaled latents -> pixels, clipped."""
     return jnp.clip(vae_pixels(params, latents, config.vae, dtype), -1.0, 1.0)
-
-
-@partial(jax.jit, static_argnames="shape")
-def initial_noise(seeds: Array, shape: tuple[int, int, int]) -> Array:
-    """normal(key(seed)) for every seed, uint32 [B] -> [B, *shape]: the same bits in any batch."""
-    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
 
 
 def _normal(seed: Array, row: Array, shape: tuple[int, ...]) -> Array:

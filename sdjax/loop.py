@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from sdjax.checkpoint import Run, check_folder
+from sdjax.checkpoint import Run
+from sdjax.cli import check_folder
 from sdjax.errors import SdjaxError
 from sdjax.model import StableDiffusion, create
 from sdjax.parallel import average, check_batch_size, pmap_step, replicate, shard, unreplicate

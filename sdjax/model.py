@@ -79,12 +79,17 @@ def vae_pixels(params: Params, latents: Array, config: VAEConfig, dtype=FLOAT32)
         return VAE(config, dtype).apply({"params": params}, latents, method="decode")
 
 
+@partial(jax.jit, static_argnames="shape")
+def initial_noise(seeds: Array, shape: tuple[int, int, int]) -> Array:
+    """normal(key(seed)) for every seed, uint32 [B] -> [B, *shape]: the same bits in any batch."""
+    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
+
+
 @jax.jit
 def posterior_sample(mean: Array, logvar: Array, seed: Array) -> Array:
     """mean + exp(logvar / 2) eps (arXiv 1312.6114); eps of image i is drawn from seed + i alone."""
     seeds = seed + jnp.arange(len(mean), dtype=jnp.uint32)
-    eps = jax.vmap(lambda s: jax.random.normal(jax.random.key(s), mean.shape[1:]))(seeds)
-    return mean + jnp.exp(0.5 * logvar) * eps
+    return mean + jnp.exp(0.5 * logvar) * initial_noise(seeds, mean.shape[1:])
 
 
 # ---- the public functions

@@ -12,6 +12,7 @@ FLOORS = {
     "errors": 0,
     "config": 0,
     "types": 0,
+    "cli": 1,
     "schedule": 1,
     "nn": 1,
     "parallel": 1,
@@ -29,7 +30,6 @@ FLOORS = {
     "generate": 5,
     "cache": 5,
     "loop": 5,
-    "cli": 5,
 }
 NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,

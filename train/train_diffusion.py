@@ -14,7 +14,6 @@ from sdjax import cli
 from sdjax.cache import cached_latents, cached_states
 from sdjax.data import batches, open_folder
 from sdjax.errors import SdjaxError
-from sdjax.image import contact_sheet, save_png
 from sdjax.loop import TrainOptions, fit, start_model
 from sdjax.loss import drop_captions, noise_batch, posterior_sample
 from sdjax.nn.unet import UNet
@@ -76,8 +75,7 @@ def main(options: Options) -> None:
         trained = replace(sd, params=sd.params | {"unet": params})
         pictures = sdjax.txt2img(trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0,
                                  seed=options.seed)
-        (run.folder / "samples").mkdir(exist_ok=True)
-        save_png(contact_sheet(pictures), run.folder / "samples" / f"{step}.png")
+        run.save_sheet(step, pictures)
 
     params = fit(options, sd.params["unet"], loss_fn, stream, on_sample)
     sdjax.save(replace(sd, params=sd.params | {"unet": jax.tree.map(np.asarray, params)}), options.out / "export")

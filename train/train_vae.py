@@ -15,7 +15,7 @@ import sdjax
 from sdjax import cli
 from sdjax.data import batches, open_folder, to_pixels
 from sdjax.errors import SdjaxError
-from sdjax.image import contact_sheet, pixels_to_pil, save_png
+from sdjax.image import pixels_to_pil
 from sdjax.loop import TrainOptions, fit, start_model
 from sdjax.loss import gaussian_kl, hinge, posterior_sample, reconstruction
 from sdjax.model import vae_posterior
@@ -81,8 +81,7 @@ def main(options: Options) -> None:
 
     def on_sample(step, params, run):
         pictures = pixels_to_pil(np.concatenate([shown, np.asarray(rebuild(params))]))
-        (run.folder / "samples").mkdir(exist_ok=True)
-        save_png(contact_sheet(pictures), run.folder / "samples" / f"{step}.png")
+        run.save_sheet(step, pictures)
 
     stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)
     trained = fixed | fit(options, trainable, loss_fn, stream, on_sample)["vae"]

@@ -19,6 +19,7 @@ from sdjax.types import Params
 from sdjax.weights.configs import folder_configs, read_config, read_json
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
 from sdjax.weights.names import current_name, make_rows
+from sdjax.weights.tensors import read_safetensors
 
 #: part -> (its folder, the stem of its weights' file)
 PARTS = {"text": ("text_encoder", "model"), "vae": ("vae", "diffusion_pytorch_model"),
@@ -27,9 +28,6 @@ PARTS = {"text": ("text_encoder", "model"), "vae": ("vae", "diffusion_pytorch_mo
 
 def read_tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
     """All tensors of folder/stem.safetensors, of its fp16 variant, or of the shards that its index names."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     index = folder / f"{stem}.safetensors.index.json"
     single = [path for variant in ("", ".fp16") if (path := folder / f"{stem}{variant}.safetensors").is_file()]
     if single:
@@ -43,10 +41,7 @@ def read_tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
         raise SdjaxError(f"{folder}: no {stem}.safetensors there, and no {stem}.safetensors.index.json")
     tensors = {}
     for path in paths:
-        try:
-            tensors |= load_file(path)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise SdjaxError(f"{path}: not readable as safetensors ({error})") from None
+        tensors |= read_safetensors(path)
     return tensors
 
 
