@@ -146,7 +146,7 @@ def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) 
 
     config, params = sdjax.load_clip(folder)
     image = np.asarray(ImageTower(config).apply({"params": params["vision"]}, to_pixels(pictures)))
-    states = sdjax.encode_prompt(sd, captions).context
+    states = sdjax.encode_prompt(sd, captions, syntax="plain").context
     pooled = pool_text(states, sdjax.tokenize(sd, captions), sd.config.text.eos_token)
     words = np.asarray(pooled @ params["text_projection"])
     logits = image @ (words / np.linalg.norm(words, axis=1, keepdims=True)).T

@@ -44,7 +44,7 @@ def cached_states(sd, texts: Sequence[str], folder: Path) -> tuple[np.ndarray, n
         for first in range(0, len(unique), CHUNK):
             prompts = unique[first : first + CHUNK].tolist()
             filled = prompts + [""] * (CHUNK - len(prompts))
-            yield np.asarray(encode_prompt(sd, filled).context)[: len(prompts)].astype(np.float16)
+            yield np.asarray(encode_prompt(sd, filled, syntax="plain").context)[: len(prompts)].astype(np.float16)
 
     return _load_or_make(path, chunks, -(-len(unique) // CHUNK), "text states"), rows
 

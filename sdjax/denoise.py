@@ -82,13 +82,18 @@ def make_denoiser(config: ScheduleConfig, predict: Predictor) -> Denoiser:
 def with_guidance(predict: Callable[[Array, Array, Cond], Array], uncond: Cond, cond: Cond, scale: Array) -> Predictor:
     """Classifier-free guidance (arXiv 2207.12598): u + scale (c - u), one call on the batch [uncond, cond].
 
-    `scale` is traced, a scalar or [B, 1, 1, 1]; at 1 the result is c to the bit.
+    `scale` is traced, a scalar or [B, 1, 1, 1]; at 1 the result is c to the bit. Where cond holds composed prompts
+    c_i, c is u + sum mix_i (c_i - u): Eq. 11 of composable diffusion (arXiv 2206.01714).
     """
-    both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), uncond, cond)
+    mix, conds = cond.mix, [cond]
+    if mix is not None:
+        conds = [cond._replace(context=cond.context[:, i], mix=None) for i in range(mix.shape[1])]
+    everything = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), uncond, *conds)
 
     def guided(x: Array, t: Array) -> Array:
-        out = predict(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-        u, c = jnp.split(out, 2)
+        out = predict(*(jnp.concatenate([a] * (1 + len(conds))) for a in (x, t)), everything)
+        u, *cs = jnp.split(out, 1 + len(conds))
+        c = cs[0] if mix is None else u + sum(mix[:, i, None, None, None] * (c - u) for i, c in enumerate(cs))
         return jnp.where(jnp.asarray(scale) == 1.0, c, u + scale * (c - u))
 
     return guided

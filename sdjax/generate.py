@@ -1,8 +1,8 @@
 """Text to pictures: prompts -> token ids -> context -> latents -> pixels.
 
-Three jitted stages, static in shapes, config and dtype alone: `_prepare` (text tower), `_walk` (the sampler's scan),
-`_finish` (VAE decoder). Guidance, eta, seeds, steps and the sampler itself are traced. With `progress` the plan is
-walked a row at a time and the state carried on, instead of calling back from inside the scan: XLA programs that
+Three stages, jitted, static in shapes, config and dtype alone: `text_context` (text tower), `_walk` (the sampler's
+scan), `_finish` (VAE decoder). Guidance, eta, seeds, steps and the sampler itself are traced. With `progress` the plan
+is walked a row at a time and the state carried on, instead of calling back from inside the scan: XLA programs that
 call Python cannot be kept in the persistent compilation cache, and one row's program serves any number of steps.
 """
 
@@ -19,8 +19,17 @@ from sdjax.config import Config
 from sdjax.denoise import make_denoiser, with_guidance
 from sdjax.errors import SdjaxError
 from sdjax.image import pixels_to_pil
-from sdjax.model import StableDiffusion, initial_noise, text_states, tokenize, unet_output, vae_pixels
+from sdjax.model import (
+    StableDiffusion,
+    initial_noise,
+    prompt_tower,
+    read_prompts,
+    text_context,
+    unet_output,
+    vae_pixels,
+)
 from sdjax.parallel import copy_over, split_over
+from sdjax.prompt import group
 from sdjax.sampler import Plan, Row, State, sample, start
 from sdjax.sampler import plan as make_plan
 from sdjax.schedule import make_schedule
@@ -33,12 +42,14 @@ POSITIONS = 2**13  # latent positions that a device takes at once: 32 pictures o
 def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str = "", steps: int = 50,
             sampler: str = "ddim", guidance_scale: float = 7.5, eta: float | None = None, seed: int = 0,
             num_images: int = 1, height: int | None = None, width: int | None = None, latents=None, output: str = "pil",
-            progress: Callable[[int, int], None] | None = None, sigmas: str = "default", spacing: str | None = None):
+            progress: Callable[[int, int], None] | None = None, sigmas: str = "default", spacing: str | None = None,
+            clip_skip: int = 1, syntax: str = "a1111"):
     """`num_images` pictures of each prompt, prompt by prompt. Image i draws from seed + i and from nothing else.
 
     sampler: a name in `sdjax.samplers`. steps: 1 .. 1000. guidance_scale: 1 is the conditional model alone.
     eta: share of fresh noise, 0 .. 1, where the sampler takes it; None is the sampler's own, 0 for ddim.
     sigmas: "default" or "karras"; spacing: of the timesteps, see `sdjax.sampler.plan`.
+    clip_skip, syntax: see `sdjax.encode_prompt`; in the negative prompt AND is text.
     height, width: pixels, the model's own size when None.
     latents: unit noise [B, h, w, 4] in place of the seeds' first draw.
     output: "pil", a list of PIL images; "pixels", float32 [B, height, width, 3] clipped to [-1, 1]; "latents",
@@ -48,30 +59,38 @@ def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], negative_prompt: s
     prompts, negative, shape = _check(sd, prompt, negative_prompt, guidance_scale, seed, num_images, height, width,
                                       latents, output)
     plan = make_plan(sampler, make_schedule(sd.config.schedule), steps, eta, sigmas, spacing)
-    ids = tokenize(sd, [*prompts, negative])
-    ids, null = np.repeat(ids[:-1], num_images, axis=0), ids[-1:]
-    count = len(ids)
-    seeds = np.arange(seed, seed + count, dtype=np.uint32)
-    size, devices = chunk_size(count, shape[0] * shape[1])
+    tower, (null,) = prompt_tower(sd, clip_skip), read_prompts(sd, negative, syntax, composed=False)
+    read = [prompt for prompt in read_prompts(sd, prompts, syntax) for _ in range(num_images)]
+    groups = group(read, null, tower[0])
+    sizes = [chunk_size(len(images), shape[0] * shape[1]) for images, _, _ in groups]
+    seeds = np.arange(seed, seed + len(read), dtype=np.uint32)
 
-    params = copy_over(sd.params, devices)
-    results, rows = [], int(np.sum(plan.rows.live))
-    for first in range(0, count, size):
-        chosen = np.minimum(np.arange(first, first + size), count - 1)  # the last chunk is filled up, then cut
-        batch = split_over((ids[chosen], seeds[chosen], latents[chosen] if latents is not None else None), devices)
-        report = progress and (lambda n, first=first: progress(first // size * rows + n, -(-count // size) * rows))
-        out = _generate(sd.config, sd.dtype, params, plan, batch, null, shape, guidance_scale, output, report)
-        results.append(np.asarray(out)[: count - first])
-    result = np.concatenate(results)
+    results, done, rows = [None] * len(read), 0, int(np.sum(plan.rows.live))
+    total = rows * sum(-(-len(images) // size) for (images, _, _), (size, _) in zip(groups, sizes, strict=True))
+    for (images, tokens, null), (size, devices) in zip(groups, sizes, strict=True):
+        params = copy_over(sd.params, devices)
+        for first in range(0, len(images), size):
+            chosen = np.minimum(np.arange(first, first + size), len(images) - 1)  # the last chunk is filled up
+            places = images[chosen]
+            batch = (jax.tree.map(itemgetter(chosen), tokens), seeds[places],
+                     latents[places] if latents is not None else None)
+            report = progress and (lambda n, done=done: progress(done + n, total))
+            out = _generate(sd.config, sd.dtype, params, plan, split_over(batch, devices), null, tower, shape,
+                            guidance_scale, output, report)
+            done += rows
+            for place, image in zip(places, np.asarray(out), strict=True):
+                results[place] = image
+    result = np.stack(results)
     return pixels_to_pil(result) if output == "pil" else result
 
 
-def _generate(config: Config, dtype, params, plan: Plan, batch, null, shape, guidance_scale: float, output: str,
+def _generate(config: Config, dtype, params, plan: Plan, batch, null, tower, shape, guidance_scale: float, output: str,
               report: Callable[[int], None] | None) -> Array:
     """One chunk through the three stages."""
-    ids, seeds, noise = batch
+    tokens, seeds, noise = batch
     static = {"config": config, "dtype": dtype}
-    cond, uncond = _prepare(params["text"], ids, null, **static)
+    cond, uncond = (text_context(params["text"], side, tower[0], dtype, tower[1]) for side in (tokens, null))
+    uncond = Cond(jnp.broadcast_to(uncond.context, (len(seeds), *uncond.context.shape[1:])))
     noise = initial_noise(seeds, shape) if noise is None else noise
     state = start(plan, noise)
     walk = partial(_walk, params["unet"], cond, uncond, seeds, jnp.float32(guidance_scale), **static)
@@ -83,13 +102,6 @@ def _generate(config: Config, dtype, params, plan: Plan, batch, null, shape, gui
             jax.block_until_ready(state.x)
             report(n + 1)
     return state.x if output == "latents" else _finish(params["vae"], state.x, **static)
-
-
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def _prepare(params, ids: Array, null: Array, *, config: Config, dtype) -> tuple[Cond, Cond]:
-    """ids [B, L] and the negative prompt's [1, L] -> both Conds, of batch B."""
-    cond, uncond = (Cond(text_states(params, rows, config.text, dtype)) for rows in (ids, null))
-    return cond, jax.tree.map(lambda u, c: jnp.broadcast_to(u, c.shape), uncond, cond)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))

@@ -69,12 +69,18 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
         raise SdjaxError(f"{folder}: no start, end and padding token in vocab.json ({error!r})") from None
 
 
-def tokenize(tokenizer, config: TextConfig, prompts: str | Sequence[str]) -> np.ndarray:
-    """Prompts -> int32 [B, config.length]: start, tokens (cut to fit), end, padding with config.pad_token."""
+def as_list(prompts: str | Sequence[str]) -> list[str]:
+    """One prompt or several. SdjaxError on what is no string."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise SdjaxError(f"prompts[{i}] is {type(prompt).__name__}: prompts are strings")
+    return prompts
+
+
+def tokenize(tokenizer, config: TextConfig, prompts: str | Sequence[str]) -> np.ndarray:
+    """Prompts -> int32 [B, config.length]: start, tokens (cut to fit), end, padding with config.pad_token."""
+    prompts = as_list(prompts)
     ids = np.full((len(prompts), config.length), config.pad_token, np.int32)
     if not prompts:
         return ids

@@ -23,7 +23,8 @@ Params = dict[str, Any]  # plain nested dicts of arrays
 class Cond(NamedTuple):
     """What the UNet is conditioned on. A pytree; every leaf has the batch first."""
 
-    context: Array  # [B, L, D]
+    context: Array  # [B, L, D]; of prompts composed with AND [B, P, L, D]
+    mix: Array | None = None  # [B, P]: the composed prompts' weights, see denoise.with_guidance
 
 
 class Batch(NamedTuple):

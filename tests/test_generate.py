@@ -78,6 +78,20 @@ def test_an_image_depends_on_its_seed_and_prompt_alone(options):
     assert np.abs(make("cat", seed=9, **options)[0] - together[2]).max() > 1e-3, "the prompt has no effect"
 
 
+def test_an_image_does_not_depend_on_the_shapes_of_other_prompts():
+    """One chunk of six letters, two chunks, composed: three walks."""
+    calls, prompts = [], ["cat", "hippopotamus", "cat AND dog:0.5"]
+    options = {"steps": 2, "progress": lambda *call: calls.append(call)}
+    together = make(prompts, seed=7, **options)
+    assert calls == [(n, 6) for n in range(1, 7)]
+    for i, prompt in enumerate(prompts):
+        np.testing.assert_allclose(together[i], make(prompt, seed=7 + i, **options)[0], atol=1e-4)
+    np.testing.assert_allclose(make("cat:0.5 AND cat:0.5", seed=7, **options)[0], together[0], atol=1e-4)
+    assert np.abs(make("cat", seed=7, negative_prompt="hippopotamus", **options)[0] - together[0]).max() > 1e-3
+    with pytest.raises(SdjaxError, match="clip_skip 2"):
+        make(clip_skip=2)
+
+
 def test_chunks_do_not_show(monkeypatch):
     whole = make(num_images=4)
     monkeypatch.setattr(generate, "POSITIONS", 3 * 64)

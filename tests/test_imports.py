@@ -20,6 +20,7 @@ FLOORS = {
     "tables": 2,
     "sampler": 3,
     "text": 2,
+    "prompt": 2,
     "image": 2,
     "loss": 2,
     "data": 3,

@@ -29,13 +29,18 @@ class TextTower(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: Array) -> Array:
-        """ids int32 [B, L] -> float32 states [B, L, width] after the final LayerNorm.
+    def __call__(self, ids: Array, vectors: Array | None = None) -> Array:
+        """ids int32 [B, L] -> float32 states [B, L, width] after the final LayerNorm. Ids from vocab_size on stand for
+        the rows of `vectors` [N, width], the embeddings of textual inversion (arXiv 2208.01618).
 
         Attention is causal and knows no padding: padded positions are states like any other.
         """
         config = self.config
-        x = nn.Embed(config.vocab_size, config.width, dtype=self.dtype, name="token_embedding")(ids)
+        embed = nn.Embed(config.vocab_size, config.width, dtype=self.dtype, name="token_embedding")
+        x = embed(ids if vectors is None else jnp.minimum(ids, config.vocab_size - 1))
+        if vectors is not None:
+            own = vectors.astype(self.dtype)[jnp.maximum(ids - config.vocab_size, 0)]
+            x = jnp.where(ids[..., None] < config.vocab_size, x, own)
         position = self.param("position_embedding", nn.initializers.normal(0.01), (config.length, config.width))
         x = x + position[: ids.shape[1]].astype(self.dtype)
         for i in range(config.layers):
