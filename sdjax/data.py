@@ -75,12 +75,17 @@ def load_square(path: Path, size: int) -> np.ndarray:
     return np.asarray(image if side == size else image.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def batches(source, batch_size: int, seed: int, start: int = 0, collate: Callable | None = None) -> Iterator[Any]:
-    """Endless shuffled batches from step `start` on, reshuffled every epoch, read ahead by a few threads."""
+def batches(source, batch_size: int, seed: int | None, start: int = 0,
+            collate: Callable | None = None) -> Iterator[Any]:
+    """Endless shuffled batches from step `start` on, reshuffled every epoch, read ahead by a few threads.
+
+    Seed None keeps the source's order.
+    """
     import grain
 
-    data = grain.MapDataset.source(source).shuffle(seed=seed).repeat().batch(batch_size, drop_remainder=True,
-                                                                             batch_fn=collate)
+    data = grain.MapDataset.source(source)
+    data = data if seed is None else data.shuffle(seed=seed)
+    data = data.repeat().batch(batch_size, drop_remainder=True, batch_fn=collate)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(data[start:].to_iter_dataset(read_options=options))
 

@@ -33,7 +33,7 @@ class TrainOptions:
     """Pictures a step, over all devices."""
     learning_rate: float = 1e-4
     optimizer: str = "adamw"
-    """adamw, adafactor or lion."""
+    """adamw, adafactor, lion or muon (matrices by Muon at the same learning rate, all else by Adam)."""
     warmup: int = 100
     """Steps of linear warm-up."""
     decay: str = "constant"

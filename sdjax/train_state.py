@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from sdjax.errors import SdjaxError
 from sdjax.types import Array, Params
@@ -38,10 +39,23 @@ def make_optimizer(name: str, learning_rate: float, steps: int, warmup: int, dec
         "adamw": lambda: optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01),
         "adafactor": lambda: optax.adafactor(schedule),
         "lion": lambda: optax.lion(schedule, weight_decay=0.01),
+        "muon": lambda: optax.contrib.muon(schedule, adam_learning_rate=schedule, consistent_rms=0.2,
+                                           weight_decay=0.01, muon_weight_dimension_numbers=_matrices),
     }
     if name not in makers:
         raise SdjaxError(f"--optimizer {name}: expected one of {', '.join(makers)}")
     return optax.chain(optax.clip_by_global_norm(clip), makers[name]()), schedule
+
+
+def _matrices(params: Params) -> Any:
+    """What Muon orthogonalises (arXiv 2502.16982): kernels as [inputs, outputs]; None, Adam, for all other leaves."""
+
+    def spec(path, leaf):
+        if path[-1].key != "kernel":
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(spec, params)
 
 
 def make_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,5 +1,12 @@
-"""Trains CLIP from nothing: a text tower with its own BPE vocabulary and an image tower, contrastively."""
+"""Trains CLIP from nothing: a text tower with its own BPE vocabulary and an image tower, contrastively.
 
+In a random batch of a composed data set the backgrounds tell most pairs apart, and a tower that knows colours alone is
+soon nearly right: its states hardly say which thing is meant. --alike style,background makes half of every batch agree
+in these fields of metadata.jsonl, so that what is left has to be told apart.
+"""
+
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -10,6 +17,7 @@ import sdjax
 from sdjax import cli
 from sdjax.config import EMOJI_VISION
 from sdjax.data import batches, open_folder, to_pixels
+from sdjax.errors import SdjaxError
 from sdjax.loop import TrainOptions, fit, start_model
 from sdjax.loss import clip_contrastive
 from sdjax.nn.clip import ImageTower, TextTower, pool_text
@@ -21,6 +29,28 @@ class Options(TrainOptions):
     """Contrastive training compares each picture with every caption of its batch: large batches help."""
 
     batch_size: int = 256
+    alike: str = ""
+    """Fields of metadata.jsonl, separated by commas, in which half of every batch agrees."""
+
+
+def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], np.ndarray]:
+    """step -> the batch's rows, [B], no caption twice in the half that agrees in the fields of --alike."""
+    names = options.alike.split(",")
+    records = [json.loads(line) for line in (options.data / "metadata.jsonl").read_bytes().splitlines() if line.strip()]
+    if lacking := [name for name in names if not any(name in record for record in records)]:
+        raise SdjaxError(f"--alike {options.alike}: no line of metadata.jsonl has a field {lacking[0]!r}")
+    groups = {}
+    for row, record in enumerate(records):
+        groups.setdefault(tuple(record.get(name) for name in names), {}).setdefault(texts[row], []).append(row)
+    groups = [list(group.values()) for group in groups.values()]
+
+    def choose(step: int) -> np.ndarray:
+        rng = np.random.default_rng((options.seed, step))
+        group = groups[rng.integers(len(groups))]
+        alike = [rng.choice(group[i]) for i in rng.permutation(len(group))[: options.batch_size // 2]]
+        return np.concatenate([alike, rng.integers(len(texts), size=options.batch_size - len(alike))])
+
+    return choose
 
 
 def main(options: Options) -> None:
@@ -56,6 +86,10 @@ def main(options: Options) -> None:
         "logit_scale": jnp.log(jnp.float32(1 / 0.07)),  # arXiv 2103.00020, section 2.5
     }
     stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)
+    if options.alike:
+        choose = half_alike(options, source.texts)
+        stream = lambda start: batches(range(options.steps), 1, None, start, lambda steps: collate(
+            [source[int(i)] for i in choose(steps[0])]))
     params = jax.tree.map(np.asarray, fit(options, params, loss_fn, stream))
     sd = replace(sd, params=sd.params | {"text": params.pop("text")}, tokenizer=tokenizer)
     sdjax.save(sd, options.out / "export")
