@@ -29,8 +29,11 @@ def posterior_sample(moments: Array, noise: Array) -> Array:
 
 
 def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Array, abar: Array,
-                prediction: str, min_snr_gamma: float | None = None) -> Noised:
+                prediction: str, min_snr_gamma: float | None = None,
+                logit_normal: tuple[float, float] | None = None) -> Noised:
     """Draws t, eps and the posterior noise of every example from fold_in(key, index).
+
+    t is uniform, or with logit_normal (m, s) floor(T sigmoid(m + s n)), n ~ N(0, 1) (arXiv 2403.03206, section 3.1).
 
     x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents. abar: float32 [T].
     Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v.
@@ -38,7 +41,7 @@ def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Ar
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, index))
     t_key, eps_key, posterior_key = keys[:, 0], keys[:, 1], keys[:, 2]
     normal = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))
-    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(abar)))(t_key)
+    t = jax.vmap(lambda k: draw_timestep(k, len(abar), logit_normal))(t_key)
     x0, eps = x0_from(normal(posterior_key)), normal(eps_key)
     signal, noise = jnp.sqrt(abar[t])[:, None, None, None], jnp.sqrt(1 - abar[t])[:, None, None, None]
     target = eps if prediction == "epsilon" else signal * eps - noise * x0
@@ -47,6 +50,15 @@ def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Ar
         snr = abar[t] / (1 - abar[t])
         weight = jnp.minimum(snr, min_snr_gamma) / (snr if prediction == "epsilon" else snr + 1)
     return Noised(signal * x0 + noise * eps, t, target, weight)
+
+
+def draw_timestep(key: Array, total: int, logit_normal: tuple[float, float] | None) -> Array:
+    """One t in 0 .. total - 1, int32."""
+    if logit_normal is None:
+        return jax.random.randint(key, (), 0, total)
+    mean, spread = logit_normal
+    t = jnp.floor(total * jax.nn.sigmoid(mean + spread * jax.random.normal(key)))
+    return jnp.clip(t, 0, total - 1).astype(jnp.int32)
 
 
 def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: float) -> Array:

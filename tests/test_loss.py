@@ -40,6 +40,13 @@ def test_draws_are_standard():
     assert abs(t.mean() - 499.5) < 60 and abs(eps.mean()) < 0.03 and abs(eps.std() - 1) < 0.02
 
 
+def test_logit_normal_timesteps():
+    (_, t, _, _), _ = noise(range(4000), logit_normal=(0.8, 1.2))
+    logit = np.log((t + 0.5) / (999.5 - t))
+    assert t.dtype == jnp.int32 and 0 <= t.min() and t.max() <= 999
+    assert abs(logit.mean() - 0.8) < 0.06 and abs(logit.std() - 1.2) < 0.05
+
+
 def test_an_example_s_draws_depend_on_its_index_and_the_key_alone():
     (whole, x0), (some, x0_some) = noise([5, 6, 7, 8]), noise([8, 6])
     for name, a, b in [*zip(whole._fields, whole, some, strict=True), ("x0", x0, x0_some)]:

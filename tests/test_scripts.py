@@ -136,6 +136,26 @@ def test_train_clip(script, place, monkeypatch):
     )
 
 
+def test_half_of_a_clip_batch_is_alike(script, place, monkeypatch, tmp_path, capfd):
+    from train.train_clip import Options, half_alike
+
+    records = [{"file_name": "x", "text": f"thing {i % 40}", "style": i % 3, "ground": i % 2} for i in range(600)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+    options = Options(data=tmp_path, out=tmp_path, batch_size=32, alike="style,ground")
+    choose = half_alike(options, tuple(record["text"] for record in records))
+    first, *others = (choose(step) for step in range(20))
+    for rows in (first, *others):
+        alike = [records[row] for row in rows[:16]]
+        assert len(rows) == 32 and len({(r["style"], r["ground"]) for r in alike}) == 1
+        assert len({r["text"] for r in alike}) == 16
+    assert len({tuple((records[rows[0]][name]) for name in ("style", "ground")) for rows in others}) > 3
+    np.testing.assert_array_equal(first, choose(0))
+    monkeypatch.setattr("sdjax.config.EMOJI_VISION", NARROW_VISION)
+    name = "train/train_clip.py"
+    assert script(name, *arguments(name, TRAIN, {"--alike": "colour"})) == 2
+    assert "--alike colour: no line of metadata.jsonl has a field 'colour'" in capfd.readouterr().err
+
+
 def test_generate(script, place, capfd):
     (place / "drawn").mkdir()
     (place / "drawn" / "00011-seed5.png").write_text("an older one")

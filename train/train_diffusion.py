@@ -3,6 +3,7 @@
     python train/train_diffusion.py --data DIR --model FOLDER --out RUN --steps 10000
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import jax
@@ -29,6 +30,8 @@ class Options(TrainOptions):
     """Share of captions replaced by the empty one, for classifier-free guidance."""
     min_snr_gamma: float | None = None
     """Min-SNR weighting (arXiv 2303.09556), usually 5."""
+    logit_normal: tuple[float, float] | None = None
+    """Timesteps from a logit-normal distribution of this mean and spread instead of evenly: 1 1 prefers much noise."""
     sample_prompts: int = 16
     """Captions of the data that sample grids draw."""
 
@@ -41,6 +44,9 @@ def main(options: Options) -> None:
         raise SdjaxError(f"--caption-dropout {options.caption_dropout}: expected a number in [0, 1]")
     if options.min_snr_gamma is not None and not options.min_snr_gamma > 0:
         raise SdjaxError(f"--min-snr-gamma {options.min_snr_gamma}: expected a positive number")
+    if options.logit_normal is not None and not (all(map(math.isfinite, options.logit_normal))
+                                                 and options.logit_normal[1] > 0):
+        raise SdjaxError(f"--logit-normal {options.logit_normal}: expected a mean and a positive spread")
     if options.sample_prompts < 1:
         raise SdjaxError(f"--sample-prompts {options.sample_prompts}: expected at least 1")
     sd = start_model(options)
@@ -59,7 +65,8 @@ def main(options: Options) -> None:
     def loss_fn(params, batch, key):
         x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)
         shape = (*batch.moments.shape[:3], config.vae.latent_channels)
-        noised = noise_batch(x0, shape, batch.index, key, abar, config.schedule.prediction, options.min_snr_gamma)
+        noised = noise_batch(x0, shape, batch.index, key, abar, config.schedule.prediction, options.min_snr_gamma,
+                             options.logit_normal)
         context = drop_captions(batch.context.astype(jnp.float32), null, batch.index, key, options.caption_dropout)
         out = unet.apply({"params": params}, noised.x, noised.t, context)
         return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
