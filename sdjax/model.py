@@ -23,7 +23,9 @@ from sdjax.nn.clip import TextTower
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import VAE
 from sdjax.types import Array, Cond, Params
+from sdjax.weights.convert import cast_params
 from sdjax.weights.folder import read_folder, write_folder
+from sdjax.weights.hub import fetch_folder, is_hub_id
 from sdjax.weights.single import bundled_tokenizer, known_prediction, log, read_single, write_single
 
 BUNDLED = ("emoji",)
@@ -129,7 +131,8 @@ def posterior_sample(mean: Array, logvar: Array, seed: Array) -> Array:
 
 def load(source: str | Path, dtype: str | None = None, prediction: str | None = None,
          prefer_ema: bool = False) -> StableDiffusion:
-    """A model from a bundled name ("emoji"), a diffusers folder or one .safetensors or .ckpt file in CompVis' layout.
+    """A model from a bundled name ("emoji"), a diffusers folder, one .safetensors or .ckpt file in CompVis' layout, or
+    a hub id ("org/name"), whose files are downloaded once; offline (HF_HUB_OFFLINE=1) the cached ones are taken.
 
     `dtype` is the computation's: "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
     `prediction`: "epsilon" or "v" instead of what the files say; an SD 2.x file does not, and a guess is logged.
@@ -137,21 +140,32 @@ def load(source: str | Path, dtype: str | None = None, prediction: str | None = 
     tensor that does not fit.
     """
     dtype, prediction = FLOAT32 if dtype is None else known_dtype(dtype), known_prediction(prediction)
-    path = Path(source)
-    if str(source) in BUNDLED and not path.is_dir():
-        path = Path(__file__).parent / "pretrained" / str(source)
-    if path.is_file():
+    path, name = find_source(source)
+    if not path.is_dir():
         config, params = read_single(path, prediction, prefer_ema)
         return StableDiffusion(config, params, bundled_tokenizer(config.text), dtype)
-    if not path.is_dir():
-        raise SdjaxError(f"{source}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt file, "
-                         f"or one of {', '.join(BUNDLED)}")
-    config, params, tokenizer = read_folder(path)
+    config, params, tokenizer = read_folder(path, name)
     if prefer_ema:
         log.warning("%s: a diffusers folder has one UNet, which is used; prefer_ema is for single files", source)
     if prediction:
         config = replace(config, schedule=replace(config.schedule, prediction=prediction))
     return StableDiffusion(config, params, tokenizer, dtype)
+
+
+def find_source(source: str | Path) -> tuple[Path, str | None]:
+    """(the folder or file that `source` means, the model's name if that is not the folder's)."""
+    if not isinstance(source, (str, Path)):
+        raise SdjaxError(f"source is {source!r}, should be a string or a path")
+    path, name = Path(source), str(source)
+    if name in BUNDLED and not path.is_dir():
+        return Path(__file__).parent / "pretrained" / name, None
+    with contextlib.suppress(OSError):  # too long a name, no permission
+        if path.exists():
+            return path, None
+    if is_hub_id(name):
+        return fetch_folder(name), name
+    raise SdjaxError(f"{name[:200]}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt "
+                     f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}")
 
 
 def create(model: str | Path, seed: int = 0) -> StableDiffusion:
@@ -177,13 +191,17 @@ def create(model: str | Path, seed: int = 0) -> StableDiffusion:
     return StableDiffusion(config, params, None)
 
 
-def save(sd: StableDiffusion, path: str | Path) -> None:
+def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> None:
     """Writes `sd` as a diffusers folder, or to a name in .safetensors as one file in CompVis' layout; diffusers loads
-    both. Parameters keep their dtype. A single file has no tokenizer.
+    both. Parameters keep the dtype that they were loaded in, or are rounded to `dtype`: "float32", "bfloat16",
+    "float16". A single file has no tokenizer.
 
-    An older model folder or file at `path` is replaced; anything else there is refused with SdjaxError.
+    An older model folder or file at `path` is replaced; anything else there is refused with SdjaxError, and so are
+    values that `dtype` cannot hold.
     """
     suffix = Path(path).suffix
+    if dtype is not None:
+        sd = replace(sd, params=cast_params(sd.params, known_dtype(dtype)))
     if suffix == ".ckpt":
         raise SdjaxError(f"{path}: .ckpt files are only read; give a name in .safetensors or a folder's")
     if suffix == ".safetensors":

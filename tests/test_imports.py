@@ -34,7 +34,7 @@ FLOORS = {
 }
 NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,
-           "single": 4, "clip": 5}  # within weights/
+           "single": 4, "clip": 5, "hub": 5}  # within weights/
 
 
 def floor(module: str) -> tuple[int, int]:

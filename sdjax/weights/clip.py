@@ -17,7 +17,7 @@ from sdjax.errors import SdjaxError
 from sdjax.types import Params
 from sdjax.weights.configs import read_json
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
-from sdjax.weights.folder import read_tensors
+from sdjax.weights.folder import TRANSFORMERS, read_weights
 from sdjax.weights.names import make_rows
 
 #: our field -> transformers' name in vision_config
@@ -54,7 +54,7 @@ def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
     if missing := [name for name in FIELDS.values() if name not in fields]:
         raise SdjaxError(f"{folder / 'config.json'}: vision_config lacks {', '.join(missing)}")
     config = VisionConfig(**{ours: fields[theirs] for ours, theirs in FIELDS.items()})
-    tensors = read_tensors(folder, "model")
+    tensors = read_weights(folder, TRANSFORMERS, "vision")
     try:
         head = {"text_projection": jnp.asarray(tensors.pop("text_projection.weight").T),
                 "logit_scale": jnp.asarray(tensors.pop("logit_scale"))}

@@ -33,6 +33,8 @@ CHECKED: dict[str, dict[str, Any]] = {
                      thresholding=False, clip_sample=False),
 }
 
+MOST, MOST_LAYERS = 1 << 20, 100  # of widths and other numbers, of layers: no model comes near, and a table stays small
+
 #: Fields without influence here: of training, of caching, and the sampler's own (samplers are chosen at the call).
 IGNORED = {
     "unet": {"dropout", "addition_embed_type_num_heads"},
@@ -45,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SdjaxError(f"{path}: no such file; a diffusers folder has one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SdjaxError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
         raise SdjaxError(f"{path}: holds a {type(value).__name__}, should be an object")
@@ -53,29 +55,50 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Fields:
-    """One part's config.json: `take` reads a field, `finish` refuses what is left and matters."""
+    """One part's config.json: `take` reads a field, `finish` refuses what is left and matters.
+
+    A missing field, or one that is null, is its default: older versions wrote fewer.
+    """
 
     def __init__(self, part: str, path: Path):
         self.part, self.path, self.values = part, path, read_json(path)
+        if part == "text" and isinstance(nested := self.values.get("text_config"), dict):
+            self.values = nested  # a whole CLIP's config, image tower included
 
-    def take(self, name: str, default: Any = None, kind: type | tuple[type, ...] = int) -> Any:
-        value = self.values.pop(name, default)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be {getattr(kind, '__name__', kind)}")
-        return value
+    def take(self, name: str, default: Any = None, kind: type = int, most: float = MOST) -> Any:
+        """One value; numbers (float takes whole ones too) lie above 0 and up to `most`."""
+        value = self.values.pop(name, None)
+        value = default if value is None else value
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be {kind.__name__}")
+        if kind in (int, float) and not 0 < value <= most:
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be above 0 and at most {most}")
+        return kind(value)
 
     def take_list(self, name: str, default: Any, length: int | None = None) -> tuple:
         """A list, or one value for every level."""
-        value = self.values.pop(name, default)
-        value = (value,) * (length or 1) if isinstance(value, (int, str)) else tuple(value or ())
-        if not value or (length and len(value) != length):
-            raise SdjaxError(f"{self.path}: {name} is {list(value)}, should have {length or 'some'} entries")
-        return value
+        value = self.values.pop(name, None)
+        value = default if value is None else value
+        value = [value] * (length or 1) if isinstance(value, (int, str)) else value
+        kind = type(default[0] if isinstance(default, tuple) else default)
+        if not isinstance(value, list | tuple) or not 0 < len(value) <= MOST_LAYERS or length not in (
+                None, len(value)) or not all(type(entry) is kind for entry in value):
+            count = length or "some"
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be a list of {count} {kind.__name__} entries")
+        if kind is int and not all(0 < entry <= MOST for entry in value):
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be above 0 and at most {MOST}")
+        return tuple(value)
+
+    def divides(self, name: str, parts: int, wholes: tuple[int, ...]) -> None:
+        if any(whole % parts for whole in wholes):
+            raise SdjaxError(f"{self.path}: {name} is {parts}, which does not divide {', '.join(map(str, wholes))}")
 
     def finish(self) -> None:
         for name, only in CHECKED[self.part].items():
-            value = self.values.pop(name, only)
-            if value != only:
+            value = self.values.pop(name, None)
+            each = value if isinstance(value, list) else [only if value is None else value]  # a list is one a level
+            if any(entry != only for entry in each):
                 raise SdjaxError(f"{self.path}: {name} is {value!r}, only {only!r} is supported")
         if self.part in IGNORED:  # transformers and the schedulers write many fields that are not the network's
             for name in sorted(self.values):
@@ -83,8 +106,11 @@ class Fields:
                     raise SdjaxError(f"{self.path}: unknown field {name} = {self.values[name]!r}")
 
 
-def read_config(folder: str | Path) -> Config:
-    """The Config of a diffusers folder. Raises SdjaxError naming the file and the field that is not supported."""
+def read_config(folder: str | Path, name: str | None = None) -> Config:
+    """The Config of a diffusers folder, a preset if it equals one, else called `name` or as the folder is.
+
+    Raises SdjaxError naming the file and the field that is not supported.
+    """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
     if not str(index.get("_class_name", "")).startswith("StableDiffusion") or "text_encoder_2" in index:
@@ -96,7 +122,7 @@ def read_config(folder: str | Path) -> Config:
     schedule = read_schedule(Fields("schedule", folder / "scheduler" / "scheduler_config.json"))
     if unet.context_dim != text.width:
         raise SdjaxError(f"{folder}: unet cross_attention_dim {unet.context_dim} is not the text width {text.width}")
-    config = Config(folder.name, text, vae, unet, schedule, sample_size * vae.factor)
+    config = Config(name or folder.name, text, vae, unet, schedule, sample_size * vae.factor)
     return next((preset for preset in PRESETS.values() if preset == replace(config, name=preset.name)), config)
 
 
@@ -111,11 +137,16 @@ def read_unet(fields: Fields) -> tuple[UNetConfig, int]:
                          "(CrossAttn)DownBlock2D and the same backwards")
     config = UNetConfig(
         in_channels=fields.take("in_channels", 4), out_channels=fields.take("out_channels", 4), channels=channels,
-        blocks=fields.take("layers_per_block", 2), attention=tuple(name.startswith("Cross") for name in down),
+        blocks=fields.take("layers_per_block", 2, most=MOST_LAYERS),
+        attention=tuple(name.startswith("Cross") for name in down),
         heads=fields.take_list("attention_head_dim", 8, levels),  # diffusers' name for the head count
         context_dim=fields.take("cross_attention_dim", 1280), groups=fields.take("norm_num_groups", 32),
         linear_projection=fields.take("use_linear_projection", False, bool),
-        upcast_attention=fields.take("upcast_attention", False, (bool, type(None))) or False)
+        upcast_attention=fields.take("upcast_attention", False, bool))
+    fields.divides("norm_num_groups", config.groups, channels)
+    for width, heads, attends in zip(channels, config.heads, (*config.attention[:-1], True), strict=True):
+        if attends:
+            fields.divides("attention_head_dim (the number of heads)", heads, (width,))
     sample_size = fields.take("sample_size", 64)
     fields.finish()
     return config, sample_size
@@ -126,8 +157,10 @@ def read_vae(fields: Fields) -> VAEConfig:
     for name, only in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(fields.take_list(name, only, len(channels))) != {only}:
             raise SdjaxError(f"{fields.path}: {name} should be {only} at every level")
-    config = VAEConfig(channels, fields.take("layers_per_block", 1), fields.take("latent_channels", 4),
-                       fields.take("norm_num_groups", 32), float(fields.take("scaling_factor", 0.18215, (int, float))))
+    config = VAEConfig(
+        channels, fields.take("layers_per_block", 1, most=MOST_LAYERS), fields.take("latent_channels", 4),
+        fields.take("norm_num_groups", 32), fields.take("scaling_factor", 0.18215, float))
+    fields.divides("norm_num_groups", config.groups, channels)
     fields.finish()
     return config
 
@@ -140,9 +173,10 @@ def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
         raise SdjaxError(f"{fields.path}: hidden_act is {activation!r}, should be quick_gelu or gelu")
     config = TextConfig(
         vocab_size=fields.take("vocab_size", 49408), length=fields.take("max_position_embeddings", 77),
-        width=fields.take("hidden_size", 512), layers=fields.take("num_hidden_layers", 12),
+        width=fields.take("hidden_size", 512), layers=fields.take("num_hidden_layers", 12, most=MOST_LAYERS),
         heads=fields.take("num_attention_heads", 8), mlp_width=fields.take("intermediate_size", 2048),
         activation=activation, bos_token=bos, eos_token=eos, pad_token=pad)
+    fields.divides("num_attention_heads", config.heads, (config.width,))
     if max(bos, eos, pad) >= config.vocab_size:
         raise SdjaxError(f"{tokenizer}: its ids go up to {max(bos, eos, pad)}, the text encoder's to "
                          f"{config.vocab_size - 1}")
@@ -156,10 +190,9 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
         raise SdjaxError(f"{fields.path}: prediction_type is {prediction!r}, should be epsilon or v_prediction")
     if "beta_schedule" not in fields.values:
         raise SdjaxError(f"{fields.path}: no beta_schedule, should be scaled_linear")
-    number = (int, float)
     config = ScheduleConfig(
-        timesteps=fields.take("num_train_timesteps", 1000), beta_start=float(fields.take("beta_start", 0.0001, number)),
-        beta_end=float(fields.take("beta_end", 0.02, number)),
+        timesteps=fields.take("num_train_timesteps", 1000), beta_start=fields.take("beta_start", 0.0001, float, 0.999),
+        beta_end=fields.take("beta_end", 0.02, float, 0.999),
         prediction="v" if prediction == "v_prediction" else "epsilon")
     fields.finish()
     return config

@@ -118,6 +118,19 @@ def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffuser
     return tensors | {name: stack(parts) for name, parts in stacks.items()}
 
 
+def cast_params(params: Params, dtype: np.dtype) -> Params:
+    """`params` rounded to `dtype`, as numpy arrays. Raises SdjaxError naming those with values that become infinite."""
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+    with np.errstate(over="ignore"):
+        cast = {path: leaf.astype(dtype) for path, leaf in flat.items()}
+    lost = ["/".join(path) for path, leaf in cast.items()
+            if not np.isfinite(leaf).all() and np.isfinite(flat[path]).all()]
+    if lost:
+        raise SdjaxError(f"dtype {np.dtype(dtype).name} cannot hold values of {', '.join(lost[:5])}"
+                         + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""))
+    return unflatten_dict(cast)
+
+
 def file_name(row: Row, layout: str) -> tuple[str, str]:
     """(name, operation) of `row` in `layout`."""
     if layout == "diffusers":

@@ -1,12 +1,14 @@
-"""The diffusers folder layout: a folder per part, config.json beside safetensors, model_index.json on top.
+"""The diffusers folder layout: a folder per part, config.json beside its weights, model_index.json on top.
 
-Writing is atomic: a sibling folder, then a rename.
+Weights are safetensors or torch's .bin, whole or in shards that an index names, in full precision or as the "fp16"
+variant. Writing is safetensors, and atomic: a sibling folder, then a rename.
 """
 
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +21,65 @@ from sdjax.types import Params
 from sdjax.weights.configs import folder_configs, read_config, read_json
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
 from sdjax.weights.names import current_name, make_rows
-from sdjax.weights.tensors import read_safetensors
+from sdjax.weights.tensors import read_tensors
 
-#: part -> (its folder, the stem of its weights' file)
-PARTS = {"text": ("text_encoder", "model"), "vae": ("vae", "diffusion_pytorch_model"),
-         "unet": ("unet", "diffusion_pytorch_model")}
+#: (stem, suffix) of the files that transformers and diffusers keep weights in, the preferred first
+TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))
+DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"))
+
+#: part -> (its folder, its weights' files)
+PARTS = {"text": ("text_encoder", TRANSFORMERS), "vae": ("vae", DIFFUSERS), "unet": ("unet", DIFFUSERS)}
 
 
-def read_tensors(folder: Path, stem: str) -> dict[str, np.ndarray]:
-    """All tensors of folder/stem.safetensors, of its fp16 variant, or of the shards that its index names."""
-    index = folder / f"{stem}.safetensors.index.json"
-    single = [path for variant in ("", ".fp16") if (path := folder / f"{stem}{variant}.safetensors").is_file()]
-    if single:
-        paths = single[:1]
-    elif index.is_file():
-        names = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
-        if bad := [name for name in names if Path(name).name != name]:
-            raise SdjaxError(f"{index}: shard {bad[0]!r} is not a plain file name")
-        paths = [folder / name for name in names]
-    else:
-        raise SdjaxError(f"{folder}: no {stem}.safetensors there, and no {stem}.safetensors.index.json")
+def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...]) -> str | None:
+    """Which of a folder's file names holds its weights, or is the index of their shards; None when there is none.
+
+    Full precision before fp16, safetensors before .bin.
+    """
+    wanted = (name for variant in ("", ".fp16") for stem, suffix in stems
+              for name in (f"{stem}{variant}.{suffix}", f"{stem}.{suffix}.index{variant}.json"))
+    return next((name for name in wanted if name in names), None)
+
+
+def shard_names(index: Path) -> list[str]:
+    """The file names in an index of shards, whose keys are the tensors."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise SdjaxError(f"{index}: has no weight_map from tensors to files")
+    if bad := sorted(name for name in set(shards.values()) if Path(name).name != name):
+        raise SdjaxError(f"{index}: shard {bad[0]!r} is not a plain file name")
+    return sorted(set(shards.values()))
+
+
+def read_weights(folder: Path, stems: tuple[tuple[str, str], ...], part: str) -> dict[str, np.ndarray]:
+    """All tensors of a part's folder under their current names."""
+    found = weights_file({path.name for path in folder.iterdir()} if folder.is_dir() else (), stems)
+    if found is None:
+        stem, suffix = stems[0]
+        raise SdjaxError(f"{folder}: no {stem}.{suffix} there, nor its fp16 variant, shards or "
+                         f"{stems[-1][0]}.{stems[-1][1]}")
     tensors = {}
-    for path in paths:
-        tensors |= read_safetensors(path)
+    for name in shard_names(folder / found) if found.endswith(".json") else [found]:
+        for old, value in read_tensors(folder / name).items():
+            if (current := current_name(part, old)) in tensors:
+                raise SdjaxError(f"{folder / name}: {current} is there twice, once as {old}")
+            tensors[current] = value
     return tensors
 
 
 def read_params(folder: str | Path, config: Config) -> Params:
     """{"text", "vae", "unet"} of a diffusers folder, in the files' dtypes."""
     params = {}
-    for part, (subfolder, stem) in PARTS.items():
+    for part, (subfolder, stems) in PARTS.items():
         path, module = Path(folder) / subfolder, getattr(config, part)
-        tensors = {current_name(part, name): value for name, value in read_tensors(path, stem).items()}
+        tensors = read_weights(path, stems, part)
         params[part] = from_file_tensors(tensors, make_rows(module), param_shapes(module), source=str(path))
     return params
 
 
-def read_folder(folder: str | Path) -> tuple[Config, Params, Any]:
-    """(config, params, tokenizer) of a diffusers folder."""
-    config = read_config(folder)
+def read_folder(folder: str | Path, name: str | None = None) -> tuple[Config, Params, Any]:
+    """(config, params, tokenizer) of a diffusers folder; `name` is the config's, when it is no preset's."""
+    config = read_config(folder, name)
     return config, read_params(folder, config), load_tokenizer(Path(folder) / "tokenizer")
 
 
@@ -77,9 +99,9 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
         for name, content in folder_configs(config).items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for part, (subfolder, stem) in PARTS.items():
+        for part, (subfolder, ((stem, suffix), _)) in PARTS.items():
             tensors = to_file_tensors(params[part], make_rows(getattr(config, part)))
-            save_file(tensors, new / subfolder / f"{stem}.safetensors", metadata={"format": "pt"})
+            save_file(tensors, new / subfolder / f"{stem}.{suffix}", metadata={"format": "pt"})
         write_tokenizer(tokenizer, config.text, new / "tokenizer")
         if path.exists():
             os.replace(path, old)

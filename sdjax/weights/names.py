@@ -35,7 +35,10 @@ SCHEDULE_BUFFERS = (
 
 #: Tensors that files hold and no computation here needs, by layout: patterns of whole names.
 HARMLESS = {
-    "diffusers": (r"(text|vision)_model\.embeddings\.position_ids",),  # an index buffer of old versions
+    "diffusers": (
+        r"(text|vision)_model\.embeddings\.position_ids",  # an index buffer of old versions
+        r"text_projection\.weight",  # of CLIPTextModelWithProjection, beside the states
+    ),
     "compvis": (
         *SCHEDULE_BUFFERS,
         r"scale_factor",  # the VAE's scaling; single.py compares it with the config's

@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 
+from sdjax.weights.machine import STORAGES
 from sdjax.weights.pickles import MAGIC
 
 FLOATS = np.arange(12, dtype=np.float32).tobytes()
@@ -59,6 +60,17 @@ def make_zip(body=None, members=(), drop=(), change=None, compression=zipfile.ZI
             if key not in drop:
                 archive.writestr(prefix + key, value)
     return (change or bytes)(out.getvalue())
+
+
+def save_zip(tensors: dict[str, np.ndarray]) -> bytes:
+    """What torch.save makes of a dict of tensors that share no storage."""
+    kinds = {np.dtype(dtype): kind for kind, dtype in STORAGES.items()}
+    entries, members = {}, {}
+    for i, (key, value) in enumerate(tensors.items()):
+        steps = tuple(stride // value.itemsize for stride in np.ascontiguousarray(value).reshape(value.shape).strides)
+        entries[key] = tensor(value.shape, steps, key=str(i), kind=kinds[value.dtype], numel=value.size)
+        members[f"data/{i}"] = value.tobytes()
+    return make_zip(mapping(entries), members)
 
 
 def make_legacy(body=None, keys=("0",), data=None, magic=MAGIC, version=1001, little=b"\x88") -> bytes:

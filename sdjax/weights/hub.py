@@ -1,0 +1,133 @@
+"""Models of the Hugging Face hub by their id: only the files that are read, cached by huggingface_hub.
+
+The hub is asked what a model's files are; when it does not answer, what the cache has is taken. huggingface_hub is
+imported only here and only inside functions.
+"""
+
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from sdjax.errors import SdjaxError
+from sdjax.weights.folder import PARTS, shard_names, weights_file
+
+log = logging.getLogger("sdjax")
+
+WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # names in these are meant as files
+SECONDS = 7  # for the hub's answer, names looked up and all
+
+CONFIGS = ("model_index.json", "scheduler/scheduler_config.json",
+           *(f"{folder}/config.json" for folder, _ in PARTS.values()),
+           *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+                                              "special_tokens_map.json", "added_tokens.json")))
+
+
+def is_hub_id(source: str) -> bool:
+    """Does `source` look like organisation/name, and not like a weights file?"""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) or source.endswith(WEIGHTS):
+        return False
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    with contextlib.suppress(HFValidationError):
+        validate_repo_id(source)
+        return True
+    return False
+
+
+def fetch_folder(repo: str) -> Path:
+    """The cached folder of hub model `repo`, after downloading what is missing of it.
+
+    Without an answer within SECONDS, or with HF_HUB_OFFLINE=1, what an earlier call cached. Raises SdjaxError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = find_cached(repo)
+    try:
+        names = list_files(repo)
+    except SdjaxError as error:
+        if cached is None:
+            raise SdjaxError(f"{repo}: no such folder or file here, no such model in the cache {HF_HUB_CACHE}, and "
+                             f"{error}") from None
+        log.warning("%s: taken from the cache, since %s", repo, error)
+        return cached
+    if "model_index.json" not in names:
+        files = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))[:3]
+        raise SdjaxError(f"{repo}: that model on the hub has no model_index.json, so is no diffusers folder"
+                         + (f"; download one of its files and name that: {', '.join(files)} ..." if files else ""))
+
+    def download(wanted: list[str]) -> Path:
+        try:
+            return Path(snapshot_download(repo, allow_patterns=wanted))
+        except Exception as error:  # of the connection, the disk or the hub: which classes depends on its version
+            raise SdjaxError(f"{repo}: the download stopped, {said(error)}; finished files are kept, load it again "
+                             "to go on") from None
+
+    weights = chosen_weights(names)
+    folder = download([name for name in CONFIGS if name in names] + weights)
+    if shards := [f"{Path(index).parent.as_posix()}/{shard}" for index in weights if index.endswith(".json")
+                  for shard in shard_names(folder / index)]:
+        download(shards)
+    return folder
+
+
+def chosen_weights(names: Iterable[str]) -> list[str]:
+    """The weights (or the index of their shards) of each part, of a model's file names; a part may have none."""
+    found = []
+    for folder, stems in PARTS.values():
+        inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
+        if name := weights_file(inside, stems):
+            found.append(f"{folder}/{name}")
+    return found
+
+
+def find_cached(repo: str) -> Path | None:
+    """The folder of the newest version of `repo` that is in the cache, whole or not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(repo, "model_index.json")
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def list_files(repo: str) -> set[str]:
+    """The names of the model's files, as the hub says within SECONDS. Raises SdjaxError: why not, without the id."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise SdjaxError("HF_HUB_OFFLINE is set")
+    answer: list[set[str] | Exception] = []
+
+    def ask() -> None:
+        try:
+            answer.append({file.rfilename for file in HfApi().model_info(repo, timeout=SECONDS).siblings or ()})
+        except Exception as error:  # it is handed to the caller
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name has no time limit of its own
+    thread.start()
+    thread.join(SECONDS)
+    if not answer:
+        raise SdjaxError(f"the hub ({constants.ENDPOINT}) did not answer within {SECONDS} seconds")
+    if isinstance(answer[0], Exception):
+        raise SdjaxError(said(answer[0]))
+    return answer[0]
+
+
+def said(error: Exception) -> str:
+    """One short clause about what huggingface_hub raised."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "the hub gives it only to those who accepted its licence and logged in (hf auth login)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model, or not without a token (hf auth login)"
+    if isinstance(error, HfHubHTTPError):
+        return f"the hub answered with status {error.response.status_code}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"the hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__})"
