@@ -14,6 +14,7 @@ _HOME = {
     "model": ("StableDiffusion", "create", "load", "save", "tokenize", "encode_prompt", "predict", "vae_moments",
               "encode", "decode"),
     "weights.clip": ("load_clip", "save_clip"),
+    "embedding": ("add_embedding",),
     "generate": ("txt2img",),
     "sampler": ("samplers",),
 }

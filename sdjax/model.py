@@ -62,29 +62,14 @@ def text_states(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32, v
         return TextTower(config, dtype).apply({"params": params}, ids, vectors)
 
 
-@jax.jit
-def emphasise(states: Array, weights: Array) -> Array:
-    """states [N, L, D] times weights [N, L], then scaled to the mean that they had: the web UI's `sd_emphasis.py`.
-
-    Rows of weight 1 stay as they are to the bit. The mean is of all L D numbers of a row. It is restored only where it
-    is one, above 0.01 standard deviations: around 0, as the bundled model's is, the quotient would be noise.
-    """
-    mean = lambda x: x.mean((1, 2), keepdims=True)
-    weighted, before = states * weights[..., None], mean(states)
-    after = mean(weighted)
-    restored = (jnp.abs(before) > 0.01 * jnp.std(states, (1, 2), keepdims=True)) & (after != 0)
-    weighted = weighted * jnp.where(restored, before / jnp.where(restored, after, 1.0), 1.0)
-    return jnp.where((weights == 1.0).all(1)[:, None, None], states, weighted)
-
-
 def text_context(params: Params, tokens: prompt.Tokens, config: TextConfig, dtype=FLOAT32,
                  vectors: Array | None = None) -> Cond:
     """Text parameters, B prompts of P parts and K chunks -> Cond: the chunks' states one behind the other.
 
-    Not one jitted function but two: what `emphasise` leaves alone is the tower's output to the bit.
+    Not one jitted function but two: what `prompt.emphasise` leaves alone is the tower's output to the bit.
     """
     rows = lambda a: a.reshape(-1, config.length)
-    states = emphasise(text_states(params, rows(tokens.ids), config, dtype, vectors), rows(tokens.weights))
+    states = prompt.emphasise(text_states(params, rows(tokens.ids), config, dtype, vectors), rows(tokens.weights))
     b, p, k, length = tokens.ids.shape
     if p == 1:
         return Cond(states.reshape(b, k * length, -1))
@@ -202,6 +187,8 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
     suffix = Path(path).suffix
     if dtype is not None:
         sd = replace(sd, params=cast_params(sd.params, known_dtype(dtype)))
+    if sd.embeddings:
+        log.warning("%s: is written without the embeddings %s", path, ", ".join(sd.embeddings))
     if suffix == ".ckpt":
         raise SdjaxError(f"{path}: .ckpt files are only read; give a name in .safetensors or a folder's")
     if suffix == ".safetensors":

@@ -8,7 +8,7 @@
 
 A tower of `length` positions reads chunks of length - 2 tokens, so a long prompt takes several, and the context grows
 by `length` a chunk. A chunk that is full is cut behind its last comma where that leaves at most 20 of 75 tokens empty.
-What the weights do is in `model.emphasise`. The web UI's files, read for this: `prompt_parser.py`, `sd_hijack_clip.py`.
+What the weights do is in `emphasise`. The web UI's files, read for this: `prompt_parser.py`, `sd_hijack_clip.py`.
 
 Where we leave it: BREAK inside brackets breaks too; a weight counts for a whole prompt only beside an AND (the web UI
 takes "at 12:30" for a weight of 30); and its prompt editing, [from:to:when] and [a|b], is read as text, which is said.
@@ -19,10 +19,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.config import TextConfig
 from sdjax.errors import SdjaxError
+from sdjax.types import Array
 
 SYNTAXES = ("a1111", "plain")
 LIMIT = 1000.0  # weights beyond are cut to it: float32 has to hold their products
@@ -237,3 +240,18 @@ def group(prompts: Sequence[Prompt], negative: Prompt, config: TextConfig) -> li
     return [(np.flatnonzero([shape == found for found in shapes]),
              stack([prompt for prompt, found in zip(prompts, shapes, strict=True) if found == shape], config, shape),
              stack([negative], config, (1, shape[1]))) for shape in dict.fromkeys(shapes)]
+
+
+@jax.jit
+def emphasise(states: Array, weights: Array) -> Array:
+    """states [N, L, D] times weights [N, L], then scaled to the mean that they had: the web UI's `sd_emphasis.py`.
+
+    Rows of weight 1 stay as they are to the bit. The mean is of all L D numbers of a row. It is restored only where it
+    is one, above 0.01 standard deviations: around 0, as the bundled model's is, the quotient would be noise.
+    """
+    mean = lambda x: x.mean((1, 2), keepdims=True)
+    weighted, before = states * weights[..., None], mean(states)
+    after = mean(weighted)
+    restored = (jnp.abs(before) > 0.01 * jnp.std(states, (1, 2), keepdims=True)) & (after != 0)
+    weighted = weighted * jnp.where(restored, before / jnp.where(restored, after, 1.0), 1.0)
+    return jnp.where((weights == 1.0).all(1)[:, None, None], states, weighted)

@@ -28,6 +28,7 @@ FLOORS = {
     "train_state": 2,
     "checkpoint": 3,
     "model": 4,
+    "embedding": 5,
     "generate": 5,
     "cache": 5,
     "loop": 5,

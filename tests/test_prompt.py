@@ -112,7 +112,7 @@ def test_without_a_mean_the_weights_alone_count():
     z -= z.mean()
     factors = np.ones((1, 12), np.float32)
     factors[0, 3] = 1.5
-    np.testing.assert_allclose(model.emphasise(z, factors), z * factors[..., None], rtol=1e-6)
+    np.testing.assert_allclose(prompt.emphasise(z, factors), z * factors[..., None], rtol=1e-6)
 
 
 SPECIAL = st.sampled_from([*"ab ,:()[]\\.012-+\n", "BREAK", " AND ", "(x:1.3)", "<w>"])
@@ -311,7 +311,7 @@ def test_refusals(sd):
 
 def test_weights_and_chunk_contents_do_not_recompile(sd):
     sdjax.encode_prompt(sd, ["a", "b"])
-    before = model.text_states._cache_size(), model.emphasise._cache_size()
+    before = model.text_states._cache_size(), prompt.emphasise._cache_size()
     sdjax.encode_prompt(sd, ["(a:1.3) b", "[c] d e"])
-    assert (model.text_states._cache_size(), model.emphasise._cache_size()) == before
+    assert (model.text_states._cache_size(), prompt.emphasise._cache_size()) == before
     assert jax.tree.structure(sdjax.encode_prompt(sd, "a")) == jax.tree.structure(Cond(0))

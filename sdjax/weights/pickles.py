@@ -27,7 +27,8 @@ MEMBER = re.compile(
 
 
 def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors by name of a file that torch.save wrote: a dict of tensors, or a dict with such a "state_dict".
+    """Tensors by name of a file that torch.save wrote: a dict of tensors, or a dict with such a "state_dict" or
+    "string_to_param".
 
     The arrays are read-only views of the mapped file, which must stay as it is. Nothing in the file is ever executed.
     Raises SdjaxError naming the file for everything else that a file can hold.
@@ -47,8 +48,9 @@ def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def find_tensors(value: Any) -> dict[str, Tensor]:
-    if type(value) is dict and "state_dict" in value:
-        value = value["state_dict"]
+    for root in ("state_dict", "string_to_param"):  # of checkpoints, of the web UI's embeddings
+        if type(value) is dict and root in value:
+            value = value[root]
     if type(value) is not dict or not value:
         raise SdjaxError(f"holds {shown(value)}, should hold a dict of tensors, or one as \"state_dict\"")
     for name, tensor in value.items():
