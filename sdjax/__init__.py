@@ -15,7 +15,7 @@ _HOME = {
               "encode", "decode"),
     "weights.clip": ("load_clip", "save_clip"),
     "embedding": ("add_embedding",),
-    "generate": ("txt2img",),
+    "generate": ("txt2img", "img2img", "inpaint"),
     "sampler": ("samplers",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

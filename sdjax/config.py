@@ -80,7 +80,7 @@ class ScheduleConfig:
     timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    prediction: str = "epsilon"  # or "v", arXiv 2202.00512
+    prediction: str = "epsilon"  # or "v", arXiv 2202.00512, or "x0"
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Config:
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     size: int = 512
+    guidance_scale: float = field(default=7.5, compare=False)  # as published; what guidance_scale=None means
 
 
 #: SD 1.x. UNet 859,520,964, VAE 83,653,863, text 123,060,480 parameters.
@@ -106,6 +107,7 @@ SD21_BASE = Config(
     name="sd21-base",
     text=TextConfig(width=1024, layers=23, heads=16, mlp_width=4096, activation="gelu", pad_token=0),
     unet=UNetConfig(heads=(5, 10, 20, 20), context_dim=1024, linear_projection=True, upcast_attention=True),
+    guidance_scale=9.0,
 )
 
 #: SD 2.1, 768 px, v-prediction.
@@ -121,6 +123,7 @@ EMOJI = Config(
                     context_dim=192, groups=16),
     schedule=ScheduleConfig(prediction="v"),
     size=64,
+    guidance_scale=4.0,
 )
 
 #: The image tower that was trained beside EMOJI's text tower; used to rank captions and to evaluate.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from sdjax.errors import SdjaxError
@@ -50,6 +50,87 @@ def pil_to_pixels(image: Image.Image, size: tuple[int, int] | None = None, multi
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image, np.float32)[None] / 127.5 - 1.0
+
+
+def read_images(image, height: int | None, width: int | None, multiple: int, channels: int = 4) -> np.ndarray:
+    """What image tasks start from -> float32 pixels [Q, H, W, 3], clipped to [-1, 1], or scaled latents [Q, h, w, 4].
+
+    `image`: a PIL image, a list of them, or a float array [H, W, 3] or [Q, H, W, 3] in [-1, 1]; [Q, h, w, channels] is
+    taken for latents. PIL images are resized to height and width, a side that is None floored to a `multiple`; arrays
+    must fit.
+    """
+    pictures = image if isinstance(image, (list, tuple)) else [image]
+    if pictures and all(isinstance(picture, Image.Image) for picture in pictures):
+        pixels = []
+        for picture in map(to_rgb, pictures):
+            sides = zip((height, width), (picture.height, picture.width), strict=True)
+            size = tuple(side - side % multiple if wanted is None else wanted for wanted, side in sides)
+            pixels.append(pil_to_pixels(picture, size if min(size) else None, multiple))
+        if len({p.shape for p in pixels}) > 1:
+            raise SdjaxError("image: the images differ in size, give height and width")
+        return np.concatenate(pixels)
+    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+        raise SdjaxError(f"image is {type(image).__name__}: a PIL image, a list of them, or an array [H, W, 3] or "
+                         "[B, H, W, 3] in [-1, 1]")
+    array = np.asarray(image)
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[3] not in (3, channels) or 0 in array.shape:
+        raise SdjaxError(f"image of shape {np.shape(image)}: [H, W, 3] or [B, H, W, 3] expected")
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise SdjaxError(f"image is {array.dtype}: floating point in [-1, 1] expected, x / 127.5 - 1 of 0 .. 255")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all() or (array.shape[3] == 3 and np.abs(array).max() > 2):
+        raise SdjaxError("image: pixels in [-1, 1] expected, found "
+                         f"{np.abs(array).max():.4g} (of 0 .. 255 take x / 127.5 - 1)")
+    if array.shape[3] != 3:
+        return array
+    fit = lambda side: max(side // multiple, 1) * multiple
+    size = tuple(fit(side) if wanted is None else wanted for wanted, side in
+                 zip((height, width), array.shape[1:3], strict=True))
+    if array.shape[1:3] != size:
+        raise SdjaxError(f"image of shape {np.shape(image)}: {size[0]} x {size[1]} pixels expected, arrays are not "
+                         f"resized (sides are multiples of {multiple}; PIL images are)")
+    return np.clip(array, -1.0, 1.0)
+
+
+def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
+    """Masks, white = repaint -> float32 0 or 1 [Q, H, W, 1], resized to `size` = (H, W), the nearest pixel counting.
+
+    `mask`: a PIL image, a list of them, or an array [H, W] or [Q, H, W], with or without a last axis of 1, of bools,
+    numbers from 0 to 1, or uint8. Half and more is white.
+    """
+    masks = mask if isinstance(mask, (list, tuple)) else [mask]
+    if masks and all(isinstance(m, Image.Image) for m in masks):
+        arrays = [np.asarray(ImageOps.exif_transpose(m).convert("L"), np.float32)[None] / 255 for m in masks]
+    elif hasattr(mask, "shape") and hasattr(mask, "dtype"):
+        array = np.asarray(mask)
+        array = array[..., 0] if array.ndim > 2 and array.shape[-1] == 1 else array
+        array = array[None] if array.ndim == 2 else array
+        if array.ndim != 3 or 0 in array.shape:
+            raise SdjaxError(f"mask of shape {np.shape(mask)}: [H, W], [B, H, W] or [B, H, W, 1] expected")
+        array = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise SdjaxError("mask: values from 0 (keep) to 1 (repaint), or uint8, expected; found "
+                             f"{array.min():.4g} to {array.max():.4g}")
+        arrays = [array]
+    else:
+        raise SdjaxError(f"mask is {type(mask).__name__}: a PIL image, a list of them, or an array [H, W]; white, "
+                         "or 1, is repainted")
+    nearest = lambda n, wanted: ((np.arange(wanted) + 0.5) * n / wanted).astype(int)
+    arrays = [a[:, nearest(a.shape[1], size[0])][:, :, nearest(a.shape[2], size[1])] for a in arrays]
+    return (np.concatenate(arrays) >= 0.5).astype(np.float32)[..., None]
+
+
+def feather_masks(masks: np.ndarray, feather: float) -> np.ndarray:
+    """Zeros and ones [Q, H, W, 1] -> the weight of what is painted, from 0 at the border to 1 `feather` pixels inside.
+
+    Zeros stay zeros, so that what is outside is still exactly the picture's.
+    """
+    if not feather:
+        return masks
+    blur = ImageFilter.BoxBlur(feather)
+    soft = [np.asarray(Image.fromarray(np.uint8(255 * m[..., 0])).filter(blur), np.float32) / 255 for m in masks]
+    return masks * np.clip(2.0 * np.stack(soft)[..., None] - 1.0, 0.0, 1.0)
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:

@@ -9,6 +9,7 @@ its linear updates are rows too. A second evaluation within a step (Heun, the fi
 own, corrected relative to the x that the row before it made; `push` False keeps its D out of the history.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -50,8 +51,17 @@ from sdjax.types import Array
 class Plan(NamedTuple):
     """float32 arrays: nothing but the padded number of rows is static."""
 
-    start: Array  # []: the walk starts at x = start * unit noise
+    signal: Array  # []: the walk starts at x = signal x0 + start eps; 0 where it starts from noise alone
+    start: Array  # []
     rows: Row  # [R, ...] each
+    levels: Array  # [R]: sigma at the start of every step, those that strength leaves out too; then zeros
+
+
+class Trace(NamedTuple):
+    """What `sample` saw on its way, for every row."""
+
+    x: Array  # [R, B, h, w, C]: what the denoiser was called with
+    x0: Array  # [R, B, h, w, C]: what it answered
 
 
 class State(NamedTuple):
@@ -96,11 +106,14 @@ samplers: Mapping[str, Sampler] = MappingProxyType({
 
 
 def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = None, sigmas: str = "default",
-         spacing: str | None = None) -> Plan:
-    """The table of `samplers[name]`, padded to a power of two (at least 16) so that few lengths are ever compiled.
+         spacing: str | None = None, strength: float | None = None) -> Plan:
+    """The table of `samplers[name]`, padded to the power of two that holds two rows a step, and at least 32.
 
+    So the length that is compiled for depends on `steps` alone, and on few of them: not on the sampler or strength.
     eta: share of fresh noise, 0 .. 1; None is the sampler's own. sigmas: "default", the timesteps', or "karras",
     `karras_sigmas`. spacing of the timesteps: "leading", "trailing" or "linspace"; None is the sampler's own.
+    strength: None walks from noise; a number in (0, 1] from an x0 with noise, the last int(steps strength) steps, as
+    diffusers counts them: noised to the level of the first of those, and denoised from there.
     SdjaxError: unknown names, steps outside 1 .. N, eta outside [0, 1], and what the sampler does not take.
     """
     if name not in samplers:
@@ -123,14 +136,33 @@ def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = Non
     if spacing is not None and (spacing not in sampler.spacings or sigmas == "karras"):
         takes = "none with karras sigmas" if sigmas == "karras" else f"one of {', '.join(sampler.spacings)}"
         raise SdjaxError(f"spacing {spacing!r}: sampler {name} takes {takes}")
-    grid = make_grid(sampler, schedule, int(steps), sigmas, spacing)
-    first = float(vp(grid.sigma[0])[1]) if sampler.scaled and spacing != "leading" else 1.0
+    whole = make_grid(sampler, schedule, int(steps), sigmas, spacing)
+    if strength is None:
+        grid, signal, first = whole, 0.0, vp(whole.sigma[0])[1] if sampler.scaled and spacing != "leading" else 1.0
+    else:
+        left_out = steps - steps_of(strength, steps)
+        grid = Grid(whole.t[left_out:], whole.sigma[left_out:])
+        signal, first = vp(grid.sigma[0])
     rows = sampler.rows(grid) if sampler.eta is None else sampler.rows(grid, sampler.eta if eta is None else float(eta))
     rows = [row._replace(b=row.b + (0.0,) * (HISTORY - len(row.b))) for row in rows]
     padding = Row(1.0, 0.0, 0.0, 1.0, (0.0,) * HISTORY, push=False, live=False)
-    rows += [padding] * (max(16, 1 << (len(rows) - 1).bit_length()) - len(rows))
+    length = max(32, 1 << (2 * int(steps) - 1).bit_length())
+    rows += [padding] * (length - len(rows))
     columns = (np.asarray(column) for column in zip(*rows, strict=True))
-    return Plan(np.float32(first), Row(*(c if c.dtype == bool else c.astype(np.float32) for c in columns)))
+    levels = np.zeros(length, np.float32)
+    levels[:steps] = whole.sigma[:-1]
+    return Plan(np.float32(signal), np.float32(first),
+                Row(*(c if c.dtype == bool else c.astype(np.float32) for c in columns)), levels)
+
+
+def steps_of(strength: float, steps: int) -> int:
+    """int(steps strength), the steps that are walked. SdjaxError: outside (0, 1], or not even one step."""
+    if isinstance(strength, bool) or not (isinstance(strength, (int, float, np.number)) and 0.0 < strength <= 1.0):
+        raise SdjaxError(f"strength {strength!r}: a number above 0 and up to 1")
+    if int(steps * strength) < 1:
+        raise SdjaxError(f"strength {strength!r}: no step of {steps} is left, at least {1 / steps:.4g} is needed "
+                         f"(or {math.ceil(1 / strength)} steps)")
+    return int(steps * strength)
 
 
 def make_grid(sampler: Sampler, schedule: NoiseSchedule, steps: int, sigmas: str, spacing: str | None) -> Grid:
@@ -144,27 +176,34 @@ def make_grid(sampler: Sampler, schedule: NoiseSchedule, steps: int, sigmas: str
     return Grid(t, np.append(levels, 0.0 if sampler.clean else schedule.sigmas[0]))
 
 
-def start(plan: Plan, noise: Array) -> State:
-    """The state before the first row, from unit noise [B, h, w, C]."""
+def start(plan: Plan, noise: Array, x0: Array | None = None) -> State:
+    """The state before the first row, from unit noise [B, h, w, C], and x0 where the plan has a strength."""
     noise = jnp.asarray(noise, jnp.float32)
-    return State(plan.start * noise, jnp.zeros((HISTORY - 1, *noise.shape), jnp.float32), jnp.int32(0))
+    x = plan.start * noise if x0 is None else plan.signal * x0 + plan.start * noise
+    return State(x, jnp.zeros((HISTORY - 1, *noise.shape), jnp.float32), jnp.int32(0))
 
 
-def sample(rows: Row, denoiser: Denoiser, state: State, noise_fn: Callable[[Array], Array]) -> State:
+def sample(rows: Row, denoiser: Denoiser, state: State, noise_fn: Callable[[Array], Array], keep: bool = False,
+           remat: bool = False) -> State | tuple[State, Trace]:
     """Walks `state` down `rows` (a plan's, or any slice of them: the state carries on). The one loop of all samplers.
 
     `noise_fn(row)` gives unit noise [B, h, w, C] for row number `row`; it is called only where c is not 0.
+    `keep` returns a Trace too; rows of padding repeat x and have x0 = 0. `remat` makes gradients forget what happened
+    within a row and compute it again: memory for x of every row instead of every activation of the model.
     """
 
-    def advance(state: State, row: Row) -> State:
+    def advance(state: State, row: Row) -> tuple[State, Array]:
         x, history, n = state
-        d = row.p * x + row.q * denoiser(x, row.sigma)
+        x0 = denoiser(x, row.sigma)
+        d = row.p * x + row.q * x0
         ds = jnp.concatenate([d[None], history])
         x = row.a * x + sum(row.b[k] * ds[k] for k in range(HISTORY))  # not a matmul: those may run in TF32
         x = jax.lax.cond(row.c != 0, lambda x: x + row.c * noise_fn(n), lambda x: x, x)
-        return State(x, jnp.where(row.push, ds[:-1], history), n + 1)
+        return State(x, jnp.where(row.push, ds[:-1], history), n + 1), x0
 
     def step(state: State, row: Row):
-        return jax.lax.cond(row.live, advance, lambda state, row: state, state, row), None
+        after, x0 = jax.lax.cond(row.live, advance, lambda state, row: (state, jnp.zeros_like(state.x)), state, row)
+        return after, Trace(state.x, x0) if keep else None
 
-    return jax.lax.scan(step, state, rows)[0]
+    end, trace = jax.lax.scan(jax.checkpoint(step) if remat else step, state, rows)
+    return (end, trace) if keep else end

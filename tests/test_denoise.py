@@ -59,7 +59,7 @@ def test_guidance():
     np.testing.assert_array_equal(guide(1.0), predict(x0, t, cond))
     np.testing.assert_allclose(guide(0.0), predict(x0, t, uncond), atol=1e-6)
     np.testing.assert_allclose(guide(7.5), x0 * (0.3 + 7.5 * 0.4), rtol=1e-5)
-    assert batches[0][0] == 6
-    np.testing.assert_allclose(batches[0][1], [0.3] * 3 + [0.7] * 3)
+    sizes = [size for size, _ in batches]
+    assert sorted({*sizes}) == [3, 6], "one doubled batch, and the conditional half alone"
     assert np.isnan(guide(jnp.nan)).all(), "a NaN scale must not pass for no guidance"
     assert jax.jit(guide)(3.0).shape == x0.shape

@@ -3,56 +3,19 @@
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax import generate
-from sdjax.config import EMOJI
+from sdjax import generate, stages
 from sdjax.errors import SdjaxError
 from sdjax.generate import txt2img
-from sdjax.model import StableDiffusion
-from sdjax.nn.clip import TextTower
-from sdjax.nn.unet import UNet
-from sdjax.nn.vae import VAE
+from sdjax.model import initial_noise
+from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-CONFIG = replace(
-    EMOJI, name="tiny", size=16,
-    text=replace(EMOJI.text, vocab_size=300, length=8, width=16, layers=1, heads=2, mlp_width=32,
-                 bos_token=298, eos_token=299, pad_token=299),
-    vae=replace(EMOJI.vae, channels=(8, 8), groups=4),
-    unet=replace(EMOJI.unet, channels=(8, 16), attention=(False, True), heads=(2, 2), context_dim=16, groups=4))
-
-
-class Letters:
-    """A tokenizer that knows letters."""
-
-    def __call__(self, prompts, **_):
-        return {"input_ids": [[ord(letter) for letter in prompt] for prompt in prompts]}
-
-
-def parameters(module, *args):
-    """Random everywhere: the zero-initialised layers would make every output 0."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    draw = np.random.default_rng(0).normal
-    return jax.tree.unflatten(tree, [jnp.asarray(draw(0, 0.3 / leaf.shape[0] ** 0.25, leaf.shape), jnp.float32)
-                                     for leaf in leaves])
-
-
-@cache
-def tiny():
-    x = jnp.zeros((1, 8, 8, 4))
-    return StableDiffusion(CONFIG, {
-        "text": parameters(TextTower(CONFIG.text), jnp.zeros((1, 8), jnp.int32)),
-        "unet": parameters(UNet(CONFIG.unet), x, jnp.zeros(1), jnp.zeros((1, 8, 16))),
-        "vae": parameters(VAE(CONFIG.vae), jnp.zeros((1, 16, 16, 3)))}, Letters())
 
 
 def make(prompt="cat", steps=3, output="latents", **options):
@@ -108,7 +71,7 @@ def test_progress_walks_to_the_same_end():
 
 
 def test_latents_replace_the_seed_s_noise():
-    noise = np.asarray(generate.initial_noise(np.uint32([3]), (8, 8, 4)))
+    noise = np.asarray(initial_noise(np.uint32([3]), (8, 8, 4)))
     np.testing.assert_array_equal(noise[0], jax.random.normal(jax.random.key(3), (8, 8, 4)))
     np.testing.assert_array_equal(make(latents=noise, seed=0), make(seed=3))
 
@@ -123,12 +86,12 @@ def test_guidance():
 
 def test_only_shapes_recompile():
     make()
-    before = generate._walk._cache_size()
+    before = stages.walk._cache_size()
     make("dog", steps=16, guidance_scale=2.0, eta=0.3, seed=2**32 - 1, negative_prompt="x")
     make(sampler="plms", steps=5)
     make(sampler="euler_a", steps=9, sigmas="karras")
     make(sampler="heun", steps=8, spacing="trailing")
-    assert generate._walk._cache_size() == before
+    assert stages.walk._cache_size() == before
 
 
 @pytest.mark.parametrize("options, message", [
@@ -150,9 +113,8 @@ def test_refusals_name_the_argument(options, message):
 
 
 def test_an_inpainting_model_is_refused():
-    sd = tiny()
     with pytest.raises(SdjaxError, match="inpaint"):
-        txt2img(replace(sd, config=replace(CONFIG, unet=replace(CONFIG.unet, in_channels=9))), "cat")
+        txt2img(tiny(channels=9), "cat")
 
 
 def test_four_devices_make_the_same_images():

@@ -29,7 +29,9 @@ FLOORS = {
     "checkpoint": 3,
     "model": 4,
     "embedding": 5,
-    "generate": 5,
+    "options": 2,
+    "stages": 5,
+    "generate": 6,
     "cache": 5,
     "loop": 5,
 }

@@ -1,0 +1,162 @@
+"""What every image task takes besides its own arguments: one dataclass, its checks, and the signatures made of it."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdjax.config import Config
+from sdjax.errors import SdjaxError
+
+OUTPUTS = ("pil", "pixels", "latents", "trajectory")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments that txt2img, img2img, inpaint and their relatives share. None of them recompiles but
+    height and width, guidance_fn, and steps now and then (see `sdjax.sampler.plan`)."""
+
+    negative_prompt: str = ""
+    steps: int = 50  # 1 .. 1000
+    sampler: str = "ddim"  # a name in `sdjax.samplers`
+    guidance_scale: Any = 7.5  # a number; [steps] of them; a function of the step, from 0 on; None: the model's own
+    eta: float | None = None  # share of fresh noise, 0 .. 1, where the sampler takes it; None: its own, 0 for ddim
+    seed: int = 0  # image i has seed + i and depends on nothing else
+    num_images: int = 1  # of each prompt
+    height: int | None = None  # pixels; None: the image's, or the model's own size
+    width: int | None = None
+    latents: Any = None  # unit noise [B, h, w, 4] in place of the seeds' first draw
+    output: str = "pil"  # or "pixels", clipped to [-1, 1]; "latents", scaled; "trajectory", every step's
+    progress: Callable[[int, int], None] | None = None  # called with (step, total) after each evaluation of the model
+    sigmas: str = "default"  # or "karras"
+    spacing: str | None = None  # of the timesteps: "leading", "trailing", "linspace"; None: the sampler's own
+    clip_skip: int = 1  # see `sdjax.encode_prompt`, as for syntax
+    syntax: str = "a1111"  # in the negative prompt AND is text
+    guidance_rescale: float = 0.0  # 0 .. 1: arXiv 2305.08891, section 3.4
+    guidance_interval: tuple[float, float] | None = None  # sigmas between which there is guidance: arXiv 2404.07724
+    guidance_fn: Callable | None = None  # (x, x0, step) -> x0, traced; a new function is compiled anew
+    variation_seed: int = 0  # whose noise is blended in
+    variation_strength: float = 0.0  # 0: seed + i's own picture; 1: variation_seed's
+
+
+class Request(NamedTuple):
+    """Options of one call, checked and in arrays' form."""
+
+    prompts: list[str]  # one an image
+    negative: str
+    seeds: np.ndarray  # uint32 [B]
+    shape: tuple[int, int, int]  # of one image's latents
+    scales: np.ndarray  # float32 [steps]
+    options: Options
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+
+def takes_options(task: Callable) -> Callable:
+    """Gives task(..., options: Options) the fields of Options as keyword arguments, in its signature and docstring too.
+
+    What does not bind is refused as everything else is, by SdjaxError.
+    """
+    own = [p for p in inspect.signature(task).parameters.values() if p.name != "options"]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shared = [inspect.Parameter(f.name, kind, default=f.default, annotation=f.type) for f in fields(Options)]
+    signature = inspect.Signature([*own, *shared])
+
+    @wraps(task)
+    def call(*args, **kwargs):
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise SdjaxError(f"{task.__name__}: {error}; it takes {', '.join(signature.parameters)}") from None
+        mine = {p.name: bound.arguments.pop(p.name) for p in own if p.name in bound.arguments}
+        return task(**mine, options=Options(**bound.arguments))
+
+    call.__signature__ = signature
+    call.__doc__ = f"{inspect.cleandoc(task.__doc__)}\n\nThe keyword arguments from negative_prompt on are those of\n" \
+                   "`sdjax.options.Options`. SdjaxError, naming the argument, for what is out of range."
+    return call
+
+
+def whole(value: Any, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high
+
+
+def number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    real = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.complexfloating))
+    return real and math.isfinite(value) and low <= value <= high
+
+
+def check(config: Config, prompt: str | Sequence[str], options: Options, pictures: int = 1) -> Request:
+    """Refuses what no task can do. `pictures` is how many pictures a task starts from: one, or one a prompt."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise SdjaxError(f"prompt {prompt!r}: a string or a list of at least one string")
+    if pictures != 1 and len(prompts) not in (1, pictures):
+        raise SdjaxError(f"prompt: {len(prompts)} prompts for {pictures} images, one or {pictures} expected")
+    if not isinstance(options.negative_prompt, str):
+        raise SdjaxError(f"negative_prompt {options.negative_prompt!r}: a string")
+    if not whole(options.num_images, 1):
+        raise SdjaxError(f"num_images {options.num_images!r}: a whole number from 1 on")
+    prompts = prompts * (pictures if len(prompts) == 1 else 1)
+    prompts = [p for p in prompts for _ in range(options.num_images)]
+    count = len(prompts)
+    if not whole(options.seed, 0, 2**32 - count):
+        raise SdjaxError(f"seed {options.seed!r}: a whole number from 0 to {2**32 - count} for {count} images")
+    if not whole(options.variation_seed, 0, 2**32 - 1):
+        raise SdjaxError(f"variation_seed {options.variation_seed!r}: a whole number from 0 to {2**32 - 1}")
+    for name in ("variation_strength", "guidance_rescale"):
+        if not number(getattr(options, name), 0, 1):
+            raise SdjaxError(f"{name} {getattr(options, name)!r}: a number from 0 to 1")
+    if options.output not in OUTPUTS:
+        raise SdjaxError(f"output {options.output!r}: one of {', '.join(OUTPUTS)}")
+    for name in ("progress", "guidance_fn"):
+        if getattr(options, name) is not None and not callable(getattr(options, name)):
+            raise SdjaxError(f"{name} {getattr(options, name)!r}: a function or None")
+    height, width = check_size(config, options)
+    factor = config.vae.factor
+    shape = (height // factor, width // factor, config.vae.latent_channels)
+    if options.latents is not None and np.shape(options.latents) != (count, *shape):
+        raise SdjaxError(f"latents of shape {np.shape(options.latents)}: {(count, *shape)} for {count} images of "
+                         "this size")
+    seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
+    return Request(prompts, options.negative_prompt, seeds, shape, guidance_scales(config, options), options)
+
+
+def check_size(config: Config, options: Options) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    multiple = config.vae.factor * config.unet.factor
+    for name, side in (("height", options.height), ("width", options.width)):
+        if side is not None and (not whole(side, multiple) or side % multiple):
+            raise SdjaxError(f"{name} {side!r}: a positive multiple of {multiple} pixels for {config.name}")
+    return tuple(config.size if side is None else int(side) for side in (options.height, options.width))
+
+
+def guidance_scales(config: Config, options: Options) -> np.ndarray:
+    """guidance_scale as one finite number a step."""
+    scale, steps, interval = options.guidance_scale, options.steps, options.guidance_interval
+    if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2
+                                     and all(number(s, 0) for s in interval) and interval[0] <= interval[1]):
+        raise SdjaxError(f"guidance_interval {interval!r}: two sigmas (low, high), 0 <= low <= high, or None")
+    if not whole(steps, 1):
+        raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {config.schedule.timesteps}")
+    if scale is None:
+        scale = config.guidance_scale
+    if callable(scale):
+        values = [scale(n) for n in range(steps)]
+    elif (isinstance(scale, Sequence) and not isinstance(scale, str)) or np.ndim(scale) == 1:
+        values = list(scale)
+    else:
+        values = [scale] * steps
+    if len(values) != steps:
+        raise SdjaxError(f"guidance_scale of {len(values)} numbers: one, or one for each of {steps} steps")
+    for value in values:
+        if not number(value):
+            raise SdjaxError(f"guidance_scale {value!r}: a finite number, [steps] of them, a function of the step or "
+                             "None")
+    return np.asarray(values, np.float32)
