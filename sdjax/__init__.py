@@ -15,6 +15,7 @@ _HOME = {
               "encode", "decode"),
     "weights.clip": ("load_clip", "save_clip"),
     "embedding": ("add_embedding",),
+    "maps": ("attention_maps", "attention_pictures", "prompt_words"),
     "generate": ("txt2img", "img2img", "inpaint"),
     "sampler": ("samplers",),
 }

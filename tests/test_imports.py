@@ -29,6 +29,7 @@ FLOORS = {
     "checkpoint": 3,
     "model": 4,
     "embedding": 5,
+    "maps": 5,
     "options": 2,
     "stages": 5,
     "generate": 6,

@@ -29,8 +29,15 @@ def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, up
     return jnp.einsum("bhts,bshd->bthd", weights, v).reshape(*q.shape[:2], -1)
 
 
+def attention_weights(q: Array, k: Array, heads: int) -> Array:
+    """softmax(q k^T / sqrt(d)) alone, the mean over the heads: float32 [B, T, S]. Only for looking at it."""
+    q, k = (x.reshape(*x.shape[:2], heads, -1).astype(jnp.float32) for x in (q, k))
+    return jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q * q.shape[-1] ** -0.5, k), axis=-1).mean(1)
+
+
 class Attention(nn.Module):
-    """Multi-head attention of x to context (or to itself)."""
+    """Multi-head attention of x to context (or to itself). Applied with mutable=["maps"], it leaves its weights for a
+    context there; otherwise they are never computed."""
 
     heads: int
     qkv_bias: bool
@@ -41,10 +48,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """x: [B, T, C]; context: [B, S, D] or None -> [B, T, C]."""
+        watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
         context = x if context is None else context
         width = x.shape[-1]
         project = lambda name: nn.Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)
         q, k, v = project("q")(x), project("k")(context), project("v")(context)
+        if watched:
+            self.sow("maps", "weights", attention_weights(q, k, self.heads))
         y = attention(q, k, v, self.heads, self.causal, self.upcast)
         return nn.Dense(width, dtype=self.dtype, name="out")(y)
 
