@@ -31,6 +31,7 @@ FLOORS = {
     "embedding": 5,
     "maps": 5,
     "options": 2,
+    "watermark": 2,
     "stages": 5,
     "generate": 6,
     "cache": 5,
