@@ -17,6 +17,7 @@ _HOME = {
     "embedding": ("add_embedding",),
     "maps": ("attention_maps", "attention_pictures", "prompt_words"),
     "generate": ("txt2img", "img2img", "inpaint"),
+    "safety": ("load_safety_checker", "check_safety"),
     "sampler": ("samplers",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -134,7 +134,7 @@ def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, re
     """Classifier-free guidance (arXiv 2207.12598): u + scale (c - u), one call on the batch [uncond, cond].
 
     `scale`: traced, [], or a function of sigma. Where it is 1 only `cond` is called, on its part of the batch. Where
-    cond holds composed prompts c_i, c is u + sum mix_i (c_i - u): Eq. 11 of composable diffusion (arXiv 2206.01714).
+    cond holds composed prompts c_i, c is u + sum mix_i (c_i - u): composable diffusion (arXiv 2206.01714).
     `rescale` phi brings each image's standard deviation back to c's, by that share: Eq. 15 and 16 of arXiv 2305.08891.
     """
     mix, conds = cond.mix, [cond]

@@ -30,6 +30,7 @@ FLOORS = {
     "model": 4,
     "embedding": 5,
     "maps": 5,
+    "safety": 5,
     "options": 2,
     "watermark": 2,
     "stages": 5,

@@ -57,6 +57,7 @@ OLD_NAMES = {
     "vae": ((r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."),
             (r"\.proj_attn\.", ".to_out.0.")),
     "text": ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
+    "safety": ((r"^vision_model\.vision_model\.", "vision_model."),),
     "single": ((r"^conditioner\.embedders\.0\.", "cond_stage_model."),  # SGM's spelling of SD 1 and 2
                (r"^(cond_stage_model\.transformer)\.(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1.text_model.")),
 }

@@ -1,0 +1,134 @@
+"""Stable Diffusion's safety checker: a CLIP image tower and the directions of what it is to find (arXiv 2210.04610).
+
+    checker = sdjax.load_safety_checker("path/to/a/diffusers/folder")
+    flags = sdjax.check_safety(checker, images)        # a bool an image
+
+An image is flagged where its cosine to one of 17 concepts is above that concept's threshold, all lower by 0.01 when one
+of 3 special ones fired; differences are rounded to three digits, and count above 0. The decisions are those of
+diffusers' `safety_checker.py`. What to do with a flagged image is the caller's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sdjax.config import VisionConfig
+from sdjax.errors import SdjaxError
+from sdjax.image import pixels_to_pil, to_rgb
+from sdjax.model import FLOAT32, precise
+from sdjax.nn.clip import ImageTower
+from sdjax.nn.layers import ACTIVATIONS
+from sdjax.types import Array, Params
+from sdjax.weights.clip import FIELDS
+from sdjax.weights.configs import read_json
+from sdjax.weights.convert import from_file_tensors, param_shapes
+from sdjax.weights.folder import TRANSFORMERS, read_weights
+from sdjax.weights.names import make_rows
+
+MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
+CHUNK = 8  # images that go through the tower at once
+HEADS = ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
+
+#: What a field of vision_config means that is not there: transformers' CLIPVisionConfig.
+DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "quick_gelu"}
+
+
+class SafetyChecker(NamedTuple):
+    config: VisionConfig
+    params: Params  # of the image tower
+    concepts: np.ndarray  # [17, projection], of length 1
+    thresholds: np.ndarray  # [17]
+    special: np.ndarray  # [3, projection], of length 1
+    special_thresholds: np.ndarray  # [3]
+
+
+def load_safety_checker(folder: str | Path) -> SafetyChecker:
+    """From a diffusers folder's `safety_checker/`, or from that itself. SdjaxError names the file that does not fit."""
+    folder = Path(folder)
+    folder = folder / "safety_checker" if (folder / "safety_checker").is_dir() else folder
+    config, tensors = read_vision_config(folder / "config.json"), read_weights(folder, TRANSFORMERS, "safety")
+    heads = {}
+    for name in HEADS:
+        if name not in tensors:
+            raise SdjaxError(f"{folder}: its weights have no tensor {name}")
+        heads[name] = np.asarray(tensors.pop(name), np.float32)
+    for name in HEADS[::2]:
+        count = heads[f"{name}_weights"].shape[:1]
+        if heads[name].shape != (*count, config.projection) or heads[f"{name}_weights"].shape != count:
+            raise SdjaxError(f"{folder}: {name} has shape {list(heads[name].shape)} and {name}_weights "
+                             f"{list(heads[f'{name}_weights'].shape)}, should be [n, {config.projection}] and [n]")
+    if bad := [name for name, value in heads.items() if not np.isfinite(value).all()]:
+        raise SdjaxError(f"{folder}: {', '.join(bad)} with NaN or infinite values")
+    params = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
+    concepts, thresholds, special, special_thresholds = heads.values()
+    return SafetyChecker(config, params, unit(concepts), thresholds, unit(special), special_thresholds)
+
+
+def read_vision_config(path: Path) -> VisionConfig:
+    whole = read_json(path)
+    fields = whole.get("vision_config")
+    if not isinstance(fields, dict):
+        raise SdjaxError(f"{path}: has no vision_config")
+    fields = DEFAULTS | fields | {"projection_dim": whole.get("projection_dim", 512)}
+    for ours, theirs in FIELDS.items():
+        kind = str if ours == "activation" else int
+        if type(fields[theirs]) is not kind or (kind is int and fields[theirs] < 1):
+            want = "text" if kind is str else "a whole number from 1"
+            raise SdjaxError(f"{path}: {theirs} is {fields[theirs]!r}, should be {want}")
+    if fields["hidden_act"] not in ACTIVATIONS or fields.get("layer_norm_eps", 1e-5) != 1e-5:
+        raise SdjaxError(f"{path}: hidden_act {fields['hidden_act']!r} with layer_norm_eps "
+                         f"{fields.get('layer_norm_eps', 1e-5)!r}, should be {' or '.join(ACTIVATIONS)} with 1e-05")
+    return VisionConfig(**{ours: fields[theirs] for ours, theirs in FIELDS.items()})
+
+
+def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) -> np.ndarray:
+    """bool [B]: is there something in the image that the checker knows? images: PIL, or pixels [B, H, W, 3]."""
+    images = [images] if isinstance(images, Image.Image) else images
+    if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
+        images = pixels_to_pil(images)
+    if not images:
+        return np.zeros(0, bool)
+    pixels = np.stack([clip_pixels(image, checker.config.size) for image in images])
+    size = min(CHUNK, len(pixels))
+    found = []
+    for first in range(0, len(pixels), size):
+        chosen = np.minimum(np.arange(first, first + size), len(pixels) - 1)  # the last chunk is filled up, then cut
+        found.append(np.asarray(image_embedding(checker.params, pixels[chosen], checker.config)))
+    return decide(checker, np.concatenate(found)[: len(pixels)])
+
+
+def decide(checker: SafetyChecker, embedding: np.ndarray) -> np.ndarray:
+    """Image embeddings [B, projection] -> bool [B]."""
+    embedding = unit(embedding)
+    above = lambda directions, thresholds, lower: np.round(embedding @ directions.T - thresholds + lower, 3) > 0
+    special = above(checker.special, checker.special_thresholds, np.float32(0)).any(1, keepdims=True)
+    return above(checker.concepts, checker.thresholds, np.where(special, np.float32(0.01), np.float32(0))).any(1)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """CLIP's image processor: RGB, the shorter side brought to `size` (bicubic), its centre, CLIP's mean and deviation.
+    float32 [size, size, 3]."""
+    image = to_rgb(image)
+    short, long = sorted(image.size)
+    sides = [size if side == short else int(size * long / short) for side in image.size]
+    image = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in sides)
+    image = image.crop((left, top, left + size, top + size))
+    return (np.asarray(image, np.float32) / 255 - MEAN) / STD
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def image_embedding(params: Params, pixels: Array, config: VisionConfig, dtype=FLOAT32) -> Array:
+    """Image tower's parameters, clip_pixels [B, size, size, 3] -> float32 [B, projection], not normalised."""
+    with precise(dtype):
+        return ImageTower(config, dtype).apply({"params": params}, pixels)
