@@ -35,13 +35,13 @@ class Run:
             os.replace(scratch, self.folder / "config.json")
 
     def restore(self, state: Any) -> Any:
-        """The newest checkpoint in the shapes of `state`, or `state` itself in a fresh run.
+        """The newest checkpoint in the shapes of `state`, arrays or not, or None in a fresh run.
 
         SdjaxError where the checkpoint is of another model or another optimiser.
         """
         step = self._manager.latest_step()
         if step is None:
-            return state
+            return None
         found, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(state)
         if wrong := [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]:
             name, more = wrong[0], f" and {len(wrong) - 1} more" if wrong[1:] else ""
@@ -58,16 +58,17 @@ class Run:
         """Writes checkpoints/<step>/ in the background."""
         self._manager.save(step, args=self._args.StandardSave(state))
 
-    def log(self, step: int, metrics: dict[str, Any], images: int) -> dict[str, float]:
+    def log(self, step: int, metrics: dict[str, Any], images: int, notes: dict[str, Any] | None = None) -> dict:
         """Appends a line to metrics.jsonl. Floats are float32 written so that they read back to the same bits.
 
-        `images` is the number of pictures since the last call, for images_per_second.
+        `images` is the number of pictures since the last call, for images_per_second; `notes` are written as they are.
         """
         now = time.perf_counter()
         record = {"step": step} | {name: float(np.float32(value)) for name, value in metrics.items()}
         if self._clock is not None:
             record["images_per_second"] = images / (now - self._clock)
         self._clock = now
+        record |= notes or {}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         return record

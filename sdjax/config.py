@@ -81,6 +81,7 @@ class ScheduleConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "epsilon"  # or "v", arXiv 2202.00512, or "x0"
+    zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891); needs prediction "v"
 
 
 @dataclass(frozen=True)

@@ -1,71 +1,34 @@
 """The loop that every training script runs: restore, step, log, sample, checkpoint."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from sdjax.checkpoint import Run
 from sdjax.cli import check_folder
 from sdjax.errors import SdjaxError
-from sdjax.model import StableDiffusion, create
-from sdjax.parallel import average, check_batch_size, pmap_step, replicate, shard, unreplicate
-from sdjax.train_state import LossFn, TrainState, make_optimizer, make_state, make_train_step
+from sdjax.model import StableDiffusion, create, save
+from sdjax.train_options import TrainOptions
+from sdjax.parallel import check_batch_size, is_primary, local_part, make_layout, start_processes
+from sdjax.train_state import LossFn, make_state, make_train_step, trained_params
 from sdjax.types import Params
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """What all training scripts share."""
-
-    data: Path
-    """Folder of pictures with metadata.jsonl."""
-    out: Path
-    """The run's folder; the same command again goes on from its newest checkpoint."""
-    model: str = "EMOJI"
-    """A preset to train from nothing (EMOJI, SD15, ...) or a folder to start from."""
-    steps: int = 10_000
-    batch_size: int = 64
-    """Pictures a step, over all devices."""
-    learning_rate: float = 1e-4
-    optimizer: str = "adamw"
-    """adamw, adafactor, lion or muon (matrices by Muon at the same learning rate, all else by Adam)."""
-    warmup: int = 100
-    """Steps of linear warm-up."""
-    decay: str = "constant"
-    """Course of the learning rate after the warm-up: constant, cosine or linear."""
-    ema_decay: float = 0.9999
-    """0 is no EMA."""
-    checkpoint_every: int = 500
-    log_every: int = 10
-    sample_every: int = 500
-    """0 draws no samples."""
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        for name in ("warmup", "sample_every"):
-            if getattr(self, name) < 0:
-                raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0")
-        if not 0 <= self.seed < 2**32:
-            raise SdjaxError(f"--seed {self.seed}: expected an integer in [0, 2**32)")
-        if not 0 <= self.ema_decay < 1:
-            raise SdjaxError(f"--ema-decay {self.ema_decay}: expected a number in [0, 1)")
-        if not 0 < self.learning_rate < float("inf"):
-            raise SdjaxError(f"--learning-rate {self.learning_rate}: expected a positive number")
-        make_optimizer(self.optimizer, self.learning_rate, self.steps, self.warmup, self.decay)
-
-
 def start_model(options: TrainOptions, tokenizer: bool = True) -> StableDiffusion:
-    """The model that --model names, after what is cheap to refuse. A preset has no tokenizer."""
+    """Joins the job's processes and gives the model that --model names, after what is cheap to refuse.
+
+    A preset has no tokenizer.
+    """
+    start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
     check_folder(options.out)
     check_batch_size(options.batch_size)
+    export = options.out / "export"
+    if export.exists() and not (export / "model_index.json").is_file():
+        raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
     try:
         sd = create(options.model, seed=options.seed)
     except SdjaxError as error:
@@ -75,43 +38,87 @@ def start_model(options: TrainOptions, tokenizer: bool = True) -> StableDiffusio
     return sd
 
 
-def fit(options: TrainOptions, params: Params, loss_fn: LossFn, stream: Callable[[int], Iterator[Any]],
-        on_sample: Callable[[int, Params, Run], None] | None = None) -> Params:
-    """Trains `params` for `options.steps` steps under pmap and returns the EMA weights.
+def fit(options: TrainOptions, params: Params | Callable[[], Params], loss_fn: LossFn,
+        stream: Callable[[int], Iterator[Any]], on_sample: Callable[[int, Params, Run], None] | None = None,
+        name_batch: Callable[[int], Sequence[Any]] | None = None) -> Params:
+    """Trains `params` to `options.steps` steps over all devices and returns the weights to export, as numpy arrays.
 
-    `stream(step)` yields the batches from that step on; `on_sample(step, ema, run)` draws to RUN/samples/.
+    params: arrays, or a function that gives them, which is run where they will lie.
+    stream(n) yields this process' part (`local_part`) of the batches after n steps, `options.examples` in all, as a
+    tree of arrays with the example first. on_sample(step, params, run) draws to RUN/samples/ on process 0.
+    name_batch(n) names the examples of the batch after n steps, for the log of a loss that is not finite.
     """
     from tqdm import tqdm
 
     check_batch_size(options.batch_size)
-    optimizer, schedule = make_optimizer(options.optimizer, options.learning_rate, options.steps, options.warmup,
-                                         options.decay)
-    with closing(Run(options.out, options)) as run, _StopFlag() as stop:
-        state = run.restore(make_state(params, optimizer))
-        start = logged = int(state.step)
-        step_fn = pmap_step(make_train_step(loss_fn, optimizer, options.ema_decay, average))
-        state, key = replicate(state), jax.random.key(options.seed)
+    layout = make_layout(options.parallel, options.replicas)
+    optimizer, schedule = options.make_optimizer()
+    train_step = make_train_step(loss_fn, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
+    make = lambda params: make_state(params, optimizer, ema=options.ema_decay > 0)
+    local = len(range(options.examples)[local_part(options.examples)])
+
+    def step_fn(state, batch, seed):
+        batch, asked = batch
+        state, metrics = train_step(state, batch, jax.random.key(seed))
+        return state, metrics | {"asked": layout.average(asked.mean())}  # any process asks, all of them know
+
+    with closing(Run(options.out, options, options.keep)) as run, _StopFlag() as stop:
+        saved = run.restore(jax.eval_shape(lambda: make(params() if callable(params) else params)))
+        state = layout.create(make, params) if saved is None else layout.place(saved)
+        start = logged = int(layout.fetch(state.step))
+        compiled, seed = layout.step(step_fn, state), np.uint32(options.seed)
         batches = stream(start) if start < options.steps else iter(())
-        with tqdm(range(start + 1, options.steps + 1), initial=start, total=options.steps, unit="step") as bar:
+
+        def settle(step: int, metrics: Any) -> bool:
+            """Waits for a step, logs what is due, and says whether the run was asked to stop."""
+            nonlocal logged
+            metrics = layout.fetch(metrics)
+            asked, bad = metrics.pop("asked") > 0, int(metrics.pop("bad"))
+            if bad:
+                names = list(name_batch(step - 1)) if name_batch else []
+                run.log(step, metrics, (step - logged) * options.examples, {"skipped": True, "examples": names})
+                tqdm.write(f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: skipped, "
+                           f"nothing was changed; its batch is in metrics.jsonl")
+            elif step == options.steps or step % options.log_every == 0:
+                run.log(step, metrics, (step - logged) * options.examples)
+            else:
+                return asked
+            logged = step
+            if bad >= options.max_bad_steps:
+                raise SdjaxError(f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
+                                 f"(--max-bad-steps {options.max_bad_steps}); the batches are in metrics.jsonl")
+            return asked
+
+        waiting = None
+        with tqdm(range(start + 1, options.steps + 1), initial=start, total=options.steps, unit="step",
+                  disable=not is_primary()) as bar:
             for step in bar:
+                batch = next(batches), np.full(local, stop.asked, np.float32)
+                state, metrics = compiled(state, layout.put(batch), seed)
+                stopping = settle(*waiting) if waiting else False  # of the step before, while this one runs
+                waiting = step, metrics
                 last = step == options.steps
-                state, metrics = step_fn(state, shard(next(batches)), key)
-                if last or step % options.log_every == 0:
-                    metrics = unreplicate(metrics) | {"learning_rate": schedule(step - 1)}
-                    run.log(step, metrics, (step - logged) * options.batch_size)
-                    logged = step
-                stopping = stop.asked
-                if last or stopping or step % options.checkpoint_every == 0:
-                    run.save(step, unreplicate(state))
+                due = last or stopping or step % options.checkpoint_every == 0
+                draw = on_sample and options.sample_every and (last or step % options.sample_every == 0)
+                if due or draw:
+                    stopping |= settle(*waiting)
+                    waiting = None
+                if due:
+                    run.save(step, layout.fetch(state, everywhere=False))
                 if stopping:
                     raise SystemExit(0)
-                if on_sample and options.sample_every and (last or step % options.sample_every == 0):
-                    on_sample(step, _inference_params(unreplicate(state), options), run)
-    return _inference_params(unreplicate(state), options)
+                if draw:
+                    drawn = layout.fetch(trained_params(state), everywhere=False)
+                    if is_primary():
+                        on_sample(step, drawn, run)
+        return layout.fetch(trained_params(state))
 
 
-def _inference_params(state: TrainState, options: TrainOptions) -> Params:
-    return state.ema if options.ema_decay else state.params
+def export(options: TrainOptions, sd: StableDiffusion) -> None:
+    """Writes RUN/export/, on process 0."""
+    if is_primary():
+        save(sd, options.out / "export")
+        print(options.out / "export")
 
 
 class _StopFlag:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from sdjax.parallel import example_keys
 from sdjax.types import Array
 
+CAPTION, OFFSET = 3, 4  # children of an example's key; noise_batch's split(k, 3) takes 0, 1 and 2
+
 
 class Noised(NamedTuple):
     """One draw of the forward process for a batch."""
@@ -29,20 +31,26 @@ def posterior_sample(moments: Array, noise: Array) -> Array:
 
 
 def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Array, abar: Array,
-                prediction: str, min_snr_gamma: float | None = None,
-                logit_normal: tuple[float, float] | None = None) -> Noised:
+                prediction: str, min_snr_gamma: float | None = None, logit_normal: tuple[float, float] | None = None,
+                noise_offset: float = 0.0) -> Noised:
     """Draws t, eps and the posterior noise of every example from fold_in(key, index).
 
     t is uniform, or with logit_normal (m, s) floor(T sigmoid(m + s n)), n ~ N(0, 1) (arXiv 2403.03206, section 3.1).
 
     x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents. abar: float32 [T].
-    Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v.
+    Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v. At zero
+    terminal SNR the latter is 0 at the last timestep.
+    noise_offset: standard deviation of a further draw that is added to each channel of eps as a whole, so that the
+    model learns to move a picture's mean (N. Guttenberg, "Diffusion with offset noise", 2023).
     """
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, index))
     t_key, eps_key, posterior_key = keys[:, 0], keys[:, 1], keys[:, 2]
     normal = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))
     t = jax.vmap(lambda k: draw_timestep(k, len(abar), logit_normal))(t_key)
     x0, eps = x0_from(normal(posterior_key)), normal(eps_key)
+    if noise_offset:
+        draw = lambda k: jax.random.normal(jax.random.fold_in(k, OFFSET), (1, 1, shape[-1]))
+        eps += noise_offset * jax.vmap(draw)(example_keys(key, index))
     signal, noise = jnp.sqrt(abar[t])[:, None, None, None], jnp.sqrt(1 - abar[t])[:, None, None, None]
     target = eps if prediction == "epsilon" else signal * eps - noise * x0
     weight = jnp.ones_like(abar[t])
@@ -63,7 +71,7 @@ def draw_timestep(key: Array, total: int, logit_normal: tuple[float, float] | No
 
 def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: float) -> Array:
     """Replaces the states [B, L, D] of a share `rate` of the examples by the empty prompt's [L, D]."""
-    draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, 3), rate)  # noise_batch's split(k, 3) takes 0, 1, 2
+    draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, CAPTION), rate)
     drop = jax.vmap(draw)(example_keys(key, index))
     return jnp.where(drop[:, None, None], null, context)
 

@@ -1,58 +1,218 @@
 """Devices: the only file that knows how they share the work.
 
-Training is data parallel by `jax.pmap`: every device holds the whole state and a slice of the batch, gradients are
-averaged with `pmean`. What an example draws depends on its global index, never on the device that it falls to.
+A train step is a pure function of (state, batch, seed); a layout says where its arguments lie and compiles it:
+
+| layout | state on each device                        | gradients meet in               | compiled by               |
+|--------|---------------------------------------------|---------------------------------|---------------------------|
+| pmap   | all of it                                   | one `pmean`                     | `jax.pmap`                |
+| fsdp   | a slice of every large array                | what XLA puts in for the mesh   | `jax.jit`, NamedSharding  |
+
+Both split the batch evenly over all devices of all processes. What an example draws depends on its global index,
+never on the device that it falls to.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sdjax.errors import SdjaxError
 from sdjax.types import Array
 
 AXIS = "data"
+KINDS = ("pmap", "fsdp")
+SMALL = 2**10  # arrays of fewer values are not worth a slice and its transfer
 
 
-def average(tree: Any) -> Any:
-    """The mean over the devices of a pmapped step."""
-    return lax.pmean(tree, AXIS)
+class PmapLayout:
+    """Data parallel: every device holds the whole state. In here a state has a leading axis of local devices."""
+
+    kind = "pmap"
+
+    def average(self, tree: Any) -> Any:
+        """The mean over the devices, inside of a step."""
+        return lax.pmean(tree, AXIS)
+
+    def create(self, make: Callable[[Any], Any], params: Any) -> Any:
+        """make(params) on every device. `params`: arrays, or a function without arguments that gives them."""
+        whole = jax.jit(lambda: make(params())) if callable(params) else lambda: jax.jit(make)(params)
+        return self.place(whole())
+
+    def place(self, tree: Any) -> Any:
+        """A copy on every local device."""
+        copy = jax.pmap(lambda _, value: value, axis_name=AXIS, in_axes=(0, None))  # the name is part of the sharding
+        return copy(np.arange(jax.local_device_count()), tree)
+
+    def put(self, batch: Any) -> Any:
+        """This process' part of a batch, on its devices: [B, ...] -> [devices, B / devices, ...]."""
+        count = jax.local_device_count()
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(count, -1, *np.shape(leaf)[1:]), batch)
+
+    def step(self, step: Callable, state: Any) -> Callable:
+        """Compiles step(state, batch, seed) -> (state, metrics); the old state's memory is given to the new one."""
+        return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
+
+    def evaluate(self, function: Callable) -> Callable:
+        """Compiles function(params, batch, seed) -> scalars."""
+        return jax.pmap(function, axis_name=AXIS, in_axes=(0, 0, None))
+
+    def fetch(self, tree: Any, everywhere: bool = True) -> Any:
+        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others)."""
+        if not everywhere and jax.process_index():
+            return None
+        return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)).reshape(leaf.shape[1:]), tree)
+
+    def shards(self, shape: tuple[int, ...]) -> int:
+        """Over how many devices an array of the state is spread."""
+        return 1
 
 
-def pmap_step(step: Callable) -> Callable:
-    """Runs step(state, batch, key) on all local devices; its `average` has to be the one above."""
-    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
+class FsdpLayout:
+    """Fully sharded: every large array of the state lies in equal slices over the devices of the mesh's fsdp axis.
+
+    `replicas` is the mesh's other axis: that many copies of the state, each spread over devices / replicas.
+    """
+
+    kind = "fsdp"
+
+    def __init__(self, replicas: int = 1, devices: list[jax.Device] | None = None):
+        devices = jax.devices() if devices is None else devices
+        if replicas < 1 or len(devices) % replicas:
+            raise SdjaxError(f"--replicas {replicas}: expected a divisor of the {len(devices)} devices")
+        shape = replicas, len(devices) // replicas
+        self.mesh = jax.make_mesh(shape, (AXIS, "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices)
+        self.whole = NamedSharding(self.mesh, PartitionSpec())
+        self.batch = NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp")))
+
+    def average(self, tree: Any) -> Any:
+        """Nothing is left to do: under jit a mean over the batch is the mean over all of it."""
+        return tree
+
+    def sharding(self, leaf: Any) -> NamedSharding:
+        """Of one array of the state, by its shape alone: slices of the longest side that divides evenly."""
+        shape, count = np.shape(leaf), self.mesh.shape["fsdp"]
+        sides = [side if side % count == 0 else 0 for side in shape]
+        if count == 1 or np.prod(shape) < SMALL or not max(sides, default=0):
+            return self.whole
+        axis = max(range(len(sides)), key=lambda i: (sides[i], i))
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    def shardings(self, tree: Any) -> Any:
+        return jax.tree.map(self.sharding, tree)
+
+    def create(self, make: Callable[[Any], Any], params: Any) -> Any:
+        """make(params), each array made where it belongs; nothing is whole on any device."""
+        if not callable(params):
+            params = self.place(params)
+            return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, params)))(params)
+        whole = lambda: make(params())
+        return jax.jit(whole, out_shardings=self.shardings(jax.eval_shape(whole)))()
+
+    def place(self, tree: Any) -> Any:
+        """Arrays on this host to their slices on the devices."""
+        def place(leaf):
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(leaf.shape, self.sharding(leaf), lambda index: leaf[index])
+
+        return jax.tree.map(place, tree)
+
+    def put(self, batch: Any) -> Any:
+        """This process' part of a batch, on its devices."""
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.batch, np.asarray(leaf)), batch)
+
+    def step(self, step: Callable, state: Any) -> Callable:
+        """Compiles step(state, batch, seed) -> (state, metrics); the old state's memory is given to the new one."""
+        shardings = self.shardings(state)
+        return jax.jit(step, in_shardings=(shardings, self.batch, self.whole), out_shardings=(shardings, self.whole),
+                       donate_argnums=0)
+
+    def evaluate(self, function: Callable) -> Callable:
+        """Compiles function(params, batch, seed) -> scalars."""
+        return jax.jit(function, out_shardings=self.whole)
+
+    def fetch(self, tree: Any, everywhere: bool = True) -> Any:
+        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others)."""
+        gather = jax.jit(lambda leaf: leaf, out_shardings=self.whole)
+        wanted = everywhere or jax.process_index() == 0
+
+        def fetch(leaf):  # one at a time: no more than one of them is whole on a device
+            leaf = leaf if leaf.is_fully_addressable else gather(leaf).addressable_data(0)
+            return np.array(leaf) if wanted else None
+
+        return jax.tree.map(fetch, tree) if wanted else jax.tree.map(fetch, tree) and None
+
+    def shards(self, shape: tuple[int, ...]) -> int:
+        """Over how many devices an array of the state is spread."""
+        return 1 if self.sharding(np.broadcast_to(0, shape)).is_fully_replicated else self.mesh.shape["fsdp"]
 
 
-def replicate(tree: Any) -> Any:
-    """A copy on every local device, with a leading axis of devices."""
-    count = jax.local_device_count()
-    copy = jax.pmap(lambda _, value: value, axis_name=AXIS, in_axes=(0, None))  # the name is part of the sharding
-    return copy(np.arange(count), tree)
+Layout = PmapLayout | FsdpLayout
 
 
-def unreplicate(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+def make_layout(kind: str, replicas: int = 1) -> Layout:
+    if kind not in KINDS:
+        raise SdjaxError(f"--parallel {kind}: expected {' or '.join(KINDS)}")
+    return PmapLayout() if kind == "pmap" else FsdpLayout(replicas)
 
 
-def shard(batch: Any) -> Any:
-    """[B, ...] -> [devices, B / devices, ...]."""
-    count = jax.local_device_count()
-    return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+# ---- processes
+
+
+def start_processes(coordinator: str | None, count: int | None, index: int | None, patience: int = 100) -> None:
+    """Joins the other processes of the job, before anything else touches a device.
+
+    coordinator: HOST:PORT of process 0; "auto" where the cluster tells (SLURM, Open MPI, TPU pods, Kubernetes); None
+    is a job of one process. A process that does not answer for `patience` seconds ends the others.
+    """
+    if coordinator is None:
+        if count not in (None, 1) or index not in (None, 0):
+            raise SdjaxError("--coordinator: is missing, give HOST:PORT of process 0 to all processes, or auto")
+        return
+    if coordinator == "auto":
+        where = {}
+    else:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+            raise SdjaxError(f"--coordinator {coordinator}: expected HOST:PORT of process 0, or auto")
+        if count is None or count < 1:
+            raise SdjaxError(f"--num-processes {count}: expected the number of processes, at least 1")
+        if index is None or not 0 <= index < count:
+            raise SdjaxError(f"--process-id {index}: expected a number from 0 to {count - 1}")
+        where = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(**where, initialization_timeout=300, heartbeat_timeout_seconds=patience,
+                                   shutdown_timeout_seconds=patience)
+    except (RuntimeError, ValueError) as error:
+        raise SdjaxError(f"--coordinator {coordinator}: {error}") from None
+
+
+def is_primary() -> bool:
+    """Is this the process that writes?"""
+    return jax.process_index() == 0
+
+
+def local_part(count: int) -> slice:
+    """Which `count` / processes of a global batch's examples this process reads."""
+    size = count // jax.process_count()
+    return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
 def check_batch_size(batch_size: int) -> None:
-    count = jax.local_device_count()
+    count = jax.device_count()
     if batch_size < 1 or batch_size % count:
-        raise SdjaxError(f"--batch-size {batch_size}: expected a positive multiple of the {count} local devices")
+        raise SdjaxError(f"--batch-size {batch_size}: expected a positive multiple of the {count} devices")
 
 
 def example_keys(key: Array, index: Array) -> Array:
     """One key an example: fold_in(key, global example index)."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
+
+
+# ---- sampling
 
 
 def split_over(tree: Any, devices: list[jax.Device]) -> Any:
@@ -65,6 +225,5 @@ def copy_over(tree: Any, devices: list[jax.Device]) -> Any:
     return jax.device_put(tree) if len(devices) == 1 else jax.device_put(tree, _sharding(devices))
 
 
-def _sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+def _sharding(devices: list[jax.Device], *axes: str) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))

@@ -80,6 +80,7 @@ class Sampler(NamedTuple):
     clean: bool = True  # the walk ends at sigma 0, not at timestep 0's
     scaled: bool = False  # it starts at weight s of the first level, not at 1
     karras: bool = False  # takes sigmas="karras"
+    infinite: bool = True  # may start at an infinite sigma (zero terminal SNR): not where eps is extrapolated
 
 
 WHOLE = {"leading": leading_timesteps, "trailing": trailing_timesteps, "linspace": linspace_timesteps}
@@ -91,12 +92,12 @@ SIGMAS = ("default", "karras")
 samplers: Mapping[str, Sampler] = MappingProxyType({
     sampler.name: sampler for sampler in (
         Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False),
-        Sampler("plms", plms_rows, WHOLE, clean=False),
+        Sampler("plms", plms_rows, WHOLE, clean=False, infinite=False),
         Sampler("ddpm", ddim_rows, WHOLE, eta=1.0),
         Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True),
         Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True),
-        Sampler("heun", heun_rows, EVEN, scaled=True, karras=True),
-        Sampler("lms", lms_rows, EVEN, scaled=True, karras=True),
+        Sampler("heun", heun_rows, EVEN, scaled=True, karras=True, infinite=False),
+        Sampler("lms", lms_rows, EVEN, scaled=True, karras=True, infinite=False),
         Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True),
         Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True),
         Sampler("unipc", unipc_rows, OPEN, karras=True),
@@ -136,6 +137,10 @@ def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = Non
     if spacing is not None and (spacing not in sampler.spacings or sigmas == "karras"):
         takes = "none with karras sigmas" if sigmas == "karras" else f"one of {', '.join(sampler.spacings)}"
         raise SdjaxError(f"spacing {spacing!r}: sampler {name} takes {takes}")
+    if schedule.ends_in_noise and (sigmas == "karras" or not sampler.infinite):
+        what = "sigmas 'karras'" if sigmas == "karras" else f"sampler '{name}'"
+        raise SdjaxError(f"{what}: not for a model of zero terminal SNR, whose first sigma is infinite; "
+                         f"samplers for it: {takers(lambda s: s.infinite)}")
     whole = make_grid(sampler, schedule, int(steps), sigmas, spacing)
     if strength is None:
         grid, signal, first = whole, 0.0, vp(whole.sigma[0])[1] if sampler.scaled and spacing != "leading" else 1.0
@@ -167,6 +172,8 @@ def steps_of(strength: float, steps: int) -> int:
 
 def make_grid(sampler: Sampler, schedule: NoiseSchedule, steps: int, sigmas: str, spacing: str | None) -> Grid:
     """The levels of a walk: the denoiser is called at all but the last."""
+    if spacing is None and schedule.ends_in_noise and "trailing" in sampler.spacings:
+        spacing = "trailing"  # starts at the last timestep, which is all that such a schedule is for
     if sigmas == "karras":
         levels = karras_sigmas(schedule, steps)
         t = sigma_to_t(schedule, levels)

@@ -10,6 +10,10 @@ from functools import cache
 import numpy as np
 
 from sdjax.config import ScheduleConfig
+from sdjax.errors import SdjaxError
+
+TERMINAL_SIGMA = 2.0**24
+"""What stands for sigma at zero terminal SNR, where it is infinite: float32 cannot tell x0 = alpha x - s v from -v."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,20 +21,37 @@ class NoiseSchedule:
     """Tables over t = 0 .. N-1, float64 [N]. Made by `make_schedule`."""
 
     betas: np.ndarray
-    alphas_cumprod: np.ndarray  # abar: 0.99915 down to 0.0046601 for Stable Diffusion
-    sigmas: np.ndarray  # 0.029167 up to 14.614641
+    alphas_cumprod: np.ndarray  # abar: 0.99915 down to 0.0046601 for Stable Diffusion, to 0 at zero terminal SNR
+    sigmas: np.ndarray  # 0.029167 up to 14.614641, or to TERMINAL_SIGMA
 
     @property
     def timesteps(self) -> int:
         return len(self.betas)
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Is the last timestep pure noise? Then a walk has to start there."""
+        return self.alphas_cumprod[-1] == 0.0
+
 
 @cache
 def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
-    """betas = linspace(sqrt(start), sqrt(end), N)^2, CompVis `util.py` make_beta_schedule("linear")."""
+    """betas = linspace(sqrt(start), sqrt(end), N)^2, CompVis `util.py` make_beta_schedule("linear").
+
+    With `zero_terminal_snr` sqrt(abar) is shifted to end at 0 and scaled to start where it did: Algorithm 1 of arXiv
+    2305.08891. SdjaxError where the prediction is epsilon then: it says nothing about x0 in pure noise.
+    """
+    if config.zero_terminal_snr and config.prediction == "epsilon":
+        raise SdjaxError("prediction 'epsilon': says nothing about x0 in pure noise, zero_terminal_snr needs 'v'")
     betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.timesteps, dtype=np.float64) ** 2
     abar = np.cumprod(1.0 - betas)
-    return NoiseSchedule(betas, abar, np.sqrt((1.0 - abar) / abar))
+    if config.zero_terminal_snr:
+        root = np.sqrt(abar)
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        betas = 1.0 - abar / np.append(1.0, abar[:-1])
+    with np.errstate(divide="ignore"):
+        sigmas = np.sqrt((1.0 - abar) / abar)
+    return NoiseSchedule(betas, abar, np.minimum(sigmas, TERMINAL_SIGMA))
 
 
 def leading_timesteps(total: int, steps: int) -> np.ndarray:

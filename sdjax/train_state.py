@@ -1,6 +1,7 @@
 """Training state and the one pure train step: gradient, optimiser, EMA. No device and no collective in here."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,11 @@ from sdjax.types import Array, Params
 
 class TrainState(NamedTuple):
     step: Array  # int32, steps done
+    skipped: Array  # int32, those of them whose loss or gradient was not finite: they changed nothing below
+    bad: Array  # int32, such steps in a row up to now
     params: Params
     opt_state: Any
-    ema: Params  # float32 whatever params are: in bfloat16 it would never move
+    ema: Params | None  # float32 whatever params are: in bfloat16 it would never move
 
 
 #: (params, batch, key) -> (per-example losses [B], metrics: dict of scalars)
@@ -58,9 +61,16 @@ def _matrices(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
-def make_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+def make_state(params: Params, optimizer: optax.GradientTransformation, ema: bool = True) -> TrainState:
+    """The state before the first step. `ema` False keeps no EMA."""
+    zero = lambda: jnp.zeros((), jnp.int32)
+    copy = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None
+    return TrainState(zero(), zero(), zero(), params, optimizer.init(params), copy)
+
+
+def trained_params(state: TrainState) -> Params:
+    """What a run exports: the EMA where there is one."""
+    return state.params if state.ema is None else state.ema
 
 
 def update_ema(ema: Params, params: Params, step: Array, decay: float) -> Params:
@@ -71,23 +81,51 @@ def update_ema(ema: Params, params: Params, step: Array, decay: float) -> Params
 
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float,
-                    average: Callable[[Any], Any] = lambda tree: tree) -> Callable:
+                    average: Callable[[Any], Any] = lambda tree: tree, accumulate: int = 1,
+                    schedule: optax.Schedule | None = None) -> Callable:
     """(state, batch, key) -> (state, metrics). `average` is the mean over devices where there are several.
 
     The key is the run's; what a step draws comes from fold_in(key, step) and then from the example's index.
+    The batch goes through in `accumulate` parts of equal size, whose mean gradient is that of the whole.
+    A loss or gradient that is not finite counts as a step and changes nothing else; metrics["bad"] is the number of
+    such steps in a row. metrics["learning_rate"] is `schedule`'s, of the update itself.
     """
 
     def train_step(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
-        def mean_loss(params):
-            losses, metrics = loss_fn(params, batch, jax.random.fold_in(key, state.step))
+        key = jax.random.fold_in(key, state.step)
+
+        def mean_loss(params, part):
+            losses, metrics = loss_fn(params, part, key)
             return losses.mean(), metrics
 
-        (loss, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        loss, metrics, gradient = average((loss, metrics, gradient))
+        gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
+        (loss, metrics), gradient = average(mean_over_parts(partial(gradient_of, state.params), batch, accumulate))
+        norm = optax.global_norm(gradient)
+        done = state.step - state.skipped
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        step = state.step + 1
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient), **metrics}
-        return TrainState(step, params, opt_state, update_ema(state.ema, params, step, ema_decay)), metrics
+        ema = None if state.ema is None else update_ema(state.ema, params, done + 1, ema_decay)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema),
+                            (state.params, state.opt_state, state.ema))
+        bad = jnp.where(finite, 0, state.bad + 1)
+        metrics = {"loss": loss, "grad_norm": norm, "bad": bad, **metrics}
+        if schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(schedule(done), jnp.float32)
+        return TrainState(state.step + 1, state.skipped + ~finite, bad, *kept), metrics
 
     return train_step
+
+
+def mean_over_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+    """The mean of function(part) over `parts` equal parts of the batch, one after the other.
+
+    Part k is every `parts`-th example from k on: a batch that lies spread over devices stays where it is.
+    """
+    if parts == 1:
+        return function(batch)
+    batch = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    zeros = jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(function, first))
+    add = lambda total, part: (jax.tree.map(lambda t, out: t + out / parts, total, function(part)), None)
+    return jax.lax.scan(add, zeros, batch)[0]

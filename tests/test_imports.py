@@ -26,6 +26,7 @@ FLOORS = {
     "data": 3,
     "weights": 3,
     "train_state": 2,
+    "train_options": 3,
     "checkpoint": 3,
     "model": 4,
     "embedding": 5,
@@ -36,7 +37,7 @@ FLOORS = {
     "stages": 5,
     "generate": 6,
     "cache": 5,
-    "loop": 5,
+    "loop": 6,
 }
 NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,

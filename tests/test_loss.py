@@ -66,6 +66,28 @@ def test_min_snr(prediction, formula):
     assert weight.min() < 0.1 and weight.max() > 0.8
 
 
+def test_noise_offset_moves_whole_channels():
+    (plain, _), (offset, _) = noise(range(300)), noise(range(300), noise_offset=0.1)
+    moved = (offset.target - plain.target) / 0.1
+    np.testing.assert_allclose(moved, moved[:, :1, :1].repeat(4, 1).repeat(4, 2), atol=1e-4)
+    draws = np.asarray(moved[:, 0, 0])
+    assert abs(draws.mean()) < 0.1 and abs(draws.std() - 1) < 0.1
+    assert abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.2, "channels share their draw"
+    assert abs(np.corrcoef(draws[1:, 0], draws[:-1, 0])[0, 1]) < 0.2, "examples share theirs"
+    sigma = np.sqrt(1 - ABAR[plain.t])[:, None, None, None]
+    np.testing.assert_allclose(offset.x - plain.x, sigma * 0.1 * moved, atol=1e-5)  # x is made with the moved noise
+    some, _ = noise([7, 3], noise_offset=0.1)
+    np.testing.assert_array_equal(some.target, offset.target[jnp.array([7, 3])])
+
+
+def test_pure_noise_at_zero_terminal_snr():
+    schedule = make_schedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+    last = jnp.asarray(schedule.alphas_cumprod[-1:], jnp.float32)
+    found = noise_batch(lambda unit: unit + 100, (500, 2, 2, 4), jnp.arange(500), KEY, last, "v", 5.0)
+    assert (found.weight == 0).all() and abs(found.x.mean()) < 0.1 and abs(found.x.std() - 1) < 0.1
+    assert abs(found.target.mean() + 100) < 0.1  # v = -x0
+
+
 def test_captions_are_dropped_by_example_and_rate():
     null, index = jnp.zeros((3, 2)), jnp.arange(4000)
     context = jnp.ones((4000, 3, 2))
@@ -88,9 +110,9 @@ def test_no_key_is_drawn_from_twice(monkeypatch):
     with jax.disable_jit():
         for i in index:
             monkeypatch.setattr(jax, "vmap", lambda f: lambda *a: jnp.stack([f(*row) for row in zip(*a, strict=True)]))
-            noise([i])
+            noise([i], noise_offset=0.1)
             drop_captions(jnp.ones((1, 3, 2)), jnp.zeros((3, 2)), jnp.array([i]), KEY, 0.5)
-    assert len(used) == 8 * 4 and len({tuple(np.asarray(key).tolist()) for key in used}) == 8 * 4
+    assert len(used) == 8 * 5 and len({tuple(np.asarray(key).tolist()) for key in used}) == 8 * 5
 
 
 def test_posterior_sample_and_kl_in_closed_form():

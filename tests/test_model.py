@@ -170,6 +170,7 @@ def test_argument_errors(sd, tmp_path):
     ("text_encoder/config.json", {"vocab_size": 300}, "ids go up to 579"),
     ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
     ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type"),
+    ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "should be v_prediction"),
     ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
 ])
 def test_config_fields_that_would_change_the_result_are_refused(folder, name, fields, match):
@@ -183,6 +184,14 @@ def test_fields_that_change_nothing_are_read_over(folder, sd):
     edit(folder / "unet/config.json", _private=5, dropout=0.1, new_option=None, encoder_hid_dim=None)
     edit(folder / "text_encoder/config.json", torch_dtype="float16", bos_token_id=0, eos_token_id=2, pad_token_id=1)
     assert sdjax.load(folder).config == replace(sd.config, name="model")
+
+
+def test_zero_terminal_snr_is_kept(folder, sd):
+    schedule = replace(sd.config.schedule, prediction="v", zero_terminal_snr=True)
+    sdjax.save(replace(sd, config=replace(sd.config, schedule=schedule)), folder)
+    fields = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    assert fields["rescale_betas_zero_snr"] is True and fields["timestep_spacing"] == "trailing"
+    assert sdjax.load(folder).config.schedule == schedule
 
 
 def test_broken_files_are_named(folder):

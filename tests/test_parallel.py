@@ -1,4 +1,4 @@
-"""One train step, on one device and on four: the same gradients, the same noise, the same checkpoint.
+"""One train step in both layouts, on one device and on several: the same gradients, noise and checkpoint.
 
 SGD with momentum, whose trace is the gradient after a step: Adam would hide one that is four times too large.
 """
@@ -19,7 +19,7 @@ from sdjax.config import ScheduleConfig
 from sdjax.errors import SdjaxError
 from sdjax.loss import drop_captions, noise_batch
 from sdjax.nn.unet import UNet
-from sdjax.parallel import average, check_batch_size, pmap_step, replicate, shard
+from sdjax.parallel import PmapLayout, check_batch_size, local_part, make_layout, start_processes
 from sdjax.schedule import make_schedule
 from sdjax.train_state import make_state, make_train_step
 from tests.narrow import NARROW, random_params
@@ -41,38 +41,62 @@ def loss_fn(params, batch, key):
     return jnp.square(out - noised.target).mean((1, 2, 3)), {"t": noised.t.mean()}
 
 
-def child(out: str, run: str):
-    """Two steps and the draws of the first on the devices of this process; and a run that goes on in the other's."""
+KINDS = {"pmap": ("pmap", 1, 1), "fsdp": ("fsdp", 1, 1), "fsdp x 2 in parts": ("fsdp", 2, 2)}
+TRIED = {1: ["pmap"], 2: ["pmap", "fsdp"], 4: [*KINDS]}  # devices -> layouts
+
+
+def child(out: str, run: str, *where: str):
+    """Two steps in every layout, and the draws of the first, on the devices of this process or of several.
+
+    And a run that goes on in the other's.
+    """
     from tests.test_loop import options, toy
 
     jax.config.update("jax_disable_most_optimizations", True)
-    optimizer, key = optax.sgd(0.1, momentum=0.0), jax.random.key(5)
-    step = pmap_step(make_train_step(loss_fn, optimizer, 0.9, average))
-    state, found, compiled = replicate(make_state(random_params(CONFIG), optimizer)), {}, []
+    if where:
+        start_processes(where[0], 2, int(where[1]))
+    optimizer, found, compiled = optax.sgd(0.1, momentum=0.0), {}, []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
-    for n in range(2):
-        rng, index = np.random.default_rng(n), np.arange(SIZE, dtype=np.int32) + n * SIZE
-        context = rng.normal(size=(SIZE, 3, CONFIG.context_dim)).astype(np.float32)
-        batch = shard({"index": index, "context": context})
-        compiled.clear()
-        state, metrics = step(state, batch, key)
-        found[f"compiled {n}"] = sum("backend_compile" in event for event in compiled)
-        for name, tree in {"gradient": state.opt_state, "params": state.params, "ema": state.ema, **metrics}.items():
-            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-            assert all((leaf == leaf[:1]).all() for leaf in leaves), f"the devices have their own {name}"
-            found[f"{name} {n}"] = np.concatenate([np.ravel(leaf[0]) for leaf in leaves])
-    noised = jax.pmap(draw, in_axes=(0, None))(shard(np.arange(SIZE, dtype=np.int32)), key)
-    found |= {f"draw {name}": np.reshape(value, (SIZE, -1)) for name, value in noised._asdict().items()}
+    for name in TRIED[jax.local_device_count()]:
+        kind, replicas, parts = KINDS[name]
+        layout = make_layout(kind, replicas)
+        train_step = make_train_step(loss_fn, optimizer, 0.9, layout.average, parts)
+        make = lambda params: make_state(params, optimizer)
+        state = layout.create(make, random_params(CONFIG))
+        seeded = lambda state, batch, seed, step=train_step: step(state, batch, jax.random.key(seed))
+        step = layout.step(seeded, state)
+        spread = {layout.shards(leaf.shape) for leaf in jax.tree.leaves(layout.fetch(state))}
+        assert spread == ({1, jax.device_count() // replicas} if kind == "fsdp" else {1})
+        if kind == "fsdp":
+            kernel = state.params["mid_res_0"]["conv1"]["kernel"]
+            assert kernel.addressable_data(0).size * jax.device_count() == kernel.size * replicas
+        for n in range(2):
+            rng, index = np.random.default_rng(n), np.arange(SIZE, dtype=np.int32) + n * SIZE
+            context = rng.normal(size=(SIZE, 3, CONFIG.context_dim)).astype(np.float32)
+            batch = jax.tree.map(lambda leaf: leaf[local_part(SIZE)], {"index": index, "context": context})
+            batch = layout.put(batch)
+            compiled.clear()
+            state, metrics = step(state, batch, np.uint32(5))
+            found[f"{name}: compiled {n}"] = sum("backend_compile" in event for event in compiled)
+            for what, tree in {"gradient": state.opt_state, "params": state.params, "ema": state.ema, **metrics}.items():
+                for leaf in jax.tree.leaves(tree) if kind == "pmap" else ():
+                    copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+                    assert all((copy == copies[0]).all() for copy in copies), f"the devices have their own {what}"
+                leaves = jax.tree.leaves(layout.fetch(tree))
+                found[f"{name}: {what} {n}"] = np.concatenate([np.ravel(leaf) for leaf in leaves])
+    if not where:
+        noised = jax.pmap(draw, in_axes=(0, None))(PmapLayout().put(np.arange(SIZE, dtype=np.int32)), jax.random.key(5))
+        found |= {f"draw {name}": np.reshape(value, (SIZE, -1)) for name, value in noised._asdict().items()}
     done = len(list(Path(run).glob("checkpoints/*")))
     found["run"] = toy(options(run, steps=2 * done + 2, decay="constant"))["w"]
-    np.savez(out, devices=jax.local_device_count(), **found)
+    np.savez(out, devices=jax.device_count(), **found)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """{4: ..., 1: ...}; the run of four devices is gone on with on one."""
+    """{4: ..., 2: ..., 1: ...}; the run of four devices is gone on with on two and then on one."""
     folder, found = tmp_path_factory.mktemp("devices"), {}
-    for count in (4, 1):
+    for count in (4, 2, 1):
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
         script = "import sys; from tests.test_parallel import child; child(*sys.argv[1:])"
         subprocess.run([sys.executable, "-c", script, folder / f"{count}.npz", folder / "run"], cwd=ROOT, check=True,
@@ -82,18 +106,24 @@ def found(tmp_path_factory):
     return found
 
 
-def test_gradients_and_parameters_are_the_same_on_four_devices(found):
-    for name, one in found[1].items():
-        if name.split()[0] in ("gradient", "params", "ema", "loss", "grad_norm", "t"):
-            difference = np.linalg.norm(found[4][name] - one) / np.linalg.norm(one)
-            assert difference < 1e-5, f"{name}: {difference}"
-            assert np.linalg.norm(one) > 1e-2
-    assert sum(name.startswith("gradient") for name in found[1]) == 2
+@pytest.mark.parametrize("count, name", [(count, name) for count, names in TRIED.items() for name in names])
+def test_gradients_and_parameters_are_those_of_one_device(found, count, name):
+    compared = 0
+    for what in [what for what in found[count] if what.startswith(f"{name}: ")]:
+        quantity = what.removeprefix(f"{name}: ")
+        if quantity.split()[0] in ("gradient", "params", "ema", "loss", "grad_norm", "t"):
+            one = found[1][f"pmap: {quantity}"]
+            difference = np.abs(found[count][what] - one).max() / np.abs(one).max()
+            assert difference < 1e-5, f"{what}: {difference}"
+            assert np.abs(one).max() > 1e-2
+            compared += 1
+    assert compared == 12
 
 
 def test_a_second_step_does_not_compile_again(found):
-    for count in (1, 4):
-        assert found[count]["compiled 0"] == 1 and found[count]["compiled 1"] == 0
+    for count in (1, 2, 4):
+        counts = {what: int(n) for what, n in found[count].items() if "compiled" in what}
+        assert counts and all(n == ("compiled 0" in what) for what, n in counts.items()), counts
 
 
 def test_noise_is_the_very_same_on_four_devices(found):
@@ -102,16 +132,33 @@ def test_noise_is_the_very_same_on_four_devices(found):
     assert len(np.unique(found[1]["draw target"][:, 0])) == SIZE, "two examples share their noise"
 
 
-def test_a_run_of_four_devices_goes_on_on_one(found, tmp_path):
+def test_a_run_of_four_devices_goes_on_on_fewer(found, tmp_path):
     from tests.test_loop import options, toy
 
-    whole = toy(options(tmp_path, steps=4, decay="constant"))
+    whole = toy(options(tmp_path, steps=6, decay="constant"))
     np.testing.assert_allclose(found[1]["run"], whole["w"], rtol=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
     check_batch_size(8)
     for size in (6, 2, 0, -4):
         with pytest.raises(SdjaxError, match=f"--batch-size {size}: expected a positive multiple of the 4"):
             check_batch_size(size)
+
+
+@pytest.mark.parametrize("where, message", [
+    ((None, 2, 0), "--coordinator: is missing"), ((None, None, 1), "--coordinator: is missing"),
+    (("host", 2, 0), "--coordinator host: expected HOST:PORT"), (("host:x", 2, 0), "--coordinator host:x"),
+    (("host:80", None, 0), "--num-processes None"), (("host:80", 2, None), "--process-id None"),
+    (("host:80", 2, 2), "--process-id 2: expected a number from 0 to 1")])
+def test_processes_that_cannot_be_are_refused(where, message):
+    with pytest.raises(SdjaxError, match=message):
+        start_processes(*where)
+
+
+def test_unknown_layouts_are_refused():
+    with pytest.raises(SdjaxError, match="--parallel ddp: expected pmap or fsdp"):
+        make_layout("ddp")
+    with pytest.raises(SdjaxError, match=f"--replicas {jax.device_count() + 1}: expected a divisor"):
+        make_layout("fsdp", jax.device_count() + 1)

@@ -61,6 +61,34 @@ def test_perfect_denoiser_ends_at_x0(name, sigmas):
         np.testing.assert_allclose(x, X0 if samplers[name].clean else kept, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", [name for name, sampler in samplers.items() if sampler.infinite])
+def test_zero_terminal_snr_starts_in_pure_noise(name):
+    """The walk starts at t = 999 by itself, where v is -x0 whatever x is, and ends at x0 like any other."""
+    config = ScheduleConfig(prediction="v", zero_terminal_snr=True)
+    schedule, seen = make_schedule(config), []
+    for steps in (1, 2, 20, 1000):
+        table = plan(name, schedule, steps)
+        seen.append(float(table.rows.sigma[0]))
+        x = np.asarray(walk(table, NOISE, perfect_denoiser))
+        last = schedule.alphas_cumprod[0]
+        wanted = X0 if samplers[name].clean else np.sqrt(last) * X0 + np.sqrt(1 - last) * NOISE
+        np.testing.assert_allclose(x, wanted, atol=1e-3)
+    np.testing.assert_array_equal(seen, np.float32(schedule.sigmas[-1]))
+    terminal = make_denoiser(config, lambda x, t: -x0_at(t))(3 * NOISE, jnp.float32(schedule.sigmas[-1]))
+    np.testing.assert_allclose(terminal, X0, atol=1e-5)
+    with pytest.raises(SdjaxError, match="zero_terminal_snr needs 'v'"):
+        make_denoiser(ScheduleConfig(zero_terminal_snr=True), toy_eps)
+    with pytest.raises(SdjaxError, match="sampler 'heun': not for a model of zero terminal SNR"):
+        plan("heun", schedule, 20)
+    with pytest.raises(SdjaxError, match="sigmas 'karras': not for a model of zero terminal SNR"):
+        plan("euler", schedule, 20, sigmas="karras")
+
+
+def x0_at(t):
+    """X0, if it is asked for at the last timestep."""
+    return jnp.where(t[0] == 999, X0, jnp.nan)
+
+
 def reference_ddim(eps, x, steps):
     """CompVis `ddim.py` p_sample_ddim, eta 0."""
     ts = np.asarray(list(range(0, 1000, 1000 // steps))) + 1

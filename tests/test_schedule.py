@@ -26,6 +26,18 @@ def test_pinned_values():
     assert (np.diff(SCHEDULE.alphas_cumprod) < 0).all()
 
 
+def test_zero_terminal_snr():
+    """Algorithm 1 of arXiv 2305.08891: sqrt(abar) is moved and stretched, its first value stays, its last is 0."""
+    schedule = make_schedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+    before, after = np.sqrt(SCHEDULE.alphas_cumprod), np.sqrt(schedule.alphas_cumprod)
+    assert after[0] == pytest.approx(before[0], abs=1e-12) and after[-1] == 0 and schedule.ends_in_noise
+    slope, shift = np.polyfit(before, after, 1)
+    np.testing.assert_allclose(after, slope * before + shift, atol=1e-12)
+    np.testing.assert_allclose(np.cumprod(1 - schedule.betas), schedule.alphas_cumprod, atol=1e-12)
+    assert np.isfinite(schedule.sigmas).all() and (np.diff(schedule.sigmas) > 0).all() and not SCHEDULE.ends_in_noise
+    assert sigma_to_t(schedule, schedule.sigmas).tolist() == pytest.approx(range(1000))
+
+
 @pytest.mark.parametrize("spaced", [leading_timesteps, trailing_timesteps, linspace_timesteps, open_linspace_timesteps,
                                     lcm_timesteps])
 def test_timesteps_are_as_many_as_asked_in_range_and_falling(spaced):

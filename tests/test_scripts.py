@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import sdjax
+from sdjax.config import ScheduleConfig
 from sdjax.text import train_bpe
 from tests.narrow import NARROW, NARROW_VISION, random_model_params
 from tests.test_text import captions
@@ -102,10 +103,14 @@ def test_train_diffusion(script, place):
         5,
         "--ema-decay",
         0,
+        *["--zero-terminal-snr", "--noise-offset", 0.1, "--dtype", "bfloat16", "--remat", "--accumulate", 2],
+        *["--parallel", "fsdp", "--max-bad", 0.5, "--num-processes", 1, "--process-id", 0],
     )
     sd = sdjax.load(place / "model")
     assert changed(sd, trained) == {"unet"}
-    assert trained.config == replace(CONFIG, name="export", schedule=replace(CONFIG.schedule, prediction="v"))
+    assert trained.config == replace(
+        CONFIG, name="export", schedule=ScheduleConfig(prediction="v", zero_terminal_snr=True)
+    )
     assert Image.open(out / "samples" / "3.png").width > 2 * 8
     latents, states = sorted((out / "cache").iterdir())
     assert np.load(latents).shape == (16, 8, 8, 8) and np.load(states).shape[1:] == (12, 24)
@@ -197,6 +202,10 @@ ANY_TRAIN = [
     ({"--decay": "step"}, "--decay step"),
     ({"--out": None}, "--out"),
     ({"--batch-size": 0}, "--batch-size 0"),
+    ({"--accumulate": 0}, "--accumulate 0"),
+    ({"--parallel": "ddp"}, "--parallel ddp: expected pmap or fsdp"),
+    ({"--max-bad": 2}, "--max-bad 2"),
+    ({"--coordinator": "here"}, "--coordinator here: expected HOST:PORT"),
 ]
 REFUSED = [
     *[
@@ -218,6 +227,9 @@ REFUSED = [
             *ANY_TRAIN,
             ({"--prediction": "x0"}, "--prediction x0"),
             ({"--caption-dropout": 2}, "--caption-dropout 2"),
+            ({"--noise-offset": -1}, "--noise-offset -1"),
+            ({"--dtype": "float16"}, "--dtype float16: expected float32 or bfloat16"),
+            ({"--zero-terminal-snr": "--no-remat"}, "--zero-terminal-snr: pure noise says nothing of eps"),
             ({"--min-snr-gamma": 0}, "--min-snr-gamma 0"),
             ({"--sample-prompts": 0}, "--sample-prompts 0"),
         ]

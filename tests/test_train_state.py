@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from sdjax.errors import SdjaxError
-from sdjax.train_state import make_optimizer, make_state, make_train_step, update_ema
+from sdjax.train_state import make_optimizer, make_state, make_train_step, trained_params, update_ema
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -82,6 +82,49 @@ def test_courses_of_the_learning_rate():
         np.testing.assert_allclose([schedule(n) for n in (0, 5, 10, 60, 110)], [0, 0.1, 0.2, half, end], atol=1e-6)
         _, cold = make_optimizer("adamw", 0.2, 100, 0, decay)
         np.testing.assert_allclose([cold(0), cold(50)], [0.2, half], atol=1e-6)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    batch = jnp.asarray(np.random.default_rng(0).normal(size=(12, 2)), jnp.float32)
+    optimizer, found = optax.sgd(0.1, momentum=0.0), []
+    for parts in (1, 2, 3, 12):
+        step = make_train_step(quadratic, optimizer, 0.9, accumulate=parts)
+        state, metrics = jax.jit(step)(make_state({"w": jnp.array([3.0, -1.0])}, optimizer), batch, jax.random.key(0))
+        found.append(np.concatenate([*jax.tree.leaves(state.opt_state), metrics["loss"][None], metrics["draw"][None]]))
+        np.testing.assert_allclose(found[-1], found[0], rtol=1e-6)
+    np.testing.assert_allclose(found[0][:2], np.array([3.0, -1.0]) - batch.mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_changes_nothing(where):
+    """The gradient alone: sqrt's at 0 is infinite, its value is not."""
+    def loss_fn(params, batch, key):
+        root = jnp.sqrt(jnp.abs(params["w"]).sum() * batch[:, 0]) if where == "gradient" else batch[:, 0]
+        return jnp.square(params["w"]).sum() + root, {}
+
+    optimizer, schedule = make_optimizer("adamw", 0.1, 100, 10, "constant")
+    step = jax.jit(make_train_step(loss_fn, optimizer, 0.9, accumulate=2, schedule=schedule))
+    good, poison = jnp.ones((4, 1)), jnp.ones((4, 1)).at[2].set(0.0 if where == "gradient" else jnp.nan)
+    state, metrics = step(make_state({"w": jnp.array([1.0, 2.0])}, optimizer), good, jax.random.key(0))
+    assert metrics["bad"] == 0 and metrics["learning_rate"] == 0
+    for n in (1, 2):
+        after, metrics = step(state, poison, jax.random.key(0))
+        for name in ("params", "opt_state", "ema"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+        assert after.step == n + 1 and after.skipped == n and after.bad == metrics["bad"] == n
+        finite = {name for name in ("loss", "grad_norm") if np.isfinite(metrics[name])}
+        assert finite == {"loss" if where == "gradient" else "grad_norm"}
+        state = after
+    state, metrics = step(state, good, jax.random.key(0))
+    assert state.bad == metrics["bad"] == 0 and (state.params["w"] != after.params["w"]).all()
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01, rtol=1e-6)  # of the second update, not the fourth step
+
+
+def test_no_ema_is_no_copy():
+    state = make_state({"w": jnp.ones(3)}, optax.sgd(0.1), ema=False)
+    assert state.ema is None and trained_params(state) is state.params
+    state, _ = make_train_step(quadratic, optax.sgd(0.1), 0.0)(state, jnp.zeros((1, 3)), jax.random.key(0))
+    assert state.ema is None
 
 
 def test_unknown_names_list_the_known():

@@ -18,15 +18,19 @@ from sdjax import cli
 from sdjax.config import EMOJI_VISION
 from sdjax.data import batches, open_folder, to_pixels
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, fit, start_model
+from sdjax.loop import TrainOptions, export, fit, start_model
 from sdjax.loss import clip_contrastive
 from sdjax.nn.clip import ImageTower, TextTower, pool_text
+from sdjax.parallel import is_primary
 from sdjax.text import tokenize, train_bpe
 
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
-    """Contrastive training compares each picture with every caption of its batch: large batches help."""
+    """Contrastive training compares each picture with every caption of its batch: large batches help.
+
+    With pmap that is the device's share of the batch, and --accumulate does not make it larger.
+    """
 
     batch_size: int = 256
     alike: str = ""
@@ -47,8 +51,8 @@ def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], np.n
     def choose(step: int) -> np.ndarray:
         rng = np.random.default_rng((options.seed, step))
         group = groups[rng.integers(len(groups))]
-        alike = [rng.choice(group[i]) for i in rng.permutation(len(group))[: options.batch_size // 2]]
-        return np.concatenate([alike, rng.integers(len(texts), size=options.batch_size - len(alike))])
+        alike = [rng.choice(group[i]) for i in rng.permutation(len(group))[: options.examples // 2]]
+        return np.concatenate([alike, rng.integers(len(texts), size=options.examples - len(alike))])
 
     return choose
 
@@ -85,16 +89,16 @@ def main(options: Options) -> None:
         "text_projection": jax.random.normal(jax.random.fold_in(key, 1), (width, vision.projection)) * width**-0.5,
         "logit_scale": jnp.log(jnp.float32(1 / 0.07)),  # arXiv 2103.00020, section 2.5
     }
-    stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)
+    stream = lambda start: batches(source, options.examples, options.seed, start, collate)
     if options.alike:
         choose = half_alike(options, source.texts)
         stream = lambda start: batches(range(options.steps), 1, None, start, lambda steps: collate(
             [source[int(i)] for i in choose(steps[0])]))
-    params = jax.tree.map(np.asarray, fit(options, params, loss_fn, stream))
+    params = fit(options, params, loss_fn, stream)
     sd = replace(sd, params=sd.params | {"text": params.pop("text")}, tokenizer=tokenizer)
-    sdjax.save(sd, options.out / "export")
-    sdjax.save_clip(params, vision, options.out / "export" / "clip")
-    print(options.out / "export")
+    export(options, sd)
+    if is_primary():
+        sdjax.save_clip(params, vision, options.out / "export" / "clip")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main(options: Options) -> None:
         pictures = pixels_to_pil(np.concatenate([shown, np.asarray(rebuild(params))]))
         run.save_sheet(step, pictures)
 
-    stream = lambda start: batches(source, options.batch_size, options.seed, start, collate)
+    stream = lambda start: batches(source, options.examples, options.seed, start, collate)
     trained = fixed | fit(options, trainable, loss_fn, stream, on_sample)["vae"]
 
     scaling = config.vae.scaling

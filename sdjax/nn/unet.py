@@ -16,19 +16,22 @@ from sdjax.types import Array
 class UNet(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # keep each block's input alone for the backward pass and compute the rest again
 
     @nn.compact
     def __call__(self, x: Array, t: Array, context: Array) -> Array:
         """x [B, h, w, in_channels], t [B], context [B, L, context_dim] -> float32 [B, h, w, out_channels]."""
         config, dtype = self.config, self.dtype
         levels = range(len(config.channels))
+        blocks = ResBlock, SpatialTransformer
+        Res, Transformer = map(nn.remat, blocks) if self.remat else blocks
 
         def res(name, h, level):
-            block = ResBlock(config.channels[level], config.groups, 1e-5, dtype, zero_init=True, name=name)
+            block = Res(config.channels[level], config.groups, 1e-5, dtype, zero_init=True, name=name)
             return block(h, time)
 
         def attend(name, h, level):
-            block = SpatialTransformer(config.heads[level], config.groups, config.upcast_attention, dtype, name=name)
+            block = Transformer(config.heads[level], config.groups, config.upcast_attention, dtype, name=name)
             return block(h, context)
 
         width = 4 * config.channels[0]

@@ -29,8 +29,7 @@ CHECKED: dict[str, dict[str, Any]] = {
     "vae": dict(in_channels=3, out_channels=3, act_fn="silu", shift_factor=None, latents_mean=None, latents_std=None,
                 use_quant_conv=True, use_post_quant_conv=True, mid_block_add_attention=True),
     "text": dict(layer_norm_eps=1e-5),
-    "schedule": dict(beta_schedule="scaled_linear", trained_betas=None, rescale_betas_zero_snr=False,
-                     thresholding=False, clip_sample=False),
+    "schedule": dict(beta_schedule="scaled_linear", trained_betas=None, thresholding=False, clip_sample=False),
 }
 
 MOST, MOST_LAYERS = 1 << 20, 100  # of widths and other numbers, of layers: no model comes near, and a table stays small
@@ -190,10 +189,14 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
         raise SdjaxError(f"{fields.path}: prediction_type is {prediction!r}, should be epsilon or v_prediction")
     if "beta_schedule" not in fields.values:
         raise SdjaxError(f"{fields.path}: no beta_schedule, should be scaled_linear")
+    zero_terminal_snr = fields.take("rescale_betas_zero_snr", False, bool)
+    if zero_terminal_snr and prediction == "epsilon":
+        raise SdjaxError(f"{fields.path}: rescale_betas_zero_snr is true with prediction_type 'epsilon', "
+                         "should be v_prediction")
     config = ScheduleConfig(
         timesteps=fields.take("num_train_timesteps", 1000), beta_start=fields.take("beta_start", 0.0001, float, 0.999),
         beta_end=fields.take("beta_end", 0.02, float, 0.999),
-        prediction="v" if prediction == "v_prediction" else "epsilon")
+        prediction="v" if prediction == "v_prediction" else "epsilon", zero_terminal_snr=zero_terminal_snr)
     fields.finish()
     return config
 
@@ -229,6 +232,7 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     scheduler = head("DDIMScheduler") | CHECKED["schedule"] | dict(
         num_train_timesteps=schedule.timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end,
         prediction_type="v_prediction" if schedule.prediction == "v" else "epsilon", steps_offset=1,
-        set_alpha_to_one=False, timestep_spacing="leading")
+        set_alpha_to_one=False, rescale_betas_zero_snr=schedule.zero_terminal_snr,
+        timestep_spacing="trailing" if schedule.zero_terminal_snr else "leading")
     return {"model_index.json": index, "unet/config.json": unet_json, "vae/config.json": vae_json,
             "text_encoder/config.json": text_json, "scheduler/scheduler_config.json": scheduler}
