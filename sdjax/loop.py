@@ -12,8 +12,8 @@ from sdjax.checkpoint import Run
 from sdjax.cli import check_folder
 from sdjax.errors import SdjaxError
 from sdjax.model import StableDiffusion, create, save
-from sdjax.train_options import TrainOptions
 from sdjax.parallel import check_batch_size, is_primary, local_part, make_layout, start_processes
+from sdjax.train_options import TrainOptions
 from sdjax.train_state import LossFn, make_state, make_train_step, trained_params
 from sdjax.types import Params
 

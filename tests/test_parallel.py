@@ -78,7 +78,8 @@ def child(out: str, run: str, *where: str):
             compiled.clear()
             state, metrics = step(state, batch, np.uint32(5))
             found[f"{name}: compiled {n}"] = sum("backend_compile" in event for event in compiled)
-            for what, tree in {"gradient": state.opt_state, "params": state.params, "ema": state.ema, **metrics}.items():
+            trees = {"gradient": state.opt_state, "params": state.params, "ema": state.ema, **metrics}
+            for what, tree in trees.items():
                 for leaf in jax.tree.leaves(tree) if kind == "pmap" else ():
                     copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
                     assert all((copy == copies[0]).all() for copy in copies), f"the devices have their own {what}"
