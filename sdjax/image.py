@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageCms, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from sdjax.errors import SdjaxError
@@ -28,10 +28,26 @@ def pixels_to_pil(pixels) -> list[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as RGB: turned as its EXIF says, 16 bits a channel brought to 8, transparency laid on white."""
-    image = ImageOps.exif_transpose(image)
+    """Any picture as RGB, by these rules:
+
+    turned as its EXIF says, if that can be read; transparency laid on white; of several frames or pages the current
+    one, which is the first in a file just opened; palettes, greys, CMYK, YCbCr, Lab and HSV as Pillow converts them
+    (an embedded colour profile is not applied); whole numbers of more than 8 bits are taken for 16 and lose the lower
+    8; floating point is taken for 0 .. 1 if nothing in it is larger than 1, else for 0 .. 255.
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # EXIF is written by many, and says nothing about whether the pixels are whole
+        image.load()
     if image.mode.startswith("I"):  # Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        values = values * 255 if values.max(initial=0) <= 1 else values
+        image = Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8))
+    elif image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sdjax.checkpoint import Run
 from sdjax.cli import check_folder
+from sdjax.data import Pictures, open_data
 from sdjax.errors import SdjaxError
 from sdjax.model import StableDiffusion, create, save
 from sdjax.parallel import check_batch_size, is_primary, local_part, make_layout, start_processes
@@ -36,6 +37,15 @@ def start_model(options: TrainOptions, tokenizer: bool = True) -> StableDiffusio
     if tokenizer and sd.tokenizer is None:
         raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd
+
+
+def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:
+    """The pictures that --data names, `size` pixels a side; with --buckets of sides that are multiples of `multiple`
+    (None: squares only)."""
+    if options.buckets and multiple is None:
+        raise SdjaxError("--buckets: this model takes squares only")
+    return open_data(options.data, size, options.max_bad, options.out, options.crop, options.flip,
+                     multiple if options.buckets else None, options.seed, jax.process_index())
 
 
 def fit(options: TrainOptions, params: Params | Callable[[], Params], loss_fn: LossFn,

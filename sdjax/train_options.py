@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optax
 
+from sdjax.data.picture import CROPS
 from sdjax.errors import SdjaxError
 from sdjax.parallel import KINDS
 from sdjax.train_state import make_optimizer
@@ -20,7 +21,7 @@ class TrainOptions:
     """What all training scripts share."""
 
     data: Path
-    """Folder of pictures with metadata.jsonl."""
+    """Folder of pictures with metadata.jsonl, or of img2dataset's .tar shards."""
     out: Path
     """The run's folder; the same command again goes on from its newest checkpoint."""
     model: str = "EMOJI"
@@ -45,8 +46,14 @@ class TrainOptions:
     log_every: int = 10
     sample_every: int = 500
     """0 draws no samples."""
+    crop: str = "center"
+    """center or random: where pictures are cropped to their shape."""
+    flip: bool = False
+    """Mirror half of the pictures, drawn anew in every epoch."""
+    buckets: bool = False
+    """Crop each picture to the nearest of several aspect ratios instead of to a square; a batch has one of them."""
     max_bad: float = 0.01
-    """Share of the data that may be unreadable before the run stops."""
+    """Share of the pictures that may be unreadable; above it the run stops. RUN/bad_data.jsonl names them."""
     max_bad_steps: int = 10
     """The run stops after so many steps in a row whose loss or gradient is not finite."""
     parallel: str = "pmap"
@@ -73,6 +80,8 @@ class TrainOptions:
             raise SdjaxError(f"--learning-rate {self.learning_rate}: expected a positive number")
         if not 0 <= self.max_bad <= 1:
             raise SdjaxError(f"--max-bad {self.max_bad}: expected a share in [0, 1]")
+        if self.crop not in CROPS:
+            raise SdjaxError(f"--crop {self.crop}: expected {' or '.join(CROPS)}")
         if self.parallel not in KINDS:
             raise SdjaxError(f"--parallel {self.parallel}: expected {' or '.join(KINDS)}")
         self.make_optimizer()

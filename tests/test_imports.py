@@ -26,7 +26,7 @@ FLOORS = {
     "data": 3,
     "weights": 3,
     "train_state": 2,
-    "train_options": 3,
+    "train_options": 4,
     "checkpoint": 3,
     "model": 4,
     "embedding": 5,
@@ -42,12 +42,13 @@ FLOORS = {
 NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,
            "single": 4, "clip": 5, "hub": 5}  # within weights/
+DATA = {"picture": 0, "tars": 1, "bad": 0, "listing": 2, "buckets": 3, "source": 4, "order": 0}  # within data/
 
 
 def floor(module: str) -> tuple[int, int]:
     """sdjax module name without the prefix -> (floor, place within its package)."""
     head, _, tail = module.partition(".")
-    inner = {"nn": NN, "weights": WEIGHTS}.get(head, {})
+    inner = {"nn": NN, "weights": WEIGHTS, "data": DATA}.get(head, {})
     return FLOORS[head], inner[tail] if tail else -1
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import sdjax
 from sdjax import cli
 from sdjax.config import EMOJI_VISION
-from sdjax.data import batches, open_folder, to_pixels
+from sdjax.data import batches, to_pixels
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, export, fit, start_model
+from sdjax.loop import TrainOptions, export, fit, open_pictures, start_model
 from sdjax.loss import clip_contrastive
 from sdjax.nn.clip import ImageTower, TextTower, pool_text
 from sdjax.parallel import is_primary
@@ -61,7 +61,7 @@ def main(options: Options) -> None:
     """Train CLIP's text and image towers on a folder of captioned pictures."""
     sd = start_model(options, tokenizer=False)
     text, vision = sd.config.text, replace(EMOJI_VISION, projection=sd.config.text.width)
-    source = open_folder(options.data, vision.size)
+    source = open_pictures(options, vision.size)
     tokenizer = sd.tokenizer or train_bpe(source.texts, text.vocab_size, options.out / "tokenizer", text.length)
     ids = tokenize(tokenizer, text, source.texts)
     text_tower, image_tower = TextTower(text), ImageTower(vision)

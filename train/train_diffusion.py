@@ -12,9 +12,9 @@ import numpy as np
 import sdjax
 from sdjax import cli
 from sdjax.cache import cached_latents, cached_states
-from sdjax.data import batches, open_folder
+from sdjax.data import Order, read_ahead
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, export, fit, start_model
+from sdjax.loop import TrainOptions, export, fit, open_pictures, start_model
 from sdjax.loss import drop_captions, noise_batch, posterior_sample
 from sdjax.model import precise
 from sdjax.nn.unet import UNet
@@ -41,6 +41,8 @@ class Options(TrainOptions):
     """Of the computation: float32 or bfloat16. Weights, optimiser and EMA are float32."""
     remat: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    views: int = 1
+    """How many crops and flips of each picture are encoded beforehand, where --crop or --flip make them differ."""
     sample_prompts: int = 16
     """Captions of the data that sample grids draw."""
 
@@ -59,6 +61,8 @@ class Options(TrainOptions):
             raise SdjaxError(f"--noise-offset {self.noise_offset}: expected a number from 0 on")
         if self.dtype not in ("float32", "bfloat16"):
             raise SdjaxError(f"--dtype {self.dtype}: expected float32 or bfloat16")
+        if self.views < 1:
+            raise SdjaxError(f"--views {self.views}: expected at least 1")
         if self.sample_prompts < 1:
             raise SdjaxError(f"--sample-prompts {self.sample_prompts}: expected at least 1")
 
@@ -74,9 +78,9 @@ def main(options: Options) -> None:
     sd = replace(sd, config=replace(sd.config, schedule=schedule))
     config = sd.config
     unet = UNet(config.unet, jnp.dtype(options.dtype), options.remat)
-    source = open_folder(options.data, config.size)
+    source = open_pictures(options, config.size, config.vae.factor * config.unet.factor)
     folder = options.out / "cache"
-    moments = cached_latents(sd, source, folder)
+    latents = cached_latents(sd, source, folder, options.views)
     states, caption_of = cached_states(sd, source.texts, folder)
     null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
     abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)
@@ -91,13 +95,12 @@ def main(options: Options) -> None:
             out = unet.apply({"params": params}, noised.x, noised.t, context)
         return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
 
-    rows = lambda start: batches(range(len(source)), options.examples, options.seed, start)
+    order, mine = Order(source.groups, options.examples, options.seed), local_part(options.examples)
 
-    def stream(start):
-        mine = local_part(options.examples)
-        for step, chosen in enumerate(rows(start), start):
-            index = np.arange(options.examples, dtype=np.uint32) + np.uint32(step * options.examples % 2**32)
-            yield Batch(moments[chosen[mine]], states[caption_of[chosen[mine]]], index[mine])
+    def batch(step):
+        moments, rows = latents(order(step).part(mine))
+        index = np.arange(options.examples, dtype=np.uint32) + np.uint32(step * options.examples % 2**32)
+        return Batch(moments, states[caption_of[rows]], index[mine])
 
     prompts = [source.texts[i] for i in range(0, len(source), max(1, len(source) // options.sample_prompts))]
 
@@ -107,8 +110,8 @@ def main(options: Options) -> None:
                                  seed=options.seed)
         run.save_sheet(step, pictures)
 
-    name_batch = lambda step: [source.files[i] for i in next(rows(step))]
-    params = fit(options, sd.params["unet"], loss_fn, stream, on_sample, name_batch)
+    name_batch = lambda step: [source.files[i] for i in order(step).rows]
+    params = fit(options, sd.params["unet"], loss_fn, lambda start: read_ahead(batch, start), on_sample, name_batch)
     export(options, replace(sd, params=sd.params | {"unet": params}))
 
 

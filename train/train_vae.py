@@ -13,10 +13,10 @@ import numpy as np
 
 import sdjax
 from sdjax import cli
-from sdjax.data import batches, open_folder, to_pixels
+from sdjax.data import batches, to_pixels
 from sdjax.errors import SdjaxError
 from sdjax.image import pixels_to_pil
-from sdjax.loop import TrainOptions, fit, start_model
+from sdjax.loop import TrainOptions, fit, open_pictures, start_model
 from sdjax.loss import gaussian_kl, hinge, posterior_sample, reconstruction
 from sdjax.model import vae_posterior
 from sdjax.nn.discriminator import PatchDiscriminator
@@ -45,7 +45,7 @@ def main(options: Options) -> None:
     sd = start_model(options)
     config = sd.config
     vae, critic = VAE(config.vae), PatchDiscriminator()
-    source = open_folder(options.data, config.size)
+    source = open_pictures(options, config.size, config.vae.factor)
     values = config.size * config.size * 3
 
     def collate(items):

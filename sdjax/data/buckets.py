@@ -1,0 +1,69 @@
+"""Aspect-ratio buckets: every picture is cropped to the nearest of a few shapes of about the same area, and a batch
+holds pictures of one shape (NovelAI, "Improvements on Stable Diffusion", 2022)."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from sdjax.data.listing import Listing
+from sdjax.data.picture import Unreadable, measure
+from sdjax.errors import SdjaxError
+
+
+def bucket_shapes(size: int, multiple: int) -> list[tuple[int, int]]:
+    """(height, width) of all buckets: multiples of `multiple` from size / 2 to 2 size, each with the longest other
+    side whose area is at most size^2; the square comes first."""
+    if size % multiple:
+        raise SdjaxError(f"size {size}: buckets need a multiple of {multiple}")
+    sides = range(-(-size // 2 // multiple) * multiple, 2 * size + 1, multiple)
+    pairs = ((side, min(size * size // side // multiple * multiple, sides[-1])) for side in sides)
+    shapes = {pair for a, b in pairs for pair in ((a, b), (b, a)) if b >= sides[0]}
+    return sorted(shapes, key=lambda shape: (shape != (size, size), shape))
+
+
+def nearest_shapes(sizes: np.ndarray, shapes: list[tuple[int, int]]) -> np.ndarray:
+    """[N, 2] heights and widths -> the number of the shape whose log aspect ratio is nearest; no size: the first."""
+    known = (sizes > 0).all(1)
+    ratio = np.log(np.where(known, sizes[:, 0], 1)) - np.log(np.where(known, sizes[:, 1], 1))
+    offered = np.array([np.log(h / w) for h, w in shapes])
+    return np.where(known, np.abs(ratio[:, None] - offered).argmin(1), 0)
+
+
+def picture_sizes(listing: Listing, known: set[int], report: Callable[[int, str], None],
+                  folder: Path | None = None) -> np.ndarray:
+    """int32 [N, 2], height and width as turned by EXIF, 0 where that cannot be read, which is reported.
+
+    They are read from the pictures' heads once, and kept in `folder`.
+    """
+    from tqdm import tqdm
+
+    kept = folder / f"sizes-{listing.digest[:16]}.npy" if folder else None
+    if kept and kept.is_file():
+        try:
+            sizes = np.load(kept)
+            if sizes.shape == (len(listing), 2):
+                return sizes
+        except (ValueError, OSError, EOFError):
+            pass  # cut off: read them again
+
+    def size(i: int) -> tuple[int, int]:
+        if i in known:
+            return 0, 0
+        try:
+            return measure(listing.open(i))
+        except Unreadable as error:
+            report(i, str(error))
+            return 0, 0
+
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        rows = list(tqdm(pool.map(size, range(len(listing)), chunksize=64), total=len(listing), desc="picture sizes"))
+    sizes = np.array(rows, np.int32)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        scratch = kept.with_name(f".{os.getpid()}-{kept.name}")
+        np.save(scratch, sizes)
+        os.replace(scratch, kept)
+    return sizes

@@ -1,0 +1,161 @@
+"""What a data set holds: names, captions, and how to open each picture. No picture is read yet."""
+
+import hashlib
+import io
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from sdjax.data.picture import Unreadable, open_file
+from sdjax.data.tars import read_shards
+from sdjax.errors import SdjaxError
+
+LINE = '{"file_name": "...", "text": "..."}'
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Row i is the i-th picture. `known`: rows that are bad already now, and why."""
+
+    files: Sequence[str]  # as the data set names them
+    paths: Sequence[str]  # as a person finds them
+    texts: Sequence[str]
+    open: Callable[[int], BinaryIO | Image.Image]  # raises Unreadable
+    digest: str  # of what can be told without reading pictures: names, sizes, times of change
+    known: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def list_data(data: Any, index: Path | None = None) -> Listing:
+    """A folder with metadata.jsonl, a folder of .tar shards or one of them, or a `datasets.Dataset`.
+
+    `index`: where the index of shards is kept.
+    """
+    if not isinstance(data, (str, Path)):
+        return list_dataset(data)
+    root = Path(data)
+    if (root / "metadata.jsonl").is_file():
+        return list_folder(root)
+    shards = sorted(root.glob("*.tar")) if root.is_dir() else [root] if root.suffix == ".tar" and root.is_file() else []
+    if shards:
+        return list_shards(shards, index)
+    raise SdjaxError(f"--data {data}: no metadata.jsonl there and no .tar shards; expected a folder of pictures with "
+                     f"one {LINE} a line, or img2dataset's shards")
+
+
+def list_folder(root: Path) -> Listing:
+    """Reads `root/metadata.jsonl`. A broken line is refused by its number; a picture that is not there, or whose
+    caption is no text, is only known to be bad."""
+    table = root / "metadata.jsonl"
+    if not table.is_file():
+        raise SdjaxError(f"--data {root}: no metadata.jsonl there; expected one {LINE} a line")
+    files, texts, known, digest = [], [], {}, hashlib.sha256()
+    for number, line in enumerate(table.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            whole = line.decode("utf-8", "replace")
+            record = json.loads(whole)
+            file, text = record["file_name"], record["text"]
+            if not (isinstance(file, str) and isinstance(text, str)):
+                raise TypeError
+            file.encode()  # JSON can spell half of a surrogate pair
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise SdjaxError(f"{table} line {number}: expected {LINE}") from None
+        clean = text.encode("utf-8", "replace").decode()
+        if whole.encode() != line or clean != text:
+            known[len(files)] = f"metadata.jsonl line {number}: its caption is not valid UTF-8"
+        try:
+            found = os.stat(root / file)
+            regular = stat.S_ISREG(found.st_mode)
+        except (OSError, ValueError):  # also for a name that no file can have
+            found = None
+        if found is None or not regular:
+            known[len(files)] = f"metadata.jsonl line {number}: no such picture"
+        digest.update(f"{file} {found and (found.st_size, found.st_mtime_ns)}\n".encode())
+        files.append(file)
+        texts.append(clean)
+    if not files:
+        raise SdjaxError(f"{table}: no pictures listed")
+    paths = [str(root / file) for file in files]
+    return Listing(tuple(files), paths, tuple(texts), lambda i: open_file(root / files[i]),
+                   digest.hexdigest(), known)
+
+
+def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
+    """Every picture of img2dataset's shards, in their order; its caption is the .txt beside it, else the "caption" in
+    its .json, else empty. Pictures are read where they lie."""
+    members = read_shards(shards, index)
+
+    def open_member(i: int) -> BinaryIO:
+        member = members[i]
+        with open_file(member.shard) as file:
+            file.seek(member.start)
+            data = file.read(member.size)
+        if len(data) != member.size:
+            raise Unreadable("not a readable picture (its shard is cut off)")
+        return io.BytesIO(data)
+
+    known = {i: member.bad for i, member in enumerate(members) if member.bad}
+    digest = hashlib.sha256(repr([(m.shard.name, *m[1:4]) for m in members]).encode())
+    for shard in shards:
+        digest.update(f"{shard.stat().st_mtime_ns}\n".encode())
+    names = [f"{member.shard.name}/{member.name}" for member in members]
+    paths = [f"{member.shard}/{member.name}" for member in members]
+    return Listing(names, paths, [member.text for member in members], open_member, digest.hexdigest(), known)
+
+
+def list_dataset(dataset: Any, image: str | None = None, text: str | None = None) -> Listing:
+    """A `datasets.Dataset`, or whatever has its length, column_names and rows: dataset[i][column], dataset[column].
+
+    image, text: names of columns; when not given "image" (else "jpg", "png", "webp", "img") and "text" (else
+    "caption", "txt"). Pictures are Pillow images, bytes, paths, or {"bytes": ..., "path": ...}.
+    """
+    try:
+        columns, count = list(dataset.column_names), len(dataset)
+    except (AttributeError, TypeError):
+        raise SdjaxError(f"data is a {type(dataset).__name__}, should be a path or a datasets.Dataset (not a "
+                         "DatasetDict, nor an iterable one)") from None
+    image = _column(columns, image, ("image", "jpg", "png", "webp", "img"))
+    text = _column(columns, text, ("text", "caption", "txt"))
+    if not count:
+        raise SdjaxError("data has no rows")
+    texts, known = list(dataset[text]), {}
+    for i, value in enumerate(texts):
+        if not isinstance(value, str):
+            known[i], texts[i] = f"its {text} is {type(value).__name__}, not text", ""
+
+    def open_row(i: int) -> BinaryIO | Image.Image:
+        try:
+            value = dataset[i][image]
+        except Exception as error:  # the picture is decoded in there
+            raise Unreadable(f"not a readable picture ({' '.join(str(error).split())})") from None
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, Image.Image):
+            return value
+        if isinstance(value, bytes):
+            return io.BytesIO(value)
+        if isinstance(value, (str, Path)):
+            return open_file(Path(value))
+        raise Unreadable(f"not a readable picture (a {type(value).__name__})")
+
+    names = [f"row {i}" for i in range(count)]
+    stamp = getattr(dataset, "_fingerprint", None) or "\n".join(texts)
+    digest = hashlib.sha256(f"{image} {count} {stamp}".encode("utf-8", "replace")).hexdigest()
+    return Listing(names, names, texts, open_row, digest, known)
+
+
+def _column(columns: list[str], asked: str | None, usual: tuple[str, ...]) -> str:
+    name = asked or next((name for name in usual if name in columns), None)
+    if name not in columns:
+        raise SdjaxError(f"data has the columns {', '.join(columns)}, should have {asked or ' or '.join(usual)}")
+    return name

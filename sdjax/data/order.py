@@ -1,0 +1,105 @@
+"""Which rows the batch of a step has, and threads that read batches ahead.
+
+Every group of rows (pictures of one shape) is an endless stream of its own: shuffled, again in every epoch, cut into
+batches. With n rows a group has ceil(e n / B) batches up to the end of epoch e, so that it comes in proportion to its
+size, every row exactly once in each n of its stream, and all rows of all groups within the first epoch. Within an epoch
+the groups' batches come in random order.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Chosen(NamedTuple):
+    """The examples of one batch, [B] each."""
+
+    rows: np.ndarray
+    epochs: np.ndarray  # how often the row has come before
+    group: int  # that all rows are of
+
+    def part(self, examples: slice) -> "Chosen":
+        """Some of the examples."""
+        return Chosen(self.rows[examples], self.epochs[examples], self.group)
+
+
+class Order:
+    """order(step) -> Chosen, from the rows of each group, the batch size and the seed. Seed None does not shuffle."""
+
+    def __init__(self, groups: Sequence[Sequence[int]], batch_size: int, seed: int | None):
+        import grain
+
+        self.counts, self.batch_size, self.seed = [len(rows) for rows in groups], batch_size, seed
+        self.streams = []
+        for k, rows in enumerate(groups):
+            data = grain.MapDataset.source(rows)
+            data = data if seed is None else data.shuffle(seed=(seed + 0x9E3779B9 * k) % 2**32)
+            self.streams.append(data.repeat().batch(batch_size, drop_remainder=True))
+        self.labels = lru_cache(4)(self._labels)
+
+    def __call__(self, step: int) -> Chosen:
+        if len(self.counts) == 1:
+            return self._batch(0, step)
+        most = step * self.batch_size // sum(self.counts)  # sum_k ceil(e n_k / B) >= e N / B
+        epoch = bisect_right(range(most + 1), step, key=self._before) - 1
+        labels, rank = self.labels(epoch), step - self._before(epoch)
+        group = int(labels[rank])
+        return self._batch(group, self._done(group, epoch) + int((labels[:rank] == group).sum()))
+
+    def _batch(self, group: int, number: int) -> Chosen:
+        place = number * self.batch_size + np.arange(self.batch_size)
+        rows = np.asarray(self.streams[group][number])
+        return Chosen(rows, place // self.counts[group], group)
+
+    def _done(self, group: int, epoch: int) -> int:
+        """Batches of the group before the epoch."""
+        return -(-epoch * self.counts[group] // self.batch_size)
+
+    def _before(self, epoch: int) -> int:
+        return sum(self._done(group, epoch) for group in range(len(self.counts)))
+
+    def _labels(self, epoch: int) -> np.ndarray:
+        """The group of each batch of the epoch."""
+        counts = [self._done(group, epoch + 1) - self._done(group, epoch) for group in range(len(self.counts))]
+        labels = np.repeat(np.arange(len(counts)), counts)
+        return labels if self.seed is None else np.random.default_rng((self.seed, epoch)).permutation(labels)
+
+
+def read_ahead(make: Callable[[int], Any], start: int = 0, stop: int = 2**62) -> Iterator[Any]:
+    """make(start), make(start + 1), ..., computed ahead by a few threads. What `make` raises comes at its turn."""
+    import grain
+
+    def attempt(step: int) -> tuple[Any, Exception | None]:
+        try:
+            return make(step), None
+        except Exception as error:  # through grain it would come with a paragraph about grain's frames
+            return None, error
+
+    threads = min(8, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    for made, error in grain.MapDataset.range(start, stop).map(attempt).to_iter_dataset(read_options=options):
+        if error is not None:
+            raise error
+        yield made
+
+
+def batches(source: Any, batch_size: int, seed: int | None, start: int = 0, collate: Callable | None = None,
+            part: slice = slice(None)) -> Iterator[Any]:
+    """Endless shuffled batches from step `start` on. Seed None keeps the source's order.
+
+    source: Pictures, or any sequence. collate: list of rows -> batch, np.stack when not given. part: of every batch
+    the examples that this process reads.
+    """
+    view = getattr(source, "view", lambda row, epoch, group: source[row])
+    order = Order(getattr(source, "groups", [range(len(source))]), batch_size, seed)
+    collate = collate or np.stack
+
+    def make(step: int) -> Any:
+        rows, epochs, group = order(step).part(part)
+        return collate([view(int(row), int(epoch), group) for row, epoch in zip(rows, epochs, strict=True)])
+
+    return read_ahead(make, start)

@@ -1,0 +1,105 @@
+"""Pictures and captions by row. A picture that cannot be read is set aside, and the next one that can stands in for it:
+a rule that depends on the data alone, so that every process and every restart comes to the same batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.data.bad import BadData
+from sdjax.data.buckets import bucket_shapes, nearest_shapes, picture_sizes
+from sdjax.data.listing import Listing, list_data, list_folder
+from sdjax.data.picture import CROPS, Unreadable, decode, fit
+from sdjax.errors import SdjaxError
+
+
+class Pictures:
+    """Row i is {"pixels": uint8 [height, width, 3], "index": i, "text": caption}.
+
+    files, texts: of all rows, the bad ones' included. groups: the rows of each shape in `shapes`.
+    """
+
+    def __init__(self, listing: Listing, shape: tuple[int, int], bad: BadData, crop: str = "center",
+                 flip: bool = False, seed: int = 0):
+        if crop not in CROPS:
+            raise SdjaxError(f"--crop {crop}: expected {' or '.join(CROPS)}")
+        self.listing, self.bad, self.crop, self.flip, self.seed = listing, bad, crop, flip, seed
+        self.files, self.texts = listing.files, listing.texts
+        self.known: dict[int, str] = {}
+        for row, reason in listing.known.items():
+            self.set_aside(row, reason)
+        self.shapes: list[tuple[int, int]] = [shape]
+        self.groups: list[np.ndarray | range] = [range(len(listing))]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.view(row)
+
+    def bucket(self, shapes: Sequence[tuple[int, int]], sizes: np.ndarray) -> None:
+        """Gives every picture the nearest of `shapes`; those that nobody needs are dropped."""
+        nearest = nearest_shapes(sizes, list(shapes))
+        members = [np.flatnonzero(nearest == k) for k in range(len(shapes))]
+        self.shapes = [shape for shape, rows in zip(shapes, members, strict=True) if len(rows)]
+        self.groups = [rows for rows in members if len(rows)]
+
+    def set_aside(self, row: int, reason: str) -> None:
+        """SdjaxError when too many are."""
+        self.bad.add(self.listing.paths[row], reason)
+        self.known[row] = reason
+
+    def view(self, row: int, epoch: int = 0, group: int = 0) -> dict[str, Any]:
+        """The row as epoch `epoch` shows it, in the shape of its group: random crops and flips hang on (seed, epoch,
+        row). "index" and "text" are the stand-in's where the row is bad. SdjaxError when too many are."""
+        self.bad.check()
+        draw = np.random.default_rng((self.seed, epoch, row)).random(3) if self.flip or self.crop == "random" else None
+        place = (draw[0], draw[1]) if self.crop == "random" else (0.5, 0.5)
+        mirrored = bool(self.flip and draw[2] < 0.5)
+        for i in ((row + k) % len(self) for k in range(len(self))):
+            if i in self.known:
+                continue
+            try:
+                pixels = fit(decode(self.listing.open(i)), self.shapes[group], place, mirrored)
+            except Unreadable as error:
+                self.set_aside(i, str(error))
+                continue
+            return {"pixels": pixels, "index": i, "text": self.texts[i]}
+        raise SdjaxError(f"none of the {len(self)} pictures can be read")
+
+    @property
+    def digest(self) -> str:
+        """Of everything that pixels depend on, as far as can be told without reading them."""
+        return f"{self.listing.digest} {self.crop} {self.flip} {self.seed if self.flip or self.crop != 'center' else 0}"
+
+
+def open_data(data: Any, size: int, max_bad: float = 0.0, run: Path | None = None, crop: str = "center",
+              flip: bool = False, buckets: int | None = None, seed: int = 0, process: int = 0) -> Pictures:
+    """What `data` names (see `listing.list_data`), its pictures brought to `size` pixels a side.
+
+    max_bad: share of the pictures that may be bad; above it SdjaxError. They are named in run/bad_data.jsonl (by
+    process i > 0 in bad_data-i.jsonl), and what takes long to find out is kept in run/cache.
+    crop: "center" or "random", of the largest part with the right aspect ratio. flip: mirror half of the views.
+    buckets: None makes every picture a square; otherwise each gets the nearest of the shapes of about size^2 pixels
+    whose sides are multiples of this number.
+    """
+    cache = Path(run) / "cache" if run else None
+    listing = list_data(data, cache / "index" if cache else None)
+    return _open(listing, size, max_bad, run, crop, flip, buckets, seed, process)
+
+
+def open_folder(folder: str | Path, size: int) -> Pictures:
+    """The pictures of `folder/metadata.jsonl` as squares; any bad one is refused."""
+    return _open(list_folder(Path(folder)), size)
+
+
+def _open(listing, size, max_bad=0.0, run=None, crop="center", flip=False, buckets=None, seed=0, process=0) -> Pictures:
+    name = f"bad_data-{process}.jsonl" if process else "bad_data.jsonl"
+    bad = BadData(len(listing), max_bad, Path(run) / name if run else None)
+    pictures = Pictures(listing, (size, size), bad, crop, flip, seed)
+    if buckets:
+        shapes = bucket_shapes(size, buckets)
+        sizes = picture_sizes(listing, set(pictures.known), pictures.set_aside, Path(run) / "cache" if run else None)
+        pictures.bucket(shapes, sizes)
+    return pictures
