@@ -15,25 +15,34 @@ from sdjax.errors import SdjaxError
 Options = TypeVar("Options")
 
 
-def parse(options: type[Options], description: str) -> Options:
-    """Reads sys.argv into the dataclass `options`; tyro's error box becomes one line, exit status 2."""
+def parse(options: type[Options], description: str, default: Options | None = None) -> Options:
+    """Reads sys.argv into the dataclass `options`; tyro's error box becomes one line, exit status 2.
+
+    `default`: an instance whose values stand where the command line says nothing.
+    """
     import tyro
 
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(options, description=description)
+            return tyro.cli(options, description=description, **({} if default is None else {"default": default}))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         refuse(_one_line(captured.getvalue()))
 
 
-def run(main: Callable[[Options], None], options: type[Options]) -> None:
-    """Parses, calls `main`, and turns every refusal into one line and exit status 2."""
+def run(main: Callable[[Options], None], options: type[Options],
+        defaults: Callable[[Options], Options | None] | None = None) -> None:
+    """Parses, calls `main`, and turns every refusal into one line and exit status 2.
+
+    defaults(parsed) may return other defaults, which options on the command line override.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     parsed = parse(options, main.__doc__ or "")
     try:
+        if defaults and (default := defaults(parsed)) is not None:
+            parsed = parse(options, main.__doc__ or "", default)
         main(parsed)
     except (SdjaxError, OSError) as error:
         refuse(str(error))
@@ -55,6 +64,24 @@ def check_folder(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise SdjaxError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+class Progress:
+    """A bar with the time left, on standard error from the first call on, so that a refusal stays alone on its line."""
+
+    def __init__(self, unit: str):
+        self.unit, self.bar = unit, None
+
+    def __call__(self, done: float, total: int) -> None:
+        """`done` of `total`, counted from the first call on; fractions count."""
+        if self.bar is None:
+            from tqdm import tqdm
+
+            form = "{percentage:3.0f}%|{bar}| {n:.0f}/{total} " + self.unit + "s [{elapsed}<{remaining}]"
+            self.bar = tqdm(total=total, bar_format=form, initial=done)
+        self.bar.update(done - self.bar.n)
+        if done >= total:
+            self.bar.close()
 
 
 def _one_line(box: str) -> str:

@@ -162,15 +162,6 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
     return sheet
 
 
-def parameters_text(prompt: str, negative_prompt: str = "", **settings) -> str:
-    """Settings in the form AUTOMATIC1111's web UI writes and reads, "Steps: 20, Sampler: ddim, ...".
-
-    `settings` keep their order; "_" in a name becomes a space: parameters_text("a cat", Steps=20, CFG_scale=7.5).
-    """
-    lines = [prompt, f"Negative prompt: {negative_prompt}"] if negative_prompt else [prompt]
-    return "\n".join([*lines, ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in settings.items())])
-
-
 def save_png(image: Image.Image, path: str | Path, parameters: str | None = None) -> Path:
     """Writes a PNG whole or not at all; `parameters` goes into its text chunk of that name."""
     path, info = Path(path), PngInfo()

@@ -22,6 +22,7 @@ FLOORS = {
     "text": 2,
     "prompt": 2,
     "image": 2,
+    "parameters": 2,
     "loss": 2,
     "data": 3,
     "weights": 3,
@@ -37,6 +38,7 @@ FLOORS = {
     "stages": 5,
     "generate": 6,
     "cache": 5,
+    "batch": 5,
     "loop": 6,
 }
 NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2}  # within nn/

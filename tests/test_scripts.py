@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import sdjax
 from sdjax.config import ScheduleConfig
@@ -188,6 +189,30 @@ def test_generate(script, place, capfd):
     assert {Path(line).name for line in capfd.readouterr().out.split()} == names
 
 
+def test_generate_from_a_picture(script, place, capfd):
+    def draw(out, *arguments):
+        assert script("sample/generate.py", "--out", out, "--no-cache", *arguments) == 0
+
+    draw("first", "a red\napple", "--model", "model", "--steps", 2, "--sampler", "euler_a", "--seed", 3, "--sigmas",
+         "karras", "--guidance-scale", 3)
+    draw("again", "--from", "first/00000-seed3.png")
+    again = place / "again" / "00000-seed3.png"
+    assert again.read_bytes() == (place / "first" / "00000-seed3.png").read_bytes()
+    draw("third", "--from", again, "--guidance-scale", 5, "a cat")
+    text = Image.open(place / "third" / "00000-seed3.png").text["parameters"]
+    assert text == ("a cat\nSteps: 2, Sampler: euler_a, Schedule type: Karras, CFG scale: 5, Seed: 3, Size: 8x8, "
+                    "Model: model")
+    capfd.readouterr()
+    info = PngInfo()
+    info.add_text("parameters", "a dog\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 9, Size: 8x16, "
+                                "Model hash: 6ce0161689, Model: v1-5, Version: v1.6.0")
+    Image.new("RGB", (8, 16)).save(place / "web-ui.png", pnginfo=info)
+    draw("web", "--from", "web-ui.png", "--model", "model")
+    assert Image.open(place / "web" / "00000-seed9.png").size == (8, 16)
+    said = capfd.readouterr().err.splitlines()[0]
+    assert said == "--from web-ui.png: not used: Model hash: 6ce0161689, Model: v1-5, Version: v1.6.0"
+
+
 GENERATE = {"--model": "model", "--out": "out"}
 TRAIN = {"--model": "model", "--data": "pictures", "--out": "refused", "--batch-size": 8}
 ANY_TRAIN = [
@@ -220,6 +245,11 @@ REFUSED = [
             ({"--bogus": 1}, "--bogus"),
             ({"--dtype": "int8"}, "--dtype"),
             ({"--seed": -1}, "--seed -1"),
+            ({"--num-images": 0}, "--num-images 0"),
+            ({"--from": "nowhere.png"}, "--from nowhere.png: not a readable picture"),
+            ({"--from": "pictures/00003.webp"}, "--from pictures/00003.webp: no `parameters` text"),
+            ({"--prompts-file": "file"}, "--prompts-file"),
+            ({"--batch-size": 4}, "--batch-size 4"),
         ]
     ],
     *[

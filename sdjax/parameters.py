@@ -1,0 +1,132 @@
+"""The `parameters` text of a PNG, as AUTOMATIC1111's web UI writes and reads it, <-> the arguments of txt2img.
+
+    a red apple
+    Negative prompt: blurry
+    Steps: 20, Sampler: euler_a, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 64x64, Model: emoji
+
+A value with a comma, a colon or a line break stands as a JSON string. Sampler names of the web UI become ours by one
+rule ("DPM++ 2M SDE Karras" is dpmpp_2m_sde with karras sigmas). The web UI's pictures themselves cannot come out again:
+its noise is torch's.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdjax.errors import SdjaxError
+
+FIELD = re.compile(r'\s*(\w[\w \-/]*): *("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+NEGATIVE = "Negative prompt: "
+
+
+def parameters_text(prompt: str, negative_prompt: str = "", **settings) -> str:
+    """The text for `settings`, in their order; "_" in a name becomes a space and None is left out:
+    parameters_text("a cat", Steps=20, CFG_scale=7.5)."""
+    lines = [prompt, NEGATIVE + negative_prompt] if negative_prompt else [prompt]
+    fields = {name.replace("_", " "): _quoted(value) for name, value in settings.items() if value is not None}
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in fields.items())])
+
+
+def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
+    """(prompt, negative prompt, the last line's fields): the inverse, as long as no line of the prompt begins with
+    "Negative prompt: ". A last line without "Steps: " belongs to the prompt."""
+    *lines, last = text.split("\n")
+    fields = {name: _unquoted(value.strip()) for name, value in FIELD.findall(last)}
+    if "Steps" not in fields:
+        lines, fields = [*lines, last], {}
+    at = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE.rstrip())), len(lines))
+    negative = "\n".join(lines[at:])[len(NEGATIVE):]
+    return "\n".join(lines[:at]), negative, fields
+
+
+def describe(arguments: Mapping[str, Any], seed: int, size: tuple[int, int], model: str,
+             source: str | None = None) -> str:
+    """The parameters text of one picture of `size` = (width, height) that txt2img(sd, **arguments) drew from `seed`.
+
+    `model` is its name, `source` what sdjax.load was given, where that is another.
+    """
+    karras = arguments.get("sigmas", "default") == "karras"
+    return parameters_text(
+        arguments["prompt"], arguments.get("negative_prompt", ""), Steps=arguments["steps"],
+        Sampler=arguments["sampler"], Schedule_type="Karras" if karras else None,
+        CFG_scale=arguments["guidance_scale"], Seed=seed, Size=f"{size[0]}x{size[1]}", Model=model,
+        Eta=arguments.get("eta"), Source=source if source != model else None)
+
+
+def read_parameters(path: str | Path) -> str:
+    """The `parameters` text of a picture; SdjaxError naming the file when there is none."""
+    try:
+        with Image.open(path) as image:
+            text = image.info.get("parameters")
+    except Exception as error:  # decoders raise what they like
+        reason = getattr(error, "strerror", None) or error
+        raise SdjaxError(f"{path}: not a readable picture ({reason})") from None
+    if not isinstance(text, str) or not text.strip():
+        raise SdjaxError(f"{path}: no `parameters` text there; a PNG of sample/generate.py or of a web UI has one")
+    return text
+
+
+def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Parameters text -> (arguments of txt2img, the fields that are none of them).
+
+    Raises SdjaxError naming the field whose value cannot be one.
+    """
+    prompt, negative, fields = parse_parameters(text)
+    if not fields:
+        raise SdjaxError("no line of settings that begins with `Steps: `")
+    arguments: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
+    rest = {}
+    for name, value in fields.items():
+        try:
+            found = READERS.get(name, lambda value: None)(value)
+        except ValueError:
+            raise SdjaxError(f"{name}: {value!r} cannot be read") from None
+        if found is None:
+            rest[name] = value
+        else:
+            arguments |= found
+    return arguments, rest
+
+
+def _quoted(value: Any) -> str:
+    """7.0 as 7, as the web UI writes it."""
+    value = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]|^\s|\s$', value) else value
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value
+    except ValueError:
+        return value
+
+
+def _sampler(value: str) -> dict[str, Any]:
+    """Any spelling of a sampler's name: lower case, + as p, spaces as underscores, "Karras" apart."""
+    name = re.sub(r"^k_|\W+", lambda m: "" if m[0] == "k_" else "_", value.lower().replace("+", "p"))
+    plain = name.removesuffix("_karras")
+    return {"sampler": plain} | ({"sigmas": "karras"} if plain != name else {})
+
+
+def _schedule_type(value: str) -> dict[str, Any] | None:
+    return {"karras": {"sigmas": "karras"}, "automatic": {}, "uniform": {}}.get(value.lower())
+
+
+def _size(value: str) -> dict[str, Any]:
+    width, height = value.split("x")
+    return {"width": int(width), "height": int(height)}
+
+
+READERS: dict[str, Callable[[str], dict[str, Any] | None]] = {
+    "Steps": lambda value: {"steps": int(value)},
+    "Sampler": _sampler,
+    "Schedule type": _schedule_type,
+    "CFG scale": lambda value: {"guidance_scale": float(value)},
+    "Seed": lambda value: {"seed": int(value)},
+    "Size": _size,
+    "Eta": lambda value: {"eta": float(value)},
+}
