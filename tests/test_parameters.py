@@ -46,8 +46,8 @@ def test_a_web_ui_s_text():
     found, rest = understand(WEB_UI)
     assert found == {
         "prompt": "a (red:1.2) apple,\nBREAK on a table", "negative_prompt": "blurry, text,\nworst quality",
-        "steps": 20, "sampler": "dpmpp_2m_sde", "sigmas": "karras", "guidance_scale": 7.0, "seed": 965400086, "width": 512,
-        "height": 768}
+        "steps": 20, "sampler": "dpmpp_2m_sde", "sigmas": "karras", "guidance_scale": 7.0, "seed": 965400086,
+        "width": 512, "height": 768}
     assert rest == {"Model hash": "45dee52b", "Model": "v1-5-pruned", "Denoising strength": "0.7",
                     "Lora hashes": "one: 12ab, two: 34cd", "Version": "v1.6.0"}
 
