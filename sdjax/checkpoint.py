@@ -1,91 +1,294 @@
-"""A run's folder: `config.json`, `metrics.jsonl`, Orbax checkpoints, restart from the newest one."""
+"""Checkpoints through Orbax: whole or not there, verified before use, kept by number and age.
 
-import dataclasses
+RUN/checkpoints/<step>/ holds `state/`, which Orbax wrote, and `digests.json`: the SHA-256 of every array in memory
+before it was written, of every file after it was written, and of digests.json itself. A folder appears under its step
+by one rename after everything in it is on the disk. Process 0 writes, from copies in host memory and in the
+background; every process reads.
+"""
+
+import contextlib
+import hashlib
 import json
+import logging
 import os
+import re
+import shutil
+import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
-from sdjax.cli import check_folder
 from sdjax.errors import SdjaxError
-from sdjax.image import contact_sheet, save_png
+
+GROUP = 2**28  # bytes of arrays that are read, verified and placed at a time
+DIGESTS = "digests.json"
 
 
-class Run:
-    """The folder RUN of one training job. Opening it again is how a job goes on."""
+class Damaged(Exception):
+    """A checkpoint that is not what was written. Its message says what is wrong with it."""
 
-    def __init__(self, folder: str | Path, options: Any, keep: int = 2):
-        import orbax.checkpoint as ocp
 
-        check_folder(folder)
-        self.folder = Path(folder).absolute()
-        self._manager = ocp.CheckpointManager(
-            self.folder / "checkpoints", item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep))
-        self._args = ocp.args
-        self._clock = None
-        if self._manager.latest_step() is None:  # a run that goes on keeps the settings it was started with
-            scratch = self.folder / ".config.json"
-            scratch.write_text(json.dumps(dataclasses.asdict(options), indent=2, default=str) + "\n")
-            os.replace(scratch, self.folder / "config.json")
+class Checkpoints:
+    """The folder RUN/checkpoints. `keep` newest are kept, and with `keep_hours` one for each such stretch of time."""
 
-    def restore(self, state: Any) -> Any:
-        """The newest checkpoint in the shapes of `state`, arrays or not, or None in a fresh run.
+    def __init__(self, folder: Path, keep: int = 2, keep_hours: float = 0.0):
+        self.folder, self.keep, self.keep_hours = folder, keep, keep_hours
+        self._pool, self._writing = ThreadPoolExecutor(1), None
 
-        SdjaxError where the checkpoint is of another model or another optimiser.
-        """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        found, wanted = _shapes(self._manager.item_metadata(step).tree), _shapes(state)
-        if wrong := [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]:
-            name, more = wrong[0], f" and {len(wrong) - 1} more" if wrong[1:] else ""
-            raise SdjaxError(
-                f"--out {self.folder}: its checkpoint of step {step} is of another model or optimizer: {name} is "
-                f"{found.get(name, 'absent')}, should be {wanted.get(name, 'absent')}{more}; name a new folder or the "
-                "options in its config.json")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # and not where the file says that it was
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
-        restored = self._manager.restore(step, args=self._args.StandardRestore(abstract))
-        return jax.tree.map(jax.numpy.asarray, restored)
+    def steps(self) -> list[int]:
+        """Of all checkpoints, rising."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isdecimal())
 
-    def save(self, step: int, state: Any) -> None:
-        """Writes checkpoints/<step>/ in the background."""
-        self._manager.save(step, args=self._args.StandardSave(state))
+    def clean(self) -> None:
+        """Removes what a killed process left half written."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.endswith(".tmp") or "orbax-checkpoint-tmp" in path.name:
+                    _remove(path)
 
-    def log(self, step: int, metrics: dict[str, Any], images: int, notes: dict[str, Any] | None = None) -> dict:
-        """Appends a line to metrics.jsonl. Floats are float32 written so that they read back to the same bits.
+    # ---- writing
 
-        `images` is the number of pictures since the last call, for images_per_second; `notes` are written as they are.
-        """
-        now = time.perf_counter()
-        record = {"step": step} | {name: float(np.float32(value)) for name, value in metrics.items()}
-        if self._clock is not None:
-            record["images_per_second"] = images / (now - self._clock)
-        self._clock = now
-        record |= notes or {}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        return record
+    def save(self, step: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
+        """Begins to write `tree`, of numpy arrays that nobody changes any more, and waits for the one before."""
+        self.wait()
+        self._writing = self._pool.submit(self._write, step, tree, notes or {})
 
-    def save_sheet(self, step: int, pictures: list[Image.Image]) -> None:
-        """Writes the pictures as samples/<step>.png."""
-        (self.folder / "samples").mkdir(exist_ok=True)
-        save_png(contact_sheet(pictures), self.folder / "samples" / f"{step}.png")
+    def check(self) -> None:
+        """Raises SdjaxError if what was written in the background could not be."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is whole; errors as `check`."""
+        writing: Future | None
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def close(self) -> None:
-        """Waits for the checkpoint that is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _write(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
+        scratch, final = self.folder / f".{step}.tmp", self.folder / str(step)
+        leaves = dict(_named(tree))
+        try:
+            _remove(scratch)
+            scratch.mkdir(parents=True)
+            record = {"step": step, "time": time.time(), **notes,
+                      "leaves": {name: _signature(leaf) for name, leaf in leaves.items()}}
+            with _quiet():
+                _orbax().save(scratch / "state", leaves)
+            record["files"] = {name: _file_digest(scratch / name, sync=True) for name in _files(scratch)}
+            record["digest"] = _record_digest(record)
+            with open(scratch / DIGESTS, "w", encoding="utf-8") as file:
+                json.dump(record, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _remove(final)  # a damaged one of the same step
+            os.replace(scratch, final)
+            with contextlib.suppress(OSError):  # some file systems have no folders to sync
+                _sync_folder(self.folder)
+            self._thin()
+        except Exception as error:
+            _remove(scratch)
+            raise SdjaxError(
+                f"--out {self.folder.parent}: the checkpoint of step {step} could not be written ({_reason(error)}); "
+                "older ones are whole, and the same command goes on from them") from None
+
+    def _thin(self) -> None:
+        """Removes what is kept neither by number nor by age."""
+        steps = self.steps()
+        kept, last = set(steps[-self.keep:]), -np.inf
+        for step in steps if self.keep_hours else ():
+            with contextlib.suppress(Damaged):
+                saved = read_record(self.folder / str(step))["time"]
+                if saved - last >= 3600 * self.keep_hours:
+                    kept.add(step)
+                    last = saved
+        for path in self.folder.iterdir():
+            if path.name.startswith("damaged-") or (path.name.isdecimal() and int(path.name) not in kept):
+                _remove(path)
+
+    # ---- reading
+
+    def restore(self, wanted: Any, adopt: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+                steps: list[int] | None = None, log: Callable[[str], None] | None = None) -> tuple[int, Any] | None:
+        """(step, state) of the newest whole checkpoint, None where there is none at all.
+
+        wanted: the state, arrays or shapes. adopt(array) takes each array away before the next ones are read. A
+        damaged checkpoint is named through `log`, set aside as damaged-<step> and the one before is taken.
+        SdjaxError where all are damaged, or where one is of another model or another optimiser.
+        """
+        steps, reasons = self.steps() if steps is None else steps, []
+        log = log or (lambda line: print(line, file=sys.stderr))
+        for step in reversed(steps):
+            path = self.folder / str(step)
+            try:
+                return step, self._read(path, wanted, adopt)
+            except Damaged as damage:
+                reasons.append(f"{path}: {damage}")
+                log(f"damaged checkpoint, not used: {path}: {damage}")
+        if steps:
+            raise SdjaxError(f"--out {self.folder.parent}: none of its checkpoints is whole ({reasons[0]}); name a new "
+                             "folder, or move checkpoints/ away to begin anew")
+        return None
+
+    def set_aside(self, after: int) -> None:
+        """Renames the checkpoints newer than step `after`, which turned out damaged; the next save removes them."""
+        for step in self.steps():
+            if step > after:
+                _remove(self.folder / f"damaged-{step}")
+                os.replace(self.folder / str(step), self.folder / f"damaged-{step}")
+
+    def _read(self, path: Path, wanted: Any, adopt: Callable[[np.ndarray], Any]) -> Any:
+        record = read_record(path)
+        describe = lambda leaf: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        expected = {name: describe(leaf) for name, leaf in _named(wanted)}
+        found = {name: f"{dtype}{shape}" for name, (_, dtype, shape) in record["leaves"].items()}
+        if wrong := [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]:
+            name, more = wrong[0], f" and {len(wrong) - 1} more" if wrong[1:] else ""
+            raise SdjaxError(
+                f"--out {self.folder.parent}: its checkpoint of step {record['step']} is of another model or "
+                f"optimizer: {name} is {found.get(name, 'absent')}, should be {expected.get(name, 'absent')}{more}; "
+                "name a new folder or the options in its config.json")
+        files = _files(path)
+        if wrong := sorted(set(files) ^ {*record["files"], DIGESTS}):
+            raise Damaged(f"{wrong[0]} is {'not of it' if wrong[0] in files else 'missing'}")
+        for name, digest in record["files"].items():
+            if _file_digest(path / name) != digest:
+                raise Damaged(f"{name} is not what was written")
+        leaves = {}
+        for group in _groups(record["leaves"]):
+            try:
+                with _quiet():
+                    values = _orbax().restore(path / "state", group)
+            except Exception as error:
+                raise Damaged(_reason(error)) from None
+            for name in group:
+                if _signature(values[name]) != record["leaves"][name]:
+                    raise Damaged(f"{name} is not what was saved")
+                leaves[name] = adopt(values.pop(name))
+        return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[name] for name, _ in _named(wanted)])
 
 
-def _shapes(tree: Any) -> dict[str, list[int]]:
-    """Path -> shape; a file's metadata has dicts where the state has NamedTuples, hence the names by hand."""
+def read_record(path: Path) -> dict[str, Any]:
+    """digests.json of a checkpoint, or Damaged."""
+    try:
+        record = json.loads((path / DIGESTS).read_bytes())
+        if record.pop("digest") == _record_digest(record):
+            return record
+    except FileNotFoundError:
+        raise Damaged(f"{DIGESTS} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise Damaged(f"{DIGESTS} is not what was written")
+
+
+class _orbax:
+    """Orbax for one process by itself: no barriers, whatever other processes there are."""
+
+    def __init__(self):
+        import orbax.checkpoint as ocp
+
+        mine = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=mine, active_processes={mine},
+                                                   barrier_sync_key_prefix=f"process{mine}")
+        self._ocp = ocp
+        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+                                              multiprocessing_options=alone)
+
+    def save(self, path: Path, leaves: dict[str, np.ndarray]) -> None:
+        self._checkpointer.save(path, args=self._ocp.args.PyTreeSave(leaves))
+
+    def restore(self, path: Path, names: dict[str, Any]) -> dict[str, np.ndarray]:
+        kind = self._ocp.RestoreArgs(restore_type=np.ndarray)
+        args = self._ocp.args.PyTreeRestore(item=names, restore_args=dict.fromkeys(names, kind), partial_restore=True)
+        return self._checkpointer.restore(path, args=args)
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf, in the tree's order: "params.conv_in.kernel"."""
     name = lambda key: str(next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)))
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(name, path)): list(leaf.shape) for path, leaf in leaves}
+    return [(".".join(map(name, path)), leaf) for path, leaf in leaves]
+
+
+def _groups(leaves: dict[str, list]) -> Iterator[dict[str, Any]]:
+    """The names in groups of at most GROUP bytes, or of one."""
+    group, size = {}, 0
+    for name, (_, dtype, shape) in leaves.items():
+        more = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if group and size + more > GROUP:
+            yield group
+            group, size = {}, 0
+        group[name], size = 0, size + more
+    if group:
+        yield group
+
+
+def _signature(leaf: np.ndarray) -> list:
+    """[SHA-256 of the values' bytes, dtype, shape]"""
+    leaf = np.asarray(leaf)
+    values = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    return [hashlib.sha256(values).hexdigest(), str(leaf.dtype), list(leaf.shape)]
+
+
+def _file_digest(path: Path, sync: bool = False) -> str:
+    with open(path, "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, out of the page that Orbax and tensorstore make of it."""
+    text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := re.search(r"os_error_code='(\d+)'", text)):
+        number = int(match[1])
+    return os.strerror(number) if number else text[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Orbax reports through absl's log what it then raises, and tensorstore calls back after Orbax has given up."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    if hook is sys.__unraisablehook__:  # for good: the calls come late
+        sys.unraisablehook = lambda fault: "Event loop is closed" in str(fault.exc_value) or hook(fault)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

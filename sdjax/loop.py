@@ -1,6 +1,9 @@
-"""The loop that every training script runs: restore, step, log, sample, checkpoint."""
+"""The loop that every training script runs: restore, step, log, validate, sample, checkpoint."""
 
+import dataclasses
+import json
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -8,21 +11,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.checkpoint import Run
 from sdjax.cli import check_folder
 from sdjax.data import Pictures, open_data
 from sdjax.errors import SdjaxError
 from sdjax.model import StableDiffusion, create, save
-from sdjax.parallel import check_batch_size, is_primary, local_part, make_layout, start_processes
+from sdjax.parallel import (
+    Layout,
+    check_batch_size,
+    device_errors,
+    is_primary,
+    local_part,
+    make_layout,
+    start_processes,
+)
+from sdjax.report import Program, describe_state, describe_step, utilisation
+from sdjax.run import Run
 from sdjax.train_options import TrainOptions
-from sdjax.train_state import LossFn, make_state, make_train_step, trained_params
+from sdjax.train_state import LossFn, TrainState, make_state, make_train_step, trained_params
 from sdjax.types import Params
 
+Source = Params | Callable[[Any], Params]  # arrays, or a function of the seed that gives them
 
-def start_model(options: TrainOptions, tokenizer: bool = True) -> StableDiffusion:
+
+def start_model(options: TrainOptions, tokenizer: bool = True, without: str | None = None) -> StableDiffusion:
     """Joins the job's processes and gives the model that --model names, after what is cheap to refuse.
 
-    A preset has no tokenizer.
+    A small preset has no tokenizer. `without`: see `sdjax.model.create`.
     """
     start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
     check_folder(options.out)
@@ -31,7 +45,7 @@ def start_model(options: TrainOptions, tokenizer: bool = True) -> StableDiffusio
     if export.exists() and not (export / "model_index.json").is_file():
         raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
     try:
-        sd = create(options.model, seed=options.seed)
+        sd = create(options.model, options.seed, without)
     except SdjaxError as error:
         raise SdjaxError(f"--model: {error}") from None
     if tokenizer and sd.tokenizer is None:
@@ -48,80 +62,164 @@ def open_pictures(options: TrainOptions, size: int, multiple: int | None = None)
                      multiple if options.buckets else None, options.seed, jax.process_index())
 
 
-def fit(options: TrainOptions, params: Params | Callable[[], Params], loss_fn: LossFn,
-        stream: Callable[[int], Iterator[Any]], on_sample: Callable[[int, Params, Run], None] | None = None,
-        name_batch: Callable[[int], Sequence[Any]] | None = None) -> Params:
+def build(options: TrainOptions, loss_fn: LossFn, layout: Layout) -> tuple[Callable, Callable]:
+    """(make, step): parameters -> state, and (state, (batch, asked), seed) -> (state, metrics), neither compiled.
+
+    asked: float32 [B], above 0 where a process was asked to stop; metrics["asked"] tells all of them.
+    """
+    optimizer, schedule = options.make_optimizer()
+    train_step = make_train_step(loss_fn, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
+
+    def step(state: TrainState, batch: Any, seed: Any) -> tuple[TrainState, dict[str, Any]]:
+        batch, asked = batch
+        state, metrics = train_step(state, batch, jax.random.key(seed))
+        return state, metrics | {"asked": layout.average(asked.mean())}
+
+    return lambda params: make_state(params, optimizer, ema=options.ema_decay > 0), step
+
+
+def state_shapes(make: Callable, params: Source) -> TrainState:
+    """The state without its values."""
+    seeded = lambda: make(params(np.uint32(0)))
+    return jax.eval_shape(seeded) if callable(params) else jax.eval_shape(make, params)
+
+
+def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any) -> None:
+    """Prints the options, the state and what the compiled step takes; trains nothing.
+
+    batch: arrays or `jax.ShapeDtypeStruct`s of one step's examples.
+    """
+    layout = make_layout(options.parallel, options.replicas)
+    make, step = build(options, loss_fn, layout)
+    shapes, asked = state_shapes(make, params), jax.ShapeDtypeStruct((options.examples,), np.float32)
+    program = Program(layout.step(step, shapes), options.accumulate)
+    program.compile(layout.abstract(shapes), layout.abstract_batch((batch, asked)), np.uint32(0))
+    if is_primary():
+        print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
+        print(*_summary(options, shapes, layout, program), sep="\n")
+
+
+def fit(options: TrainOptions, params: Source, loss_fn: LossFn, stream: Callable[[int], Iterator[Any]],
+        on_sample: Callable[[int, Params, Run], None] | None = None,
+        name_batch: Callable[[int], Sequence[Any]] | None = None, validation: Sequence[tuple[Any, Any]] = ()) -> Params:
     """Trains `params` to `options.steps` steps over all devices and returns the weights to export, as numpy arrays.
 
-    params: arrays, or a function that gives them, which is run where they will lie.
+    params: arrays, or a function of the seed that gives them, which is run where they will lie.
     stream(n) yields this process' part (`local_part`) of the batches after n steps, `options.examples` in all, as a
     tree of arrays with the example first. on_sample(step, params, run) draws to RUN/samples/ on process 0.
     name_batch(n) names the examples of the batch after n steps, for the log of a loss that is not finite.
+    validation: this process' part of (batch, weights [B]) of `options.batch_size` examples each, whose weighted mean
+    loss, with the weights to export and always the same draws, is logged as validation_loss.
     """
-    from tqdm import tqdm
-
     check_batch_size(options.batch_size)
-    layout = make_layout(options.parallel, options.replicas)
-    optimizer, schedule = options.make_optimizer()
-    train_step = make_train_step(loss_fn, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
-    make = lambda params: make_state(params, optimizer, ema=options.ema_decay > 0)
-    local = len(range(options.examples)[local_part(options.examples)])
+    with device_errors(), closing(Run(options.out, options)) as run, _StopFlag() as stop:
+        return _Loop(options, params, loss_fn, run, stop).train(stream, on_sample, name_batch, validation)
 
-    def step_fn(state, batch, seed):
-        batch, asked = batch
-        state, metrics = train_step(state, batch, jax.random.key(seed))
-        return state, metrics | {"asked": layout.average(asked.mean())}  # any process asks, all of them know
 
-    with closing(Run(options.out, options, options.keep)) as run, _StopFlag() as stop:
-        saved = run.restore(jax.eval_shape(lambda: make(params() if callable(params) else params)))
-        state = layout.create(make, params) if saved is None else layout.place(saved)
-        start = logged = int(layout.fetch(state.step))
-        compiled, seed = layout.step(step_fn, state), np.uint32(options.seed)
-        batches = stream(start) if start < options.steps else iter(())
+class _Loop:
+    """One run of `fit`: what is compiled, and what is carried from step to step."""
 
-        def settle(step: int, metrics: Any) -> bool:
-            """Waits for a step, logs what is due, and says whether the run was asked to stop."""
-            nonlocal logged
-            metrics = layout.fetch(metrics)
-            asked, bad = metrics.pop("asked") > 0, int(metrics.pop("bad"))
-            if bad:
-                names = list(name_batch(step - 1)) if name_batch else []
-                run.log(step, metrics, (step - logged) * options.examples, {"skipped": True, "examples": names})
-                tqdm.write(f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: skipped, "
-                           f"nothing was changed; its batch is in metrics.jsonl")
-            elif step == options.steps or step % options.log_every == 0:
-                run.log(step, metrics, (step - logged) * options.examples)
-            else:
-                return asked
-            logged = step
-            if bad >= options.max_bad_steps:
-                raise SdjaxError(f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
-                                 f"(--max-bad-steps {options.max_bad_steps}); the batches are in metrics.jsonl")
-            return asked
+    def __init__(self, options: TrainOptions, params: Source, loss_fn: LossFn, run: Run, stop: "_StopFlag"):
+        self.options, self.run, self.stop = options, run, stop
+        self.layout = layout = make_layout(options.parallel, options.replicas)
+        make, step = build(options, loss_fn, layout)
+        self.shapes = state_shapes(make, params)
+        saved = run.restore(self.shapes, layout.adopt)
+        self.seed = np.uint32(options.seed)
+        self.state = layout.create(make, params, self.seed) if saved is None else layout.place(saved)
+        self.start = self.logged = int(layout.fetch(self.state.step))
+        self.program = Program(layout.step(step, self.state), options.accumulate)
 
-        waiting = None
-        with tqdm(range(start + 1, options.steps + 1), initial=start, total=options.steps, unit="step",
-                  disable=not is_primary()) as bar:
-            for step in bar:
-                batch = next(batches), np.full(local, stop.asked, np.float32)
-                state, metrics = compiled(state, layout.put(batch), seed)
-                stopping = settle(*waiting) if waiting else False  # of the step before, while this one runs
-                waiting = step, metrics
-                last = step == options.steps
-                due = last or stopping or step % options.checkpoint_every == 0
-                draw = on_sample and options.sample_every and (last or step % options.sample_every == 0)
-                if due or draw:
-                    stopping |= settle(*waiting)
+        def evaluate(params, batch, seed):
+            batch, weights = batch
+            losses, _ = loss_fn(params, batch, jax.random.key(seed))
+            return layout.average({"loss": (weights * losses).sum(), "weight": weights.sum()})
+
+        self.evaluate = layout.evaluate(evaluate)
+
+    def train(self, stream, on_sample, name_batch, validation) -> Params:
+        from tqdm import tqdm
+
+        options, layout, run = self.options, self.layout, self.run
+        self.name_batch = name_batch or (lambda step: [])
+        local, waiting = len(range(options.examples)[local_part(options.examples)]), None
+        batches = stream(self.start) if self.start < options.steps else iter(())
+        every = lambda count, last: count and (last or step % count == 0)
+        with tqdm(range(self.start + 1, options.steps + 1), initial=self.start, total=options.steps, unit="step",
+                  disable=not is_primary()) as self.bar:
+            for step in self.bar:
+                batch = layout.put((next(batches), np.full(local, self.stop.asked, np.float32)))
+                if step == self.start + 1:
+                    self.begin(batch)
+                self.state, metrics = self.program(self.state, batch, self.seed)
+                run.checkpoints.check()
+                stopping = self.settle(*waiting) if waiting else False  # of the step before, while this one runs
+                waiting, last = (step, metrics), step == options.steps
+                save = last or stopping or step % options.checkpoint_every == 0
+                validate = validation and every(options.validate_every, last)
+                draw = on_sample and every(options.sample_every, last)
+                if save or validate or draw:
+                    extra = {"validation_loss": self.validate(validation)} if validate else {}
+                    stopping |= self.settle(*waiting, extra)
                     waiting = None
-                if due:
-                    run.save(step, layout.fetch(state, everywhere=False))
+                if save:
+                    notes = {"options": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
+                             "examples": step * options.examples}
+                    run.save(step, layout.fetch(self.state, everywhere=False), notes)
                 if stopping:
+                    run.preempted(step)
                     raise SystemExit(0)
                 if draw:
-                    drawn = layout.fetch(trained_params(state), everywhere=False)
+                    drawn = layout.fetch(trained_params(self.state), everywhere=False)
                     if is_primary():
                         on_sample(step, drawn, run)
-        return layout.fetch(trained_params(state))
+        return layout.fetch(trained_params(self.state))
+
+    def begin(self, batch: Any) -> None:
+        """Compiles, says what there is, and starts the clock."""
+        self.program.compile(self.state, batch, self.seed)
+        if is_primary():
+            for line in _summary(self.options, self.shapes, self.layout, self.program):
+                self.bar.write(line)
+        self.run.start(self.start)
+
+    def settle(self, step: int, metrics: Any, extra: dict[str, float] | None = None) -> bool:
+        """Waits for a step, logs what is due, and says whether the run was asked to stop."""
+        options, run = self.options, self.run
+        metrics = self.layout.fetch(metrics) | (extra or {})
+        asked, bad = metrics.pop("asked") > 0, int(metrics.pop("bad"))
+        notes = {"skipped": True, "examples": list(self.name_batch(step - 1))} if bad else {}
+        if bad or extra or step == options.steps or step % options.log_every == 0:
+            steps, self.logged = step - self.logged, step
+            record = run.log(step, metrics, steps * options.examples, notes)
+            self.show(record)
+        if bad and is_primary():
+            self.bar.write(f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: skipped, "
+                           "nothing was changed; metrics.jsonl names its batch", file=sys.stderr)
+        if bad >= options.max_bad_steps:
+            raise SdjaxError(f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
+                             f"(--max-bad-steps {options.max_bad_steps}); metrics.jsonl names their batches")
+        return asked
+
+    def show(self, record: dict[str, Any]) -> None:
+        """The progress bar's words."""
+        speed = record["images_per_second"]
+        used = utilisation(self.program.flops, self.options.examples / speed, jax.devices()[0].device_kind)
+        used = "" if used is None else f", {used:.0%} of peak"
+        self.bar.set_postfix_str(f"loss {record['loss']:.4f}, {speed:.4g} images/s{used}")
+
+    def validate(self, validation: Sequence[tuple[Any, Any]]) -> float:
+        """The weighted mean loss of the held out examples."""
+        params, sums = trained_params(self.state), []
+        for batch in validation:
+            sums.append(self.layout.fetch(self.evaluate(params, self.layout.put(batch), self.seed)))
+        return float(sum(s["loss"] for s in sums) / sum(s["weight"] for s in sums))
+
+
+def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, program: Program) -> list[str]:
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    return [*describe_state(shapes, layout, count, jax.process_count(), kind),
+            *describe_step(program, options.batch_size, options.accumulate, count)]
 
 
 def export(options: TrainOptions, sd: StableDiffusion) -> None:
@@ -132,7 +230,7 @@ def export(options: TrainOptions, sd: StableDiffusion) -> None:
 
 
 class _StopFlag:
-    """SIGTERM and SIGINT ask for a checkpoint and an orderly end after the step in progress."""
+    """SIGTERM and SIGINT ask for a checkpoint and an orderly end after the step in progress; a second one insists."""
 
     def __init__(self):
         self.asked = False
@@ -145,5 +243,6 @@ class _StopFlag:
         for name, handler in self._before.items():
             signal.signal(name, handler)
 
-    def _ask(self, *_):
+    def _ask(self, name: int, _frame: Any):
         self.asked = True
+        signal.signal(name, self._before[name])

@@ -4,13 +4,18 @@ Diffusion: x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps; the network regresses eps
 2006.11239) or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (arXiv 2202.00512).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from sdjax.config import Config
+from sdjax.nn.layers import precise
+from sdjax.nn.unet import UNet
 from sdjax.parallel import example_keys
-from sdjax.types import Array
+from sdjax.schedule import make_schedule
+from sdjax.types import Array, Batch, Params
 
 CAPTION, OFFSET = 3, 4  # children of an example's key; noise_batch's split(k, 3) takes 0, 1 and 2
 
@@ -74,6 +79,29 @@ def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: f
     draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, CAPTION), rate)
     drop = jax.vmap(draw)(example_keys(key, index))
     return jnp.where(drop[:, None, None], null, context)
+
+
+def diffusion_loss(config: Config, null: Array, dtype: Any = jnp.float32, remat: bool = False,
+                   caption_dropout: float = 0.0, min_snr_gamma: float | None = None,
+                   logit_normal: tuple[float, float] | None = None, noise_offset: float = 0.0) -> Callable:
+    """The UNet's loss, (params, Batch, key) -> (losses [B], {}): `noise_batch`, `drop_captions`, squared error.
+
+    null: the empty prompt's states [L, D]. dtype: of the computation. remat: see `UNet`.
+    """
+    unet = UNet(config.unet, jnp.dtype(dtype), remat)
+    abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)
+
+    def loss_fn(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)
+        shape = (*batch.moments.shape[:3], config.vae.latent_channels)
+        noised = noise_batch(x0, shape, batch.index, key, abar, config.schedule.prediction, min_snr_gamma, logit_normal,
+                             noise_offset)
+        context = drop_captions(batch.context.astype(jnp.float32), null, batch.index, key, caption_dropout)
+        with precise(dtype):
+            out = unet.apply({"params": params}, noised.x, noised.t, context)
+        return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
+
+    return loss_fn
 
 
 def reconstruction(pixels: Array, decoded: Array, kind: str) -> Array:

@@ -20,6 +20,7 @@ from sdjax import prompt, text
 from sdjax.config import PRESETS, Config, TextConfig, UNetConfig, VAEConfig
 from sdjax.errors import SdjaxError
 from sdjax.nn.clip import TextTower
+from sdjax.nn.layers import precise
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import VAE
 from sdjax.types import Array, Cond, Params
@@ -47,11 +48,6 @@ class StableDiffusion:
 
 
 # ---- pure functions of parameters
-
-
-def precise(dtype):
-    """float32 means float32: not TF32 on a GPU, not bfloat16 passes on a TPU."""
-    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == FLOAT32 else contextlib.nullcontext()
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -153,9 +149,13 @@ def find_source(source: str | Path) -> tuple[Path, str | None]:
                      f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}")
 
 
-def create(model: str | Path, seed: int = 0) -> StableDiffusion:
-    """What training starts from: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters and no
-    tokenizer; anything else is `load`ed, its parameters as float32."""
+def create(model: str | Path, seed: int = 0, without: str | None = None) -> StableDiffusion:
+    """What training starts from: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters, and CLIP's
+    tokenizer or none; anything else is `load`ed, its parameters as float32.
+
+    `without` "text", "vae" or "unet" leaves that part's random parameters to `initial_params`, and does nothing where
+    they are loaded.
+    """
     presets = {config.name.upper().replace("-", "_"): config for config in PRESETS.values()}
     if str(model) not in presets:
         try:
@@ -163,17 +163,24 @@ def create(model: str | Path, seed: int = 0) -> StableDiffusion:
         except SdjaxError as error:
             raise SdjaxError(f"{error} (from nothing: {', '.join(presets)})") from None
         return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))
-    config, key = presets[str(model)], jax.random.key(seed)
-    side = 2 * config.unet.factor
+    config = presets[str(model)]
+    initial = jax.jit(initial_params, static_argnums=(0, 1))
+    params = {part: initial(config, part, np.uint32(seed)) for part in ("text", "vae", "unet") if part != without}
+    tokenizer = bundled_tokenizer(config.text) if config.text.vocab_size == TextConfig().vocab_size else None
+    return StableDiffusion(config, params, tokenizer)
+
+
+def initial_params(config: Config, part: str, seed: Array) -> Params:
+    """Random parameters of "text", "vae" or "unet"; can be traced, so that they come to be where they will lie."""
+    key, side = jax.random.key(seed), 2 * config.unet.factor
     x, context = jnp.zeros((1, side, side, config.unet.in_channels)), jnp.zeros((1, 1, config.unet.context_dim))
     inputs = {
         "text": (TextTower(config.text), jnp.zeros((1, config.text.length), jnp.int32)),
         "vae": (VAE(config.vae), jnp.zeros((1, 8 * config.vae.factor, 8 * config.vae.factor, 3))),
         "unet": (UNet(config.unet), x, jnp.zeros(1), context),
     }
-    params = {part: jax.jit(module.init)(jax.random.fold_in(key, i), *values)["params"]
-              for i, (part, (module, *values)) in enumerate(inputs.items())}
-    return StableDiffusion(config, params, None)
+    module, *values = inputs[part]
+    return module.init(jax.random.fold_in(key, list(inputs).index(part)), *values)["params"]
 
 
 def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> None:

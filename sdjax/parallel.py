@@ -11,6 +11,9 @@ Both split the batch evenly over all devices of all processes. What an example d
 never on the device that it falls to.
 """
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,24 +36,39 @@ class PmapLayout:
 
     kind = "pmap"
 
+    @property
+    def count(self) -> int:
+        return jax.local_device_count()
+
     def average(self, tree: Any) -> Any:
         """The mean over the devices, inside of a step."""
         return lax.pmean(tree, AXIS)
 
-    def create(self, make: Callable[[Any], Any], params: Any) -> Any:
-        """make(params) on every device. `params`: arrays, or a function without arguments that gives them."""
-        whole = jax.jit(lambda: make(params())) if callable(params) else lambda: jax.jit(make)(params)
-        return self.place(whole())
+    def create(self, make: Callable[[Any], Any], params: Any, seed: np.uint32) -> Any:
+        """make(params) on every device. `params`: arrays, or a function of the seed that gives them."""
+        return self.place(jax.jit(lambda seed: make(params(seed)))(seed) if callable(params) else jax.jit(make)(params))
 
     def place(self, tree: Any) -> Any:
         """A copy on every local device."""
         copy = jax.pmap(lambda _, value: value, axis_name=AXIS, in_axes=(0, None))  # the name is part of the sharding
-        return copy(np.arange(jax.local_device_count()), tree)
+        return copy(np.arange(self.count), tree)
+
+    def adopt(self, leaf: np.ndarray) -> Any:
+        """Takes one array of a state that is being read; `place` comes when all of them are there."""
+        return leaf
+
+    def abstract(self, shapes: Any) -> Any:
+        """The shapes of a state as `place` lays it out, to compile for."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.count, *leaf.shape), leaf.dtype), shapes)
+
+    def abstract_batch(self, shapes: Any) -> Any:
+        """The shapes of a batch of this process as `put` lays it out."""
+        split = lambda shape: (self.count, shape[0] // self.count, *shape[1:])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(split(leaf.shape), leaf.dtype), shapes)
 
     def put(self, batch: Any) -> Any:
         """This process' part of a batch, on its devices: [B, ...] -> [devices, B / devices, ...]."""
-        count = jax.local_device_count()
-        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(count, -1, *np.shape(leaf)[1:]), batch)
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(self.count, -1, *np.shape(leaf)[1:]), batch)
 
     def step(self, step: Callable, state: Any) -> Callable:
         """Compiles step(state, batch, seed) -> (state, metrics); the old state's memory is given to the new one."""
@@ -104,21 +122,31 @@ class FsdpLayout:
     def shardings(self, tree: Any) -> Any:
         return jax.tree.map(self.sharding, tree)
 
-    def create(self, make: Callable[[Any], Any], params: Any) -> Any:
+    def create(self, make: Callable[[Any], Any], params: Any, seed: np.uint32) -> Any:
         """make(params), each array made where it belongs; nothing is whole on any device."""
         if not callable(params):
-            params = self.place(params)
-            return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, params)))(params)
-        whole = lambda: make(params())
-        return jax.jit(whole, out_shardings=self.shardings(jax.eval_shape(whole)))()
+            params = jax.tree.map(self.adopt, params)
+            shardings = self.shardings(jax.eval_shape(make, params))
+            return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+        whole = lambda seed: make(params(seed))
+        return jax.jit(whole, out_shardings=self.shardings(jax.eval_shape(whole, seed)))(seed)
 
     def place(self, tree: Any) -> Any:
-        """Arrays on this host to their slices on the devices."""
-        def place(leaf):
-            leaf = np.asarray(leaf)
-            return jax.make_array_from_callback(leaf.shape, self.sharding(leaf), lambda index: leaf[index])
+        """Arrays on this host to their slices on the devices; those that are there already stay."""
+        return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else self.adopt(leaf), tree)
 
-        return jax.tree.map(place, tree)
+    def adopt(self, leaf: np.ndarray) -> jax.Array:
+        """One array to its slices: of a state that is being read no more than this one is whole on the host."""
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, self.sharding(leaf), lambda index: leaf[index])
+
+    def abstract(self, shapes: Any) -> Any:
+        """The shapes of a state, to compile for."""
+        return shapes
+
+    def abstract_batch(self, shapes: Any) -> Any:
+        """The shapes of a batch, of all processes."""
+        return shapes
 
     def put(self, batch: Any) -> Any:
         """This process' part of a batch, on its devices."""
@@ -199,6 +227,35 @@ def local_part(count: int) -> slice:
     """Which `count` / processes of a global batch's examples this process reads."""
     size = count // jax.process_count()
     return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+
+def agree(value: int) -> int:
+    """Process 0's value, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+@contextlib.contextmanager
+def device_errors():
+    """One line instead of a traceback where a device has too little memory, or where another process is gone.
+
+    A process that lost its partners leaves at once: an orderly end would wait for them.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        if jax.process_count() > 1:
+            print(f"error: --coordinator: another process is gone or a device failed ({reason}); start all processes "
+                  "again with the same command", file=sys.stderr, flush=True)
+            os._exit(2)
+        if "RESOURCE_EXHAUSTED" in reason:
+            raise SdjaxError(f"--batch-size: the device's memory does not hold the step ({reason}); a smaller batch "
+                             "with --accumulate, --remat, --dtype bfloat16 and --parallel fsdp take less") from None
+        raise
 
 
 def check_batch_size(batch_size: int) -> None:

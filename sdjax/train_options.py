@@ -13,6 +13,7 @@ from sdjax.train_state import make_optimizer
 LEAST = {
     "steps": 1, "batch_size": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "max_bad_steps": 1,
     "keep": 1, "patience": 1, "replicas": 1, "warmup": 0, "sample_every": 0,
+    "validate_every": 0,
 }
 
 
@@ -43,9 +44,15 @@ class TrainOptions:
     checkpoint_every: int = 500
     keep: int = 2
     """Newest checkpoints that are kept."""
+    keep_hours: float = 0.0
+    """Besides them one checkpoint is kept for every such number of hours; 0 keeps none."""
     log_every: int = 10
     sample_every: int = 500
     """0 draws no samples."""
+    validate_every: int = 500
+    """Where there is validation data; 0 does not."""
+    dry_run: bool = False
+    """Print the options, the state and the compiled step's memory, and train nothing."""
     crop: str = "center"
     """center or random: where pictures are cropped to their shape."""
     flip: bool = False
@@ -78,6 +85,8 @@ class TrainOptions:
             raise SdjaxError(f"--ema-decay {self.ema_decay}: expected a number in [0, 1)")
         if not 0 < self.learning_rate < float("inf"):
             raise SdjaxError(f"--learning-rate {self.learning_rate}: expected a positive number")
+        if not 0 <= self.keep_hours < float("inf"):
+            raise SdjaxError(f"--keep-hours {self.keep_hours}: expected a number from 0 on")
         if not 0 <= self.max_bad <= 1:
             raise SdjaxError(f"--max-bad {self.max_bad}: expected a share in [0, 1]")
         if self.crop not in CROPS:

@@ -28,6 +28,8 @@ FLOORS = {
     "weights": 3,
     "train_state": 2,
     "train_options": 4,
+    "report": 3,
+    "run": 4,
     "checkpoint": 3,
     "model": 4,
     "embedding": 5,

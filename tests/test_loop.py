@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, fit
-from sdjax.parallel import example_keys
+from sdjax.loop import TrainOptions, dry_run, fit
+from sdjax.parallel import example_keys, local_part
+from sdjax.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).parent.parent
@@ -40,20 +41,24 @@ def options(out, **changes):
     )
 
 
-def toy(settings, on_sample=None, pause=0.0):
+def loss_fn(params, batch, key):
     """Regression with a noise of its own for every example: any state that a restart loses would show."""
+    noise = jax.vmap(jax.random.normal)(example_keys(key, batch["index"]))
+    return jnp.square(batch["x"] @ params["w"] + noise), {"noise": noise.mean()}
 
-    def loss_fn(params, batch, key):
-        noise = jax.vmap(jax.random.normal)(example_keys(key, batch["index"]))
-        return jnp.square(batch["x"] @ params["w"] + noise), {"noise": noise.mean()}
+
+def toy(settings, on_sample=None, pause=0.0, poison=(), params=None, **more):
+    """`poison`: steps in whose batch one example is not a number."""
 
     def stream(start):
+        mine = local_part(settings.examples)
         for step in range(start, 10**6):
             time.sleep(pause)
-            x = np.random.default_rng(step).normal(size=(settings.batch_size, 3)).astype(np.float32)
-            yield {"x": x, "index": np.arange(settings.batch_size, dtype=np.int32) + step * settings.batch_size}
+            x = np.random.default_rng(step).normal(size=(settings.examples, 3)).astype(np.float32)
+            x[5] *= np.nan if step + 1 in poison else 1
+            yield {"x": x[mine], "index": np.arange(settings.examples, dtype=np.int32)[mine] + step * settings.examples}
 
-    return fit(settings, {"w": jnp.array([1.0, 2.0, 3.0])}, loss_fn, stream, on_sample)
+    return fit(settings, params or {"w": np.float32([1.0, 2.0, 3.0])}, loss_fn, stream, on_sample, **more)
 
 
 def records(folder):
@@ -106,7 +111,8 @@ def test_signals_are_given_back(tmp_path):
 
 def test_speed_counts_the_pictures_since_the_last_record(tmp_path, monkeypatch):
     counted = {}
-    monkeypatch.setattr("sdjax.checkpoint.Run.log", lambda run, step, metrics, images: counted.update({step: images}))
+    log = Run.log
+    monkeypatch.setattr(Run, "log", lambda *args: counted.update({args[1]: args[3]}) or log(*args))
     toy(options(tmp_path, steps=5, log_every=3))
     assert counted == {3: 24, 5: 16}
 
@@ -127,8 +133,98 @@ def test_sigterm_leaves_a_checkpoint_and_exit_0(tmp_path):
         child.kill()
     last = max(records(tmp_path))
     assert checkpoints(tmp_path)[-1] == last
+    assert f"after step {last};" in (tmp_path / "PREEMPTED").read_text()
     toy(options(tmp_path, steps=last + 1))
-    assert max(records(tmp_path)) == last + 1
+    assert max(records(tmp_path)) == last + 1 and not (tmp_path / "PREEMPTED").exists()
+
+
+def test_killed_again_and_again_it_ends_as_undisturbed(tmp_path):
+    """kill -9 while steps are taken and checkpoints are written: the same records and weights to the bit."""
+    changes = {"steps": 24, "checkpoint_every": 1, "sample_every": 0}
+    whole = toy(options(tmp_path / "whole", **changes))
+    script = f"import sys; from tests.test_loop import *; toy(options(sys.argv[1], **{changes}), pause=0.1)"
+    rng, out = np.random.default_rng(0), tmp_path / "killed"
+    for _ in range(3):
+        before = len((out / "metrics.jsonl").read_bytes().splitlines()) if out.exists() else 0
+        child = subprocess.Popen([sys.executable, "-c", script, out], cwd=ROOT, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.PIPE, text=True)
+        try:
+            while child.poll() is None:
+                if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_bytes().splitlines()) > before:
+                    break
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+        finally:
+            child.kill()
+        assert child.wait() == -signal.SIGKILL, child.stderr.read()
+        child.stderr.close()
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "loss": 1')  # and as if a line had been torn
+    killed = toy(options(out, **changes))
+    np.testing.assert_array_equal(killed["w"], whole["w"])
+    assert records(out) == records(tmp_path / "whole")
+    assert not [path for path in out.rglob("*") if "tmp" in path.name or path.name.startswith(".")]
+
+
+def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(tmp_path, capsys):
+    """The run goes on as if the poisoned steps had not been, but for the draws of the later ones."""
+    names = lambda step: [f"row {i} of {step}" for i in range(8)]
+    seen = {}
+    toy(options(tmp_path, log_every=4, warmup=0, ema_decay=0.0), poison=(2, 3), name_batch=names,
+        on_sample=lambda step, params, run: seen.update({step: params["w"]}))
+    np.testing.assert_array_equal(seen[1], seen[2])
+    np.testing.assert_array_equal(seen[1], seen[3])
+    assert (seen[4] != seen[3]).all()
+    found = records(tmp_path)
+    assert list(found) == [2, 3, 4, 6] and np.isnan(found[2]["loss"]) and np.isfinite(found[4]["loss"])
+    assert found[3]["skipped"] and found[3]["examples"] == names(2) and "skipped" not in found[4]
+    assert "step 3: loss nan, gradient norm nan: skipped" in capsys.readouterr().err
+
+
+def test_the_run_stops_after_so_many_in_a_row(tmp_path):
+    poison = (2, 4, 5, 6)
+    with pytest.raises(SdjaxError, match=r"step 6: the loss or gradient was not finite for 3 steps in a row"):
+        toy(options(tmp_path, steps=9, max_bad_steps=3, sample_every=0), poison=poison)
+    with pytest.raises(SdjaxError, match="step 6: "):  # they are counted across restarts
+        toy(options(tmp_path, steps=9, max_bad_steps=3, sample_every=0), poison=poison)
+    assert max(records(tmp_path)) == 6
+
+
+def test_validation_is_of_the_exported_weights_and_always_the_same_draws(tmp_path):
+    rng = np.random.default_rng(7)
+    x, index = rng.normal(size=(16, 3)).astype(np.float32), np.arange(16, dtype=np.int32)
+    held_out = [({"x": x[part], "index": index[part]}, weight) for part, weight in
+                ((slice(0, 8), np.ones(8, np.float32)), (slice(8, 16), np.float32([1, 1, 1, 0, 0, 0, 0, 0])))]
+    settings, seen = options(tmp_path, log_every=100, validate_every=3), {}
+    toy(settings, validation=held_out, on_sample=lambda step, params, run: seen.update({step: params}))
+    found = records(tmp_path)
+    assert list(found) == [3, 6] and set(found[3]) > {"loss", "learning_rate", "grad_norm", "validation_loss"}
+    losses = [loss_fn(seen[step], {"x": x, "index": index}, jax.random.key(0))[0][:11].mean() for step in (3, 6)]
+    np.testing.assert_allclose([found[step]["validation_loss"] for step in (3, 6)], losses, rtol=1e-5)
+
+
+def test_parameters_may_be_made_where_they_lie(tmp_path):
+    """By a function of the seed, in either layout."""
+    for parallel in ("pmap", "fsdp"):
+        draw = lambda seed: {"w": jax.random.normal(jax.random.key(seed), (3,))}
+        settings = options(tmp_path / parallel, seed=3, steps=1, warmup=1, ema_decay=0, parallel=parallel)
+        found = toy(settings, params=draw)
+        np.testing.assert_allclose(found["w"], draw(3)["w"], rtol=1e-6)  # the first update of a warm-up is none
+
+
+def test_before_the_first_step_it_says_what_there_is(tmp_path, capsys):
+    toy(options(tmp_path / "a", steps=1, accumulate=2, parallel="fsdp"))
+    said = capsys.readouterr().out
+    for line in ("devices     1 x cpu, 1 process, fsdp", "parameters  3 trained, 1 arrays", "state       0.0 MB: ",
+                 "step        16 pictures in 2 parts, ", "memory      "):
+        assert line in said
+    abstract = {"x": jax.ShapeDtypeStruct((8, 3), np.float32), "index": jax.ShapeDtypeStruct((8,), np.int32)}
+    for parallel in ("pmap", "fsdp"):
+        settings = options(tmp_path / "b", parallel=parallel, steps=77)
+        dry_run(settings, lambda seed: {"w": jnp.zeros(3)}, loss_fn, abstract)
+        said = capsys.readouterr().out
+        assert '"steps": 77' in said and f"1 process, {parallel}" in said and "memory      " in said
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,25 @@
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import sdjax
 from sdjax import cli
 from sdjax.cache import cached_latents, cached_states
-from sdjax.data import Order, read_ahead
+from sdjax.config import Config
+from sdjax.data import Chosen, Order, Pictures, read_ahead
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, export, fit, open_pictures, start_model
-from sdjax.loss import drop_captions, noise_batch, posterior_sample
-from sdjax.model import precise
-from sdjax.nn.unet import UNet
+from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
+from sdjax.loss import diffusion_loss
+from sdjax.model import StableDiffusion, initial_params
 from sdjax.parallel import local_part
-from sdjax.schedule import make_schedule
 from sdjax.types import Batch
 
 
@@ -43,6 +46,10 @@ class Options(TrainOptions):
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     views: int = 1
     """How many crops and flips of each picture are encoded beforehand, where --crop or --flip make them differ."""
+    size: int | None = None
+    """Pixels a side; the model's own when not given."""
+    validation: str | None = None
+    """Number of pictures of --data that are held out, or a folder of others: their loss is logged."""
     sample_prompts: int = 16
     """Captions of the data that sample grids draw."""
 
@@ -67,40 +74,91 @@ class Options(TrainOptions):
             raise SdjaxError(f"--sample-prompts {self.sample_prompts}: expected at least 1")
 
 
+class Table:
+    """Latents and text states of a source's rows, computed once."""
+
+    def __init__(self, sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1):
+        self.latents = cached_latents(sd, source, folder, views)
+        self.states, self.caption_of = cached_states(sd, source.texts, folder)
+
+    def batch(self, chosen: Chosen, index: np.ndarray) -> Batch:
+        """index: the examples' numbers, on which their draws hang."""
+        moments, rows = self.latents(chosen)
+        return Batch(moments, self.states[self.caption_of[rows]], index)
+
+
+def hold_out(options: Options, source: Pictures) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The rows of each group to train on, and those that --validation, where it is a number, holds out of them."""
+    groups, count, held_out = [np.asarray(rows) for rows in source.groups], len(source), np.array([], int)
+    if options.validation is not None and options.validation.lstrip("-").isdecimal():
+        number = int(options.validation)
+        if not 1 <= number < count:
+            raise SdjaxError(f"--validation {number}: expected a folder or a number from 1 to {count - 1}, of the "
+                             f"{count} pictures in {options.data}")
+        held_out = np.random.default_rng(options.seed).permutation(count)[:number]
+    return tuple([rows[np.isin(rows, held_out, invert=invert)] for rows in groups] for invert in (True, False))
+
+
+def validation_batches(options: Options, table: Table, groups: list[np.ndarray]) -> Iterator[tuple[Batch, np.ndarray]]:
+    """(batch, weights) after batch of this process' part of the rows; each group's last is filled up with weight 0."""
+    mine, number = local_part(options.batch_size), 0
+    for group, rows in enumerate(groups):
+        for first in range(0, len(rows), options.batch_size):
+            place = np.arange(first, first + options.batch_size)[mine]
+            chosen = Chosen(rows[np.minimum(place, len(rows) - 1)], np.zeros(len(place), int), group)
+            yield table.batch(chosen, (number + place).astype(np.uint32)), np.float32(place < len(rows))
+        number += len(rows)
+
+
+def batch_shapes(config: Config, count: int) -> Batch:
+    """A batch without its values."""
+    side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
+    return Batch(shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
+                 shape((count, config.text.length, config.text.width), np.float16), shape((count,), np.uint32))
+
+
 def main(options: Options) -> None:
     """Train the UNet of a latent diffusion model on a folder of captioned pictures."""
-    sd = start_model(options)
+    sd = start_model(options, without="unet")
     schedule = sd.config.schedule
     schedule = replace(schedule, prediction=options.prediction or schedule.prediction,
                        zero_terminal_snr=options.zero_terminal_snr or schedule.zero_terminal_snr)
     if schedule.zero_terminal_snr and schedule.prediction == "epsilon":
         raise SdjaxError("--zero-terminal-snr: pure noise says nothing of eps, give --prediction v with it")
-    sd = replace(sd, config=replace(sd.config, schedule=schedule))
-    config = sd.config
-    unet = UNet(config.unet, jnp.dtype(options.dtype), options.remat)
-    source = open_pictures(options, config.size, config.vae.factor * config.unet.factor)
-    folder = options.out / "cache"
-    latents = cached_latents(sd, source, folder, options.views)
-    states, caption_of = cached_states(sd, source.texts, folder)
+    config = replace(sd.config, schedule=schedule, size=options.size or sd.config.size)
+    multiple = config.vae.factor * config.unet.factor
+    if config.size < 1 or config.size % multiple:
+        raise SdjaxError(f"--size {config.size}: expected a positive multiple of {multiple} for {options.model}")
+    sd = replace(sd, config=config)
+    source = open_pictures(options, config.size, multiple)
+    kept, held_out = hold_out(options, source)
+    other = None
+    if options.validation and not any(map(len, held_out)):
+        other = open_pictures(replace(options, data=Path(options.validation), crop="center", flip=False), config.size,
+                              multiple)
     null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
-    abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)
+    loss_fn = diffusion_loss(config, null, options.dtype, options.remat, options.caption_dropout,
+                             options.min_snr_gamma, options.logit_normal, options.noise_offset)
+    params = sd.params.get("unet") or partial(initial_params, config, "unet")
+    if options.dry_run:
+        return dry_run(options, params, loss_fn, batch_shapes(config, options.examples))
 
-    def loss_fn(params, batch, key):
-        x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)
-        shape = (*batch.moments.shape[:3], config.vae.latent_channels)
-        noised = noise_batch(x0, shape, batch.index, key, abar, config.schedule.prediction, options.min_snr_gamma,
-                             options.logit_normal, options.noise_offset)
-        context = drop_captions(batch.context.astype(jnp.float32), null, batch.index, key, options.caption_dropout)
-        with precise(options.dtype):
-            out = unet.apply({"params": params}, noised.x, noised.t, context)
-        return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
+    table = Table(sd, source, options.out / "cache", options.views)
+    filled = [group for group, rows in enumerate(kept) if len(rows)]
+    order, mine = Order([kept[group] for group in filled], options.examples, options.seed), local_part(options.examples)
 
-    order, mine = Order(source.groups, options.examples, options.seed), local_part(options.examples)
+    def choose(step: int) -> Chosen:
+        chosen = order(step)
+        return chosen._replace(group=filled[chosen.group])
 
-    def batch(step):
-        moments, rows = latents(order(step).part(mine))
+    def batch(step: int) -> Batch:
         index = np.arange(options.examples, dtype=np.uint32) + np.uint32(step * options.examples % 2**32)
-        return Batch(moments, states[caption_of[rows]], index[mine])
+        return table.batch(choose(step).part(mine), index[mine])
+
+    validation = list(validation_batches(options, table, held_out))
+    if other:
+        validation = list(validation_batches(options, Table(sd, other, options.out / "cache"), [
+            np.asarray(rows) for rows in other.groups]))
 
     prompts = [source.texts[i] for i in range(0, len(source), max(1, len(source) // options.sample_prompts))]
 
@@ -110,8 +168,8 @@ def main(options: Options) -> None:
                                  seed=options.seed)
         run.save_sheet(step, pictures)
 
-    name_batch = lambda step: [source.files[i] for i in order(step).rows]
-    params = fit(options, sd.params["unet"], loss_fn, lambda start: read_ahead(batch, start), on_sample, name_batch)
+    name_batch = lambda step: [source.files[i] for i in choose(step).rows]
+    params = fit(options, params, loss_fn, lambda start: read_ahead(batch, start), on_sample, name_batch, validation)
     export(options, replace(sd, params=sd.params | {"unet": params}))
 
 

@@ -4,11 +4,18 @@ Norms compute in float32 with two-pass variance (flax's fast variance loses thre
 and give back the computation's dtype. Epsilons have no default on purpose: they differ from place to place.
 """
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sdjax.types import Array
+
+
+def precise(dtype):
+    """float32 means float32: not TF32 on a GPU, not bfloat16 passes on a TPU."""
+    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
 class GroupNorm(nn.Module):
