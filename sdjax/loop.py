@@ -24,7 +24,7 @@ from sdjax.parallel import (
     make_layout,
     start_processes,
 )
-from sdjax.report import Program, describe_state, describe_step, utilisation
+from sdjax.report import Costs, describe_state, describe_step, utilisation
 from sdjax.run import Run
 from sdjax.train_options import TrainOptions
 from sdjax.train_state import LossFn, TrainState, make_state, make_train_step, trained_params
@@ -92,11 +92,11 @@ def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any) 
     layout = make_layout(options.parallel, options.replicas)
     make, step = build(options, loss_fn, layout)
     shapes, asked = state_shapes(make, params), jax.ShapeDtypeStruct((options.examples,), np.float32)
-    program = Program(layout.step(step, shapes), options.accumulate)
-    program.compile(layout.abstract(shapes), layout.abstract_batch((batch, asked)), np.uint32(0))
+    inputs = layout.abstract(shapes), layout.abstract_batch((batch, asked)), np.uint32(0)
+    costs = Costs(layout.step(step, shapes).lower(*inputs).compile(), options.accumulate)
     if is_primary():
         print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
-        print(*_summary(options, shapes, layout, program), sep="\n")
+        print(*_summary(options, shapes, layout, costs), sep="\n")
 
 
 def fit(options: TrainOptions, params: Source, loss_fn: LossFn, stream: Callable[[int], Iterator[Any]],
@@ -128,7 +128,7 @@ class _Loop:
         self.seed = np.uint32(options.seed)
         self.state = layout.create(make, params, self.seed) if saved is None else layout.place(saved)
         self.start = self.logged = int(layout.fetch(self.state.step))
-        self.program = Program(layout.step(step, self.state), options.accumulate)
+        self.step = layout.step(step, self.state)
 
         def evaluate(params, batch, seed):
             batch, weights = batch
@@ -151,7 +151,7 @@ class _Loop:
                 batch = layout.put((next(batches), np.full(local, self.stop.asked, np.float32)))
                 if step == self.start + 1:
                     self.begin(batch)
-                self.state, metrics = self.program(self.state, batch, self.seed)
+                self.state, metrics = self.step(self.state, batch, self.seed)
                 run.checkpoints.check()
                 stopping = self.settle(*waiting) if waiting else False  # of the step before, while this one runs
                 waiting, last = (step, metrics), step == options.steps
@@ -177,9 +177,10 @@ class _Loop:
 
     def begin(self, batch: Any) -> None:
         """Compiles, says what there is, and starts the clock."""
-        self.program.compile(self.state, batch, self.seed)
+        compiled = self.step.lower(self.state, batch, self.seed).compile()  # is kept for the first call
+        self.costs = Costs(compiled, self.options.accumulate)
         if is_primary():
-            for line in _summary(self.options, self.shapes, self.layout, self.program):
+            for line in _summary(self.options, self.shapes, self.layout, self.costs):
                 self.bar.write(line)
         self.run.start(self.start)
 
@@ -204,7 +205,7 @@ class _Loop:
     def show(self, record: dict[str, Any]) -> None:
         """The progress bar's words."""
         speed = record["images_per_second"]
-        used = utilisation(self.program.flops, self.options.examples / speed, jax.devices()[0].device_kind)
+        used = utilisation(self.costs.flops, self.options.examples / speed, jax.devices()[0].device_kind)
         used = "" if used is None else f", {used:.0%} of peak"
         self.bar.set_postfix_str(f"loss {record['loss']:.4f}, {speed:.4g} images/s{used}")
 
@@ -216,10 +217,10 @@ class _Loop:
         return float(sum(s["loss"] for s in sums) / sum(s["weight"] for s in sums))
 
 
-def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, program: Program) -> list[str]:
+def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: Costs) -> list[str]:
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     return [*describe_state(shapes, layout, count, jax.process_count(), kind),
-            *describe_step(program, options.batch_size, options.accumulate, count)]
+            *describe_step(costs, options.batch_size, options.accumulate, count)]
 
 
 def export(options: TrainOptions, sd: StableDiffusion) -> None:

@@ -1,6 +1,5 @@
 """What a training job says of itself: memory, sharding, arithmetic, and how much of the machine it uses."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,44 +22,20 @@ def peak_flops(kind: str) -> float | None:
     return next((flops for name, flops in PEAK.items() if name.lower() in kind.lower()), None)
 
 
-class Program:
-    """A step compiled ahead of time, once for every shape of its batch, and what the compiler says of it."""
+class Costs:
+    """What the compiler says of a step, for one device."""
 
-    def __init__(self, function: Callable, parts: int = 1):
-        """function: of (state, batch, seed), jitted or pmapped. parts: how often its inner loop runs (--accumulate)."""
-        self._function, self._parts, self._compiled, self.last = function, parts, {}, None
-
-    def compile(self, state: Any, batch: Any, seed: Any) -> Any:
-        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self._function.lower(state, batch, seed).compile()
-        self.last = self._compiled[shapes]
-        return self.last
-
-    def __call__(self, state: Any, batch: Any, seed: Any) -> Any:
-        return self.compile(state, batch, seed)(state, batch, seed)
-
-    @property
-    def flops(self) -> float:
-        """Of a step on one device, recomputed activations included; 0 where the compiler does not say.
-
-        XLA counts a loop's body once, hence the factor.
-        """
-        return costs(self.last).get("flops", 0.0) * self._parts
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes on one device: arguments, outputs, temporary, total (outputs that take over arguments count once)."""
-        return memory(self.last)
-
-
-def costs(compiled: Any) -> dict[str, float]:
-    """XLA's cost analysis of a compiled function, for one device."""
-    found = compiled.cost_analysis()
-    return dict(found[0] if isinstance(found, list) else found or {})
+    def __init__(self, compiled: Any, parts: int = 1):
+        """compiled: `jax.stages.Compiled`. parts: how often its inner loop runs (--accumulate)."""
+        found = compiled.cost_analysis()
+        found = dict(found[0] if isinstance(found, list) else found or {})
+        self.flops: float = found.get("flops", 0.0) * parts  # XLA counts a loop's body once
+        self.bytes: float = found.get("bytes accessed", 0.0) * parts
+        self.memory = memory(compiled)
 
 
 def memory(compiled: Any) -> dict[str, int]:
+    """Bytes on one device: arguments, outputs, temporary, total (outputs that take over arguments count once)."""
     stats = compiled.memory_analysis()
     if stats is None:
         return {}
@@ -78,8 +53,8 @@ def describe_state(shapes: TrainState, layout: Layout, devices: int, processes: 
     share = sum(size(leaf) // layout.shards(leaf.shape) for leaf in leaves)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
     how = "every device holds all of it"
-    if layout.kind == "fsdp":
-        slices = max((layout.shards(leaf.shape) for leaf in spread), default=1)
+    if spread:
+        slices = layout.shards(spread[0].shape)
         how = f"{len(spread)} of {len(leaves)} arrays lie in {slices} slices, {megabytes(share)} a device"
     return [
         f"devices     {devices} x {kind}, {processes} process{'es' * (processes > 1)}, {layout.kind}",
@@ -89,9 +64,9 @@ def describe_state(shapes: TrainState, layout: Layout, devices: int, processes: 
     ]
 
 
-def describe_step(program: Program, batch_size: int, accumulate: int, devices: int) -> list[str]:
+def describe_step(costs: Costs, batch_size: int, accumulate: int, devices: int) -> list[str]:
     """What a compiled step takes."""
-    found, flops = program.memory, program.flops * devices
+    found, flops = costs.memory, costs.flops * devices
     parts = f" in {accumulate} parts" if accumulate > 1 else ""
     lines = [f"step        {batch_size * accumulate} pictures{parts}, {flops / 1e9:,.1f} GFLOP" if flops else
              f"step        {batch_size * accumulate} pictures{parts}"]
