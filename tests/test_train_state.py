@@ -138,7 +138,8 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     """Whatever the gradient's singular values, a step along a kernel has all of them alike, as do convolutions'."""
     key = jax.random.key(0)
     kernel = jax.random.normal(key, (12, 6)) * jnp.array([100.0, 10.0, 1.0, 1.0, 0.3, 0.1])
-    params = {"dense": {"kernel": jnp.zeros((12, 6)), "bias": jnp.zeros(6)}, "conv": {"kernel": jnp.zeros((3, 2, 2, 6))}}
+    params = {"dense": {"kernel": jnp.zeros((12, 6)), "bias": jnp.zeros(6)},
+              "conv": {"kernel": jnp.zeros((3, 2, 2, 6))}}
     gradient = {"dense": {"kernel": kernel, "bias": jnp.arange(1.0, 7.0)},
                 "conv": {"kernel": kernel.reshape(3, 2, 2, 6)}}
     optimizer, _ = make_optimizer("muon", 0.1, 10, 0, "constant", clip=1e9)
@@ -147,7 +148,8 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     assert spectrum.max() / spectrum.min() < 2.5 < 100 < np.linalg.cond(kernel)
     rms = np.sqrt(np.square(updates["dense"]["kernel"]).mean())
     assert 0.1 < rms / (0.1 * 0.2) < 1.5  # Adam's usual size, arXiv 2502.16982
-    np.testing.assert_allclose(updates["conv"]["kernel"].reshape(12, 6), updates["dense"]["kernel"], rtol=1e-4, atol=1e-6)
+    flat = updates["conv"]["kernel"].reshape(12, 6)
+    np.testing.assert_allclose(flat, updates["dense"]["kernel"], rtol=1e-4, atol=1e-6)
     adam = optax.nadamw(0.1, weight_decay=0.0)
     expected, _ = adam.update(gradient["dense"]["bias"], adam.init(params["dense"]["bias"]), params["dense"]["bias"])
     np.testing.assert_allclose(updates["dense"]["bias"], expected, rtol=1e-5)
