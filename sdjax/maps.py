@@ -103,14 +103,15 @@ def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int
 
 
 def overlay(image: Image.Image, attention) -> Image.Image:
-    """`attention` [h, w] over the image: dark blue where it is least, its own colours through yellow where most."""
+    """`attention` [h, w] over the image in grey: dark blue where it is least, yellow where it is most."""
     attention = np.asarray(attention, np.float32)
     spread = np.ptp(attention)
     level = (attention - attention.min()) / spread if spread > 0 else np.zeros_like(attention)
     level = Image.fromarray(np.round(255 * level).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
     heat = np.asarray(level, np.float32)[..., None] / 255
     colour = (1 - heat) * np.float32([20, 20, 90]) + heat * np.float32([255, 230, 60])
-    return Image.fromarray(np.round(0.45 * np.asarray(image, np.float32) + 0.55 * colour).astype(np.uint8))
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    return Image.fromarray(np.round(0.3 * grey + 0.7 * colour).astype(np.uint8))
 
 
 def captioned(image: Image.Image, text: str) -> Image.Image:
