@@ -16,7 +16,8 @@ _HOME = {
     "weights.clip": ("load_clip", "save_clip"),
     "embedding": ("add_embedding",),
     "maps": ("attention_maps", "attention_pictures", "prompt_words"),
-    "generate": ("txt2img", "img2img", "inpaint"),
+    "generate": ("txt2img", "img2img", "inpaint", "outpaint", "hires"),
+    "stages": ("denoiser",),
     "safety": ("load_safety_checker", "check_safety"),
     "sampler": ("samplers",),
 }

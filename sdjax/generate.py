@@ -1,54 +1,23 @@
-"""Text and pictures to pictures: prompts -> token ids -> context -> latents -> pixels, by the stages of stages.py.
+"""Text and pictures to pictures. Each task reads its arguments, plans its walk and leaves the rest to engine.py."""
 
-With `progress` the plan is walked a row at a time and the state carried on, instead of calling back from inside the
-scan: XLA programs that call Python cannot be kept in the persistent compilation cache, and one row's program serves any
-number of steps.
-"""
-
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from operator import itemgetter
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax import stages
 from sdjax.config import Config
+from sdjax.engine import evaluations, plan_work, run
 from sdjax.errors import SdjaxError
-from sdjax.image import feather_masks, pixels_to_pil, read_images, read_masks
-from sdjax.model import StableDiffusion, prompt_tower, read_prompts, text_context
-from sdjax.options import Options, Request, check, check_size, number, takes_options
-from sdjax.parallel import copy_over, split_over
-from sdjax.prompt import Tokens, group
-from sdjax.sampler import Plan, start
+from sdjax.image import read_images, read_masks
+from sdjax.model import StableDiffusion
+from sdjax.options import Options, check, check_size, number, takes_options, whole
+from sdjax.sampler import Plan
 from sdjax.sampler import plan as make_plan
 from sdjax.schedule import make_schedule
-from sdjax.types import Cond
 
-POSITIONS = 2**13  # latent positions that a device takes at once: 32 pictures of 16 x 16, 2 of 64 x 64
-
-
-class Trajectory(NamedTuple):
-    """A walk as it went, for output="trajectory"; n counts evaluations of the model."""
-
-    sigma: np.ndarray  # [n]
-    x: np.ndarray  # [n, B, h, w, 4]: what the model was called with (known region and channels aside)
-    x0: np.ndarray  # [n, B, h, w, 4]: what it took x for, guided
-    latents: np.ndarray  # [B, h, w, 4]: where it ended
-
-
-class Chunk(NamedTuple):
-    """What belongs to each image; None where a task has no such thing."""
-
-    tokens: Tokens  # [B, P, K, length]
-    seeds: np.ndarray  # [B]
-    noise: np.ndarray | None = None  # [B, h, w, C] in place of the seeds' first draw
-    pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
-    masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
+UPSCALE = ("latents", "pixels")
+HIRES = 2**32 - 1  # numbers the second walk's draws
 
 
 @takes_options
@@ -109,6 +78,66 @@ def inpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, mask, stren
     return run(sd, request, plan, pictures, masks, feather)
 
 
+@takes_options
+def outpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, left: int = 0, right: int = 0, top: int = 0,
+             bottom: int = 0, strength: float = 1.0, feather: float = 0.0, options: Options = None):
+    """`image` on a larger canvas, so many pixels more on each side; what is added is painted by `inpaint`.
+
+    The picture itself stays as it is. Its border is drawn out over the canvas; a strength below 1 starts from that.
+    image: as inpaint's, not resized: the canvas has to have a size that the model can take.
+    """
+    sides = {"left": left, "right": right, "top": top, "bottom": bottom}
+    for name, side in sides.items():
+        if not whole(side, 0):
+            raise SdjaxError(f"{name} {side!r}: a whole number of pixels from 0 on")
+    if not any(sides.values()):
+        raise SdjaxError("left, right, top, bottom: at least one of them must be above 0")
+    for name in ("height", "width"):
+        if getattr(options, name) is not None:
+            raise SdjaxError(f"{name} {getattr(options, name)!r}: None, outpaint's canvas is the image and its sides")
+    pictures = read_images(image, None, None, 1)
+    if pictures.shape[3] != 3:
+        raise SdjaxError("image: pixels [B, H, W, 3] expected, outpaint does not take latents")
+    multiple = sd.config.vae.factor * sd.config.unet.factor
+    pads = ((0, 0), (top, bottom), (left, right), (0, 0))
+    canvas = np.pad(pictures, pads, mode="edge")
+    for name, size in (("bottom", canvas.shape[1]), ("right", canvas.shape[2])):
+        if size % multiple:
+            more = sides[name] + -size % multiple
+            raise SdjaxError(f"{name} {sides[name]}: the canvas would have {size} pixels, {more} make it a multiple of "
+                             f"{multiple}")
+    mask = np.pad(np.zeros(pictures.shape[1:3], np.float32), pads[1:3], constant_values=1.0)
+    return inpaint(sd, prompt, canvas, mask, strength, feather, **vars(options))
+
+
+@takes_options
+def hires(sd: StableDiffusion, prompt: str | Sequence[str], scale: float = 2.0, strength: float = 0.6,
+          upscale: str = "latents", options: Options = None):
+    """txt2img at height and width, enlarged `scale` times and refined by img2img with `strength`: large pictures whose
+    composition a model can still hold together. Results as txt2img's; output "trajectory" is the second walk's.
+
+    upscale: "latents", bicubic, soft until it is refined: strength from about 0.5 on; or "pixels", decoded, LANCZOS and
+    encoded again, which keeps its edges at less. The second walk's noise is a draw of its own of the same seeds.
+    """
+    refuse_inpainting(sd.config)
+    if not number(scale, 1):
+        raise SdjaxError(f"scale {scale!r}: a number from 1 on")
+    if upscale not in UPSCALE:
+        raise SdjaxError(f"upscale {upscale!r}: one of {', '.join(UPSCALE)}")
+    first, second = plan_of(sd, options), plan_of(sd, options, strength)
+    small = check(sd.config, prompt, options)
+    small = small._replace(options=replace(options, output=upscale))
+    factor, multiple = sd.config.vae.factor, sd.config.unet.factor
+    sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
+    size = {"height": sides[0] * factor, "width": sides[1] * factor}
+    large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))
+    walks = [len(plan_work(sd, request)) * evaluations(plan) for request, plan in ((small, first), (large, second))]
+    pictures = run(sd, small, first, after=walks[1])
+    sides = sides if upscale == "latents" else [*size.values()]
+    pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])
+    return run(sd, large, second, pictures, stream=HIRES, before=walks[0])
+
+
 def plan_of(sd: StableDiffusion, options: Options, strength: float | None = None) -> Plan:
     return make_plan(options.sampler, make_schedule(sd.config.schedule), options.steps, options.eta, options.sigmas,
                      options.spacing, strength)
@@ -126,114 +155,3 @@ def read(config: Config, image, options: Options) -> tuple[Options, np.ndarray]:
     pictures = read_images(image, options.height, options.width, factor * config.unet.factor, channels)
     height, width = (side * (1 if pictures.shape[3] == 3 else factor) for side in pictures.shape[1:3])
     return replace(options, height=height, width=width), pictures
-
-
-def run(sd: StableDiffusion, request: Request, plan: Plan, pictures=None, masks=None, feather: float = 0.0):
-    """All images of a request: those whose prompts have one shape together, in chunks that the devices hold."""
-    options, count, output = request.options, request.count, request.options.output
-    each = partial(for_each, count=count)
-    tower, (negative,) = prompt_tower(sd, options.clip_skip), read_prompts(sd, request.negative, options.syntax, False)
-    known = [*dict.fromkeys(request.prompts)]
-    known = dict(zip(known, read_prompts(sd, known, options.syntax), strict=True))
-    whole = Chunk(None, request.seeds, options.latents, each(pictures), each(masks))
-    whole = jax.tree.map(np.asarray, whole)
-
-    work = []  # a chunk each: (places of its images, their number, tokens, the negative prompt's, devices)
-    for places, tokens, null in group([known[prompt] for prompt in request.prompts], negative, tower[0]):
-        size, devices = chunk_size(len(places), request.shape[0] * request.shape[1])
-        for first in range(0, len(places), size):
-            chosen = np.minimum(np.arange(first, first + size), len(places) - 1)  # the last is filled up, then cut
-            part = jax.tree.map(itemgetter(chosen), tokens)
-            work.append((places[chosen], min(size, len(places) - first), part, null, devices))
-    rows, results = int(np.sum(plan.rows.live)), [None] * count
-    for n, (places, length, tokens, null, devices) in enumerate(work):
-        chunk = jax.tree.map(lambda leaf, places=places: leaf[places], whole)._replace(tokens=tokens)
-        report = options.progress and (lambda row, n=n: options.progress(n * rows + row, len(work) * rows))
-        images = generate(sd.config, sd.dtype, copy_over(sd.params, devices), request, plan, split_over(chunk, devices),
-                          null, tower, report)
-        for i, place in enumerate(places[:length]):
-            results[place] = jax.tree.map(itemgetter(i), images)
-    result = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
-    if output == "trajectory":
-        turn = partial(np.moveaxis, source=1, destination=0)
-        return Trajectory(plan.rows.sigma[:rows], turn(result.x), turn(result.x0), result.latents)
-    if masks is not None and output != "latents":
-        weight = each(feather_masks(masks, feather))
-        result = np.where(weight == 0, whole.pictures, weight * result + (1 - weight) * whole.pictures)
-    return pixels_to_pil(result) if output == "pil" else result
-
-
-def for_each(values: np.ndarray | None, count: int) -> np.ndarray | None:
-    """What was given once, or once a picture, for `count` images."""
-    if values is None or len(values) == count:
-        return values
-    if len(values) == 1:
-        return np.broadcast_to(values, (count, *values.shape[1:]))
-    return values.repeat(count // len(values), axis=0)
-
-
-def generate(config: Config, dtype, params, request: Request, plan: Plan, chunk: Chunk, null: Tokens, tower, report):
-    """One chunk through the stages, as host arrays, the image first."""
-    static, options = {"config": config, "dtype": dtype}, request.options
-    cond, uncond = (text_context(params["text"], side, tower[0], dtype, tower[1]) for side in (chunk.tokens, null))
-    uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
-    draws = stages.image_draws(chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength))
-    noise = stages.draw(draws, request.shape, chunk.noise)
-    x0, extra, known = condition(config, dtype, params, plan, chunk, noise)
-    state = start(plan, noise, x0 if plan.signal else None)
-    walk = partial(stages.walk, params["unet"], cond, uncond, guide_of(request, plan), draws, extra, known,
-                   function=options.guidance_fn, **static)
-    trajectory, count = options.output == "trajectory", int(np.sum(plan.rows.live))
-    traces = []
-    if report is None:
-        state = walk(plan.rows, state, keep=trajectory)
-        if trajectory:
-            state, trace = state
-            traces = [jax.tree.map(lambda leaf: np.asarray(leaf)[:count], trace)]
-    else:
-        for n in range(count):
-            state, trace = walk(jax.tree.map(itemgetter(slice(n, n + 1)), plan.rows), state, keep=True)
-            if trajectory:
-                traces.append(jax.tree.map(np.asarray, trace))
-            jax.block_until_ready(state.x)
-            report(n + 1)
-    x = state.x if known is None else jnp.where(known.mask == 0, known.x0, state.x)
-    if trajectory:
-        x_, x0_ = (np.moveaxis(np.concatenate(leaves), 1, 0) for leaves in zip(*traces, strict=True))
-        return Trajectory(None, x_, x0_, np.asarray(x))
-    return np.asarray(x if options.output == "latents" else stages.finish(params["vae"], x, **static))
-
-
-def guide_of(request: Request, plan: Plan) -> stages.Guide:
-    scales = np.ones(len(plan.levels), np.float32)
-    scales[: len(request.scales)] = request.scales
-    low, high = request.options.guidance_interval or (0.0, math.inf)
-    return stages.Guide(plan.levels, scales, np.float32(low), np.float32(high),
-                        np.float32(request.options.guidance_rescale))
-
-
-def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
-    """-> (x0 of the pictures, channels that an inpainting model wants, what another is to keep), or None each."""
-    if chunk.pictures is None:
-        return None, None, None
-    encode = partial(stages.encode, params["vae"], config=config, dtype=dtype)
-    extra = known = None
-    inpainting = config.unet.in_channels != config.vae.latent_channels
-    x0 = chunk.pictures
-    if x0.shape[3] == 3:
-        x0 = encode(x0) if plan.signal or not inpainting else None
-    if chunk.masks is not None:
-        small = chunk.masks[:, :: config.vae.factor, :: config.vae.factor]
-        if inpainting:
-            extra = jnp.concatenate([small, encode(chunk.pictures * (1 - chunk.masks))], -1)  # the hole is 0: grey
-        else:
-            known = stages.Known(x0, noise, small, plan.rows.sigma[0])
-    return x0, extra, known
-
-
-def chunk_size(count: int, positions: int) -> tuple[int, list]:
-    """How many pictures go through at once, and the devices that share them evenly."""
-    devices = jax.local_devices()[:count]
-    most = max(1, POSITIONS // positions) * len(devices)
-    size = math.ceil(count / math.ceil(count / most))
-    return math.ceil(size / len(devices)) * len(devices), devices

@@ -43,8 +43,8 @@ def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Ar
     t is uniform, or with logit_normal (m, s) floor(T sigmoid(m + s n)), n ~ N(0, 1) (arXiv 2403.03206, section 3.1).
 
     x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents. abar: float32 [T].
-    Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v. At zero
-    terminal SNR the latter is 0 at the last timestep.
+    Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v, itself for x0.
+    At zero terminal SNR the weight of v is 0 at the last timestep.
     noise_offset: standard deviation of a further draw that is added to each channel of eps as a whole, so that the
     model learns to move a picture's mean (N. Guttenberg, "Diffusion with offset noise", 2023).
     """
@@ -57,11 +57,11 @@ def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Ar
         draw = lambda k: jax.random.normal(jax.random.fold_in(k, OFFSET), (1, 1, shape[-1]))
         eps += noise_offset * jax.vmap(draw)(example_keys(key, index))
     signal, noise = jnp.sqrt(abar[t])[:, None, None, None], jnp.sqrt(1 - abar[t])[:, None, None, None]
-    target = eps if prediction == "epsilon" else signal * eps - noise * x0
+    target = {"epsilon": eps, "v": signal * eps - noise * x0, "x0": x0}[prediction]
     weight = jnp.ones_like(abar[t])
     if min_snr_gamma is not None:
         snr = abar[t] / (1 - abar[t])
-        weight = jnp.minimum(snr, min_snr_gamma) / (snr if prediction == "epsilon" else snr + 1)
+        weight = jnp.minimum(snr, min_snr_gamma) / {"epsilon": snr, "v": snr + 1, "x0": 1}[prediction]
     return Noised(signal * x0 + noise * eps, t, target, weight)
 
 

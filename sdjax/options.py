@@ -32,6 +32,8 @@ class Options:
     latents: Any = None  # unit noise [B, h, w, 4] in place of the seeds' first draw
     output: str = "pil"  # or "pixels", clipped to [-1, 1]; "latents", scaled; "trajectory", every step's
     progress: Callable[[int, int], None] | None = None  # called with (step, total) after each evaluation of the model
+    preview: Callable[[int, list[int], list], None] | None = None  # called with (step, image numbers, x0 as PIL)
+    preview_every: int = 10  # steps
     sigmas: str = "default"  # or "karras"
     spacing: str | None = None  # of the timesteps: "leading", "trailing", "linspace"; None: the sampler's own
     clip_skip: int = 1  # see `sdjax.encode_prompt`, as for syntax
@@ -115,7 +117,9 @@ def check(config: Config, prompt: str | Sequence[str], options: Options, picture
             raise SdjaxError(f"{name} {getattr(options, name)!r}: a number from 0 to 1")
     if options.output not in OUTPUTS:
         raise SdjaxError(f"output {options.output!r}: one of {', '.join(OUTPUTS)}")
-    for name in ("progress", "guidance_fn"):
+    if not whole(options.preview_every, 1):
+        raise SdjaxError(f"preview_every {options.preview_every!r}: a whole number of steps from 1 on")
+    for name in ("progress", "preview", "guidance_fn"):
         if getattr(options, name) is not None and not callable(getattr(options, name)):
             raise SdjaxError(f"{name} {getattr(options, name)!r}: a function or None")
     height, width = check_size(config, options)

@@ -7,6 +7,11 @@
 All coefficients are planned in float64 numpy outside the trace. k-diffusion's x is ours times sqrt(1 + sigma^2), so
 its linear updates are rows too. A second evaluation within a step (Heun, the first step of PLMS) is a row of its
 own, corrected relative to the x that the row before it made; `push` False keeps its D out of the history.
+
+It needs no more than a denoiser, of whatever kind and shape [B, ...]; all of it can be jitted and differentiated:
+
+    table = plan("dpmpp_2m", make_schedule(ScheduleConfig()), 20, sigmas="karras")
+    x = sample(table.rows, denoiser, start(table, noise)).x
 """
 
 import math
@@ -190,14 +195,18 @@ def start(plan: Plan, noise: Array, x0: Array | None = None) -> State:
     return State(x, jnp.zeros((HISTORY - 1, *noise.shape), jnp.float32), jnp.int32(0))
 
 
-def sample(rows: Row, denoiser: Denoiser, state: State, noise_fn: Callable[[Array], Array], keep: bool = False,
-           remat: bool = False) -> State | tuple[State, Trace]:
+def sample(rows: Row, denoiser: Denoiser, state: State, noise_fn: Callable[[Array], Array] | None = None,
+           keep: bool = False, remat: bool = False) -> State | tuple[State, Trace]:
     """Walks `state` down `rows` (a plan's, or any slice of them: the state carries on). The one loop of all samplers.
 
-    `noise_fn(row)` gives unit noise [B, h, w, C] for row number `row`; it is called only where c is not 0.
+    `noise_fn(row)` gives unit noise [B, h, w, C] for row number `row`; it is called only where c is not 0, and may be
+    None where it never is.
     `keep` returns a Trace too; rows of padding repeat x and have x0 = 0. `remat` makes gradients forget what happened
     within a row and compute it again: memory for x of every row instead of every activation of the model.
     """
+
+    if noise_fn is None and isinstance(rows.c, np.ndarray) and rows.c.any():
+        raise SdjaxError("noise_fn None: this plan adds fresh noise, a function of the row expected")
 
     def advance(state: State, row: Row) -> tuple[State, Array]:
         x, history, n = state
@@ -205,7 +214,8 @@ def sample(rows: Row, denoiser: Denoiser, state: State, noise_fn: Callable[[Arra
         d = row.p * x + row.q * x0
         ds = jnp.concatenate([d[None], history])
         x = row.a * x + sum(row.b[k] * ds[k] for k in range(HISTORY))  # not a matmul: those may run in TF32
-        x = jax.lax.cond(row.c != 0, lambda x: x + row.c * noise_fn(n), lambda x: x, x)
+        if noise_fn is not None:
+            x = jax.lax.cond(row.c != 0, lambda x: x + row.c * noise_fn(n), lambda x: x, x)
         return State(x, jnp.where(row.push, ds[:-1], history), n + 1), x0
 
     def step(state: State, row: Row):

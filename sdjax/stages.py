@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from sdjax.config import Config
 from sdjax.denoise import (
     Denoiser,
+    Level,
     at_timesteps,
     by_level,
     in_interval,
@@ -23,7 +24,7 @@ from sdjax.denoise import (
     with_guidance,
     with_known_region,
 )
-from sdjax.model import unet_output, vae_pixels, vae_posterior
+from sdjax.model import StableDiffusion, unet_output, vae_pixels, vae_posterior
 from sdjax.sampler import Row, State, sample
 from sdjax.types import Array, Cond
 
@@ -97,6 +98,21 @@ def slerp(a: Array, b: Array, weight: Array) -> Array:
     return jnp.where(weight == 0.0, a, jnp.where(weight == 1.0, b, mixed))
 
 
+def denoiser(sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidance_scale: Level = 1.0,
+             rescale: Level = 0.0) -> Denoiser:
+    """(x [B, h, w, 4], sigma) -> x0: the model as samplers see it, to be wrapped, differentiated or walked with.
+
+    cond: `sdjax.encode_prompt`'s, of batch B. With `uncond`, of the same shape, guided by guidance_scale, a number or a
+    function of sigma (see denoise.py). Not for inpainting models.
+    """
+    config = sd.config
+    predict = lambda x, t, cond: unet_output(sd.params["unet"], x, t, cond.context, config.unet, sd.dtype)
+    predict = at_timesteps(config.schedule, predict)
+    if uncond is None:
+        return to_denoiser(config.schedule, lambda x, sigma: predict(x, sigma, cond))
+    return to_denoiser(config.schedule, with_guidance(predict, uncond, cond, guidance_scale, rescale))
+
+
 def unet_denoiser(params, cond: Cond, uncond: Cond, guide: Guide, extra: Array | None = None,
                   known: Known | None = None, function: Callable | None = None, *, config: Config, dtype) -> Denoiser:
     """The UNet, wrapped in all that was asked for."""
@@ -107,6 +123,13 @@ def unet_denoiser(params, cond: Cond, uncond: Cond, guide: Guide, extra: Array |
     denoiser = to_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale, guide.rescale))
     denoiser = denoiser if function is None else with_function(denoiser, function, guide.levels)
     return denoiser if known is None else with_known_region(denoiser, *known)
+
+
+@partial(jax.jit, static_argnames=("height", "width", "pixels"))
+def enlarge(image: Array, height: int, width: int, pixels: bool) -> Array:
+    """One image's latents [h, w, C], bicubic, or pixels, LANCZOS, -> [height, width, C]."""
+    large = jax.image.resize(image, (height, width, image.shape[-1]), "lanczos3" if pixels else "bicubic")
+    return jnp.clip(large, -1.0, 1.0) if pixels else large
 
 
 @partial(jax.jit, static_argnames=("function", "keep", "config", "dtype"))

@@ -5,7 +5,17 @@ import pytest
 
 from sdjax import denoise
 from sdjax.config import ScheduleConfig
-from sdjax.denoise import add_noise, make_denoiser, with_guidance
+from sdjax.denoise import (
+    add_noise,
+    by_level,
+    in_interval,
+    make_denoiser,
+    step_at,
+    with_channels,
+    with_function,
+    with_guidance,
+    with_known_region,
+)
 from sdjax.errors import SdjaxError
 from sdjax.schedule import make_schedule
 from sdjax.types import Cond
@@ -35,14 +45,14 @@ def test_denoiser_calls_the_model_at_whole_timesteps():
     assert seen[-1] == pytest.approx(700.5, abs=1e-3)
 
 
-def test_denoiser_reads_eps_and_v():
+def test_denoiser_reads_eps_v_and_x0():
     sigma = jnp.float32(SIGMAS[500])
     x = add_noise(x0, eps, sigma)
     alpha, s = denoise.weights(sigma, x)
-    for kind, out in (("epsilon", eps), ("v", alpha * eps - s * x0)):
+    for kind, out in (("epsilon", eps), ("v", alpha * eps - s * x0), ("x0", x0)):
         denoiser = make_denoiser(ScheduleConfig(prediction=kind), lambda x, t, out=out: out)
         np.testing.assert_allclose(denoiser(x, sigma), x0, atol=1e-5)
-    with pytest.raises(SdjaxError, match="epsilon, v"):
+    with pytest.raises(SdjaxError, match="epsilon, v, x0"):
         make_denoiser(ScheduleConfig(prediction="score"), None)
 
 
@@ -63,3 +73,69 @@ def test_guidance():
     assert sorted({*sizes}) == [3, 6], "one doubled batch, and the conditional half alone"
     assert np.isnan(guide(jnp.nan)).all(), "a NaN scale must not pass for no guidance"
     assert jax.jit(guide)(3.0).shape == x0.shape
+
+
+LEVELS = np.float32([14.0, 5.0, 2.0, 0.5, 0.0, 0.0])  # four steps and padding
+
+
+def test_numbers_of_a_step():
+    steps = [int(step_at(LEVELS, np.float32(sigma))) for sigma in (20, 14, 9, 5, 2, 1, 0.5, 0.01)]
+    assert steps == [0, 0, 1, 1, 2, 3, 3, 3], "from each level down to the next; below the last it is the last step's"
+    scale = in_interval(by_level(LEVELS, np.float32([2, 3, 4, 5, 9, 9])), 0.5, 5.0)
+    assert [float(scale(np.float32(sigma))) for sigma in (14, 5, 2, 0.5, 0.4)] == [1, 3, 4, 5, 1]
+
+
+def scaled(x, sigma, cond):
+    return x * cond.context[:, :1, :1, None]
+
+
+CONDS = Cond(jnp.full((3, 2, 5), 0.3)), Cond(jnp.full((3, 2, 5), 0.7))
+
+
+def test_guidance_by_level():
+    """Where the scale is 1 the model is called once; a function of sigma says where."""
+    batches = []
+    predict = lambda x, sigma, cond: jax.debug.callback(lambda x: batches.append(len(x)), x) or scaled(x, sigma, cond)
+    guided = jax.jit(with_guidance(predict, *CONDS, by_level(LEVELS, np.float32([1, 3, 1, 1, 1, 1]))))
+    for sigma, factor, calls in ((14.0, 0.7, [3]), (5.0, 0.3 + 3 * 0.4, [6])):
+        np.testing.assert_allclose(guided(x0, sigma), x0 * factor, rtol=1e-5)
+        jax.effects_barrier()
+        assert batches == calls
+        batches.clear()
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_rescale(phi):
+    """arXiv 2305.08891, Eq. 15 and 16: at 1 each image has the conditional prediction's standard deviation."""
+    predict = lambda x, sigma, cond: jnp.sin(x * cond.context[:, :1, :1, None])
+    out = np.asarray(with_guidance(predict, *CONDS, 7.5, phi)(x0, 1.0))
+    u, c = (np.asarray(predict(x0, 1.0, cond)) for cond in CONDS)
+    cfg, std = u + 7.5 * (c - u), lambda a: a.std((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(out, phi * cfg * std(c) / std(cfg) + (1 - phi) * cfg, rtol=1e-4, atol=1e-5)
+    assert phi < 1 or np.allclose(std(out), std(c), rtol=1e-4)
+
+
+def test_function_of_one_s_own():
+    seen = []
+    denoiser = with_function(lambda x, sigma: 2 * x, lambda x, x0, step: seen.append(int(step)) or x0 - x, LEVELS)
+    np.testing.assert_allclose(denoiser(x0, np.float32(2.0)), x0)
+    assert seen == [2]
+
+
+def test_channels_are_appended_for_both_halves_of_a_guided_batch():
+    extra = jnp.arange(3.0)[:, None, None, None] * jnp.ones((3, 4, 4, 2))
+    predict = with_channels(lambda x, sigma, cond: x[..., 4:] + 0 * cond.context[:, :1, :1, None], extra)
+    np.testing.assert_array_equal(with_guidance(predict, *CONDS, 3.0)(x0, 1.0), extra)
+
+
+def test_known_region():
+    mask = np.zeros((1, 4, 4, 1), np.float32)
+    mask[:, :2] = 1
+    seen = []
+    denoiser = with_known_region(lambda x, sigma: seen.append(np.asarray(x)) or x * 0, x0, eps, mask, np.float32(5))
+    noise = np.asarray(np.random.default_rng(1).normal(size=x0.shape), np.float32)
+    for sigma in np.float32([5, 2]):
+        out = np.asarray(denoiser(noise, sigma))
+        np.testing.assert_array_equal(out, np.where(mask == 0, x0, 0))
+    np.testing.assert_array_equal(seen[0], noise)
+    np.testing.assert_allclose(seen[1], np.where(mask == 0, add_noise(x0, eps, np.float32(2)), noise), rtol=1e-6)

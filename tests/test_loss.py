@@ -57,9 +57,10 @@ def test_an_example_s_draws_depend_on_its_index_and_the_key_alone():
 
 
 @pytest.mark.parametrize("prediction, formula", [
-    ("epsilon", lambda snr: np.minimum(snr, 5) / snr), ("v", lambda snr: np.minimum(snr, 5) / (snr + 1))])
+    ("epsilon", lambda snr: np.minimum(snr, 5) / snr), ("v", lambda snr: np.minimum(snr, 5) / (snr + 1)),
+    ("x0", lambda snr: np.minimum(snr, 5))])
 def test_min_snr(prediction, formula):
-    """arXiv 2303.09556: as a loss on x0 both weights are min(snr, 5)."""
+    """arXiv 2303.09556: as a loss on x0 all weights are min(snr, 5)."""
     (_, t, _, weight), _ = noise(range(200), prediction, min_snr_gamma=5.0)
     abar = np.asarray(make_schedule(ScheduleConfig()).alphas_cumprod)[t]
     np.testing.assert_allclose(weight, formula(abar / (1 - abar)), rtol=1e-3)
@@ -86,6 +87,11 @@ def test_pure_noise_at_zero_terminal_snr():
     found = noise_batch(lambda unit: unit + 100, (500, 2, 2, 4), jnp.arange(500), KEY, last, "v", 5.0)
     assert (found.weight == 0).all() and abs(found.x.mean()) < 0.1 and abs(found.x.std() - 1) < 0.1
     assert abs(found.target.mean() + 100) < 0.1  # v = -x0
+
+
+def test_x0_is_a_target_too():
+    (_, _, target, _), x0 = noise(range(20), "x0")
+    np.testing.assert_array_equal(target, x0)
 
 
 def test_captions_are_dropped_by_example_and_rate():

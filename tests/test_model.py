@@ -169,7 +169,7 @@ def test_argument_errors(sd, tmp_path):
     ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act"),
     ("text_encoder/config.json", {"vocab_size": 300}, "ids go up to 579"),
     ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
-    ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type"),
+    ("scheduler/scheduler_config.json", {"prediction_type": "score"}, "prediction_type"),
     ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "should be v_prediction"),
     ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
 ])

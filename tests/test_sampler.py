@@ -12,6 +12,7 @@ from sdjax.denoise import make_denoiser, weights
 from sdjax.errors import SdjaxError
 from sdjax.sampler import plan, sample, samplers, start
 from sdjax.schedule import leading_timesteps, make_schedule
+from sdjax.tables import vp
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = ScheduleConfig()
@@ -178,6 +179,93 @@ def test_slices_of_a_plan_walk_the_same_way():
         state = walk(jax.tree.map(lambda column, n=n: column[n : n + 1], table.rows), state)
     assert state.row == 21
     np.testing.assert_allclose(state.x, run("plms", 20, toy_denoiser), atol=1e-5)
+
+
+def test_a_trace_is_what_the_denoiser_saw_and_said():
+    table = plan("heun", SCHEDULE, 4)
+    end, trace = sample(table.rows, toy_denoiser, start(table, NOISE), jnp.zeros_like, keep=True)
+    np.testing.assert_array_equal(end.x, sample(table.rows, toy_denoiser, start(table, NOISE), jnp.zeros_like).x)
+    np.testing.assert_array_equal(trace.x[0], start(table, NOISE).x)
+    for n in range(7):
+        np.testing.assert_allclose(trace.x0[n], toy_denoiser(trace.x[n], table.rows.sigma[n]), atol=1e-5)
+    np.testing.assert_array_equal(trace.x[7:], np.broadcast_to(end.x, trace.x[7:].shape))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("name", ["ddim", "unipc", "euler_a"])
+def test_gradients_through_sampling(name, remat):
+    """By central differences along a random direction, in the noise and in a parameter of the denoiser."""
+    table = plan(name, SCHEDULE, 6)
+    fresh = lambda row: jax.random.normal(jax.random.fold_in(jax.random.key(5), row), NOISE.shape)
+
+    @jax.jit
+    def loss(noise, scale):
+        denoiser = lambda x, sigma: scale * jnp.tanh(gaussian_denoiser(x, sigma))
+        return jnp.sum(jnp.sin(sample(table.rows, denoiser, start(table, noise), fresh, remat=remat).x))
+
+    direction, h = np.random.default_rng(7).normal(size=NOISE.shape).astype(np.float32), 1e-2
+    by_noise, by_scale = jax.grad(loss, (0, 1))(NOISE, 1.2)
+    difference = (loss(NOISE + h * direction, 1.2) - loss(NOISE - h * direction, 1.2)) / (2 * h)
+    np.testing.assert_allclose(jnp.vdot(by_noise, direction), difference, rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(by_scale, (loss(NOISE, 1.2 + h) - loss(NOISE, 1.2 - h)) / (2 * h), rtol=1e-2)
+
+
+def test_remat_saves_memory():
+    table, w = plan("ddim", SCHEDULE, 32), np.eye(4, 64, dtype=np.float32)
+
+    def needed(remat):
+        def loss(noise):
+            def denoiser(x, sigma):
+                for _ in range(4):
+                    x = jnp.tanh(x @ w) @ w.T
+                return x
+
+            return jnp.sum(sample(table.rows, denoiser, start(table, noise), jnp.zeros_like, remat=remat).x)
+
+        return jax.jit(jax.grad(loss)).lower(NOISE).compile().memory_analysis().temp_size_in_bytes
+
+    assert needed(True) < 0.3 * needed(False)
+
+
+def test_a_user_s_denoiser_is_all_that_is_needed():
+    """The example of the file's docstring: points of a ring, drawn by the exact denoiser of its samples."""
+    ring = jnp.stack([jnp.cos(jnp.arange(64) * jnp.pi / 32), jnp.sin(jnp.arange(64) * jnp.pi / 32)], -1)
+
+    def denoiser(x, sigma):
+        alpha, s = weights(sigma, x)
+        distance = jnp.sum((x[..., None, :] - alpha * ring) ** 2, -1)
+        return jax.nn.softmax(-distance / (2 * s**2), -1) @ ring
+
+    table = plan("dpmpp_2m", SCHEDULE, 20, sigmas="karras")
+    x = sample(table.rows, denoiser, start(table, jax.random.normal(jax.random.key(0), (1, 8, 8, 2)))).x
+    np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), 1, atol=0.01)
+    with pytest.raises(SdjaxError, match="noise_fn None"):
+        sample(plan("ddpm", SCHEDULE, 20).rows, denoiser, start(table, x))
+
+
+@pytest.mark.parametrize("name, sigmas", EVERY)
+def test_strength_walks_the_end_of_the_same_levels(name, sigmas):
+    """And a perfect denoiser ends where it ends without: at x0, whatever is left of the noise of the start."""
+    rows = plan(name, SCHEDULE, 20, sigmas=sigmas).rows
+    for strength, steps in ((1.0, 20), (0.75, 15), (0.5, 10), (0.09, 1)):
+        table = plan(name, SCHEDULE, 20, sigmas=sigmas, strength=strength)
+        assert len(table.rows.live) == len(rows.live), "one compiled length"
+        live = int(table.rows.live.sum())
+        assert live == {"plms": steps + 1, "heun": 2 * steps - 1}.get(name, steps)
+        if name != "plms":
+            np.testing.assert_array_equal(table.rows.sigma[:live], rows.sigma[rows.live][-live:])
+        np.testing.assert_allclose((table.signal, table.start), vp(table.rows.sigma[0]), rtol=1e-6)
+        x = sample(table.rows, perfect_denoiser, start(table, NOISE, X0), lambda row: NOISE).x
+        end = X0 if samplers[name].clean else np.sqrt(ABAR[0]) * X0 + np.sqrt(1 - ABAR[0]) * NOISE
+        np.testing.assert_allclose(x, end, atol=2e-4)
+
+
+@pytest.mark.parametrize("strength, message", [
+    (0.0, "strength 0.0: a number above 0"), (1.1, "up to 1"), (-0.5, "above 0"), (float("nan"), "above 0"),
+    ("0.5", "a number"), (True, "a number"), (0.04, "no step of 20 is left")])
+def test_strengths_that_are_refused(strength, message):
+    with pytest.raises(SdjaxError, match=message):
+        plan("ddim", SCHEDULE, 20, strength=strength)
 
 
 def test_only_the_padded_length_recompiles():

@@ -1,12 +1,13 @@
-"""img2img and inpaint on a narrow model with random weights. Against diffusers: tests/parity/test_tasks.py."""
+"""What starts from a picture or looks on, with a narrow random model. Against diffusers: tests/parity/test_tasks.py."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import sdjax
-from sdjax.generate import img2img, inpaint
+from sdjax.generate import hires, img2img, inpaint, outpaint, txt2img
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -102,3 +103,90 @@ def test_latents_are_the_noise_that_is_added():
     noise = np.asarray(jnp.stack([sdjax.model.initial_noise(np.uint32([9]), (8, 8, 4))[0]]))
     np.testing.assert_array_equal(change(latents=noise), change(seed=9))
     np.testing.assert_array_equal(paint(latents=noise), paint(seed=9))
+
+
+def test_outpainting_keeps_the_picture_where_it_is():
+    sides = {"left": 4, "top": 8}
+    pixels = outpaint(tiny(), "cat", PIXELS, **sides, steps=3, output="pixels")
+    assert pixels.shape == (1, 24, 20, 3)
+    np.testing.assert_array_equal(pixels[0, 8:, 4:], PIXELS)
+    assert np.abs(pixels[0, :8]).std() > 0.05
+    (image,) = outpaint(tiny(), "cat", PICTURE, **sides, steps=3)
+    np.testing.assert_array_equal(np.asarray(image)[8:, 4:], np.asarray(PICTURE))
+
+
+def test_hires():
+    calls = []
+    options = {"steps": 4, "output": "latents", "progress": lambda *call: calls.append(call)}
+    large = hires(tiny(), "cat", 2.0, 0.5, seed=3, **options)
+    assert large.shape == (1, 16, 16, 4) and calls == [(n, 6) for n in range(1, 7)]
+    small = txt2img(tiny(), "cat", seed=3, **options)
+    coarse = large.reshape(1, 8, 2, 8, 2, 4).mean((2, 4))
+    assert np.corrcoef(coarse.ravel(), small.ravel())[0, 1] > 0.5, "it is not the same picture any more"
+    again = hires(tiny(), "cat", 2.0, 0.5, seed=2, num_images=2, **options)[1]
+    np.testing.assert_allclose(again, large[0], atol=1e-4)
+    assert hires(tiny(), "cat", 1.5, 0.5, "pixels", steps=4, height=8, output="pixels").shape == (1, 12, 24, 3)
+
+
+def test_variations():
+    make = lambda **options: txt2img(tiny(), "cat", steps=4, output="latents", sampler="euler_a", **options)[0]
+    ends = make(seed=3), make(seed=8)
+    for strength, end in ((0.0, 0), (1.0, 1)):
+        np.testing.assert_array_equal(make(seed=3, variation_seed=8, variation_strength=strength), ends[end])
+    far = [np.abs(make(seed=3, variation_seed=8, variation_strength=w) - ends[0]).mean() for w in (0.02, 0.2, 0.5)]
+    assert 0 < far[0] < far[1] < far[2]
+    mixed = {"variation_seed": 8, "variation_strength": 0.3}
+    both = txt2img(tiny(), "cat", steps=4, output="latents", sampler="euler_a", seed=2, num_images=2, **mixed)
+    np.testing.assert_allclose(both[1], make(seed=3, **mixed), atol=1e-4)
+
+
+def test_previews():
+    seen, calls = [], []
+    options = {"steps": 5, "preview_every": 2, "preview": lambda *call: seen.append(call)}
+    images = txt2img(tiny(), "cat", **options, progress=lambda *call: calls.append(call))
+    assert [step for step, *_ in seen] == [2, 4] and calls == [(n, 5) for n in range(1, 6)]
+    assert all(numbers == [0] and picture.size == (16, 16) for _, numbers, (picture,) in seen)
+    walk = txt2img(tiny(), "cat", steps=5, output="trajectory")
+    expected = np.clip(sdjax.decode(tiny(), walk.x0[1]), -1, 1)[0]
+    np.testing.assert_allclose(np.asarray(seen[0][2][0]) / 127.5 - 1, expected, atol=1.01 / 127.5)
+    assert np.abs(np.asarray(seen[1][2][0], int) - np.asarray(images[0], int)).mean() < 20
+
+
+@pytest.mark.parametrize("progress", [None, lambda step, total: None])
+def test_trajectory(progress):
+    walk = txt2img(tiny(), "cat", steps=5, sampler="euler", num_images=2, output="trajectory", progress=progress)
+    assert walk.x.shape == walk.x0.shape == (5, 2, 8, 8, 4) and (np.diff(walk.sigma) < 0).all()
+    latents = txt2img(tiny(), "cat", steps=5, sampler="euler", num_images=2, output="latents")
+    np.testing.assert_allclose(walk.latents, latents, atol=1e-5)
+    np.testing.assert_allclose(walk.x0[-1], latents, atol=1e-5)
+    table = sdjax.sampler.plan("euler", sdjax.schedule.make_schedule(tiny().config.schedule), 5)
+    noise = sdjax.model.initial_noise(np.uint32([0, 1]), (8, 8, 4))
+    np.testing.assert_allclose(walk.x[0], table.start * noise, atol=1e-6)
+
+
+def test_guidance_of_one_s_own():
+    """Called with x, x0 and the step, in the trace; what it returns is x0."""
+    steps = []
+
+    def nothing(x, x0, step):
+        jax.debug.callback(lambda step: steps.append(int(step)), step)
+        return 0.5 * x0
+
+    x = txt2img(tiny(), "cat", steps=4, sampler="euler", guidance_fn=nothing, output="trajectory")
+    plain = txt2img(tiny(), "cat", steps=4, sampler="euler", output="trajectory")
+    np.testing.assert_allclose(x.x0[0], 0.5 * plain.x0[0], atol=1e-5)
+    jax.effects_barrier()
+    assert steps == [0, 1, 2, 3]
+
+
+def test_guidance_scales_by_step_and_sigma():
+    make = lambda **options: txt2img(tiny(), "cat", steps=4, output="trajectory", **options)
+    low, high = make(guidance_scale=1.0), make(guidance_scale=9.0)
+    mixed = make(guidance_scale=[1, 9, 9, 9])
+    np.testing.assert_array_equal(mixed.x0[0], low.x0[0])
+    assert np.abs(mixed.x0[1] - make(guidance_scale=lambda n: 1).x0[1]).max() > 1e-4
+    np.testing.assert_array_equal(make(guidance_scale=9.0, guidance_interval=(0, high.sigma[1])).x0, mixed.x0)
+    np.testing.assert_array_equal(make(guidance_scale=9.0, guidance_interval=(0, 99)).x0, high.x0)
+    later = img2img(tiny(), "cat", PIXELS, 0.5, steps=4, guidance_scale=[1, 1, 9, 9], output="trajectory")
+    np.testing.assert_array_equal(later.x0, img2img(tiny(), "cat", PIXELS, 0.5, steps=4, guidance_scale=9.0,
+                                                    output="trajectory").x0)

@@ -34,6 +34,8 @@ CHECKED: dict[str, dict[str, Any]] = {
 
 MOST, MOST_LAYERS = 1 << 20, 100  # of widths and other numbers, of layers: no model comes near, and a table stays small
 
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}  # diffusers' name -> ours
+
 #: Fields without influence here: of training, of caching, and the sampler's own (samplers are chosen at the call).
 IGNORED = {
     "unet": {"dropout", "addition_embed_type_num_heads"},
@@ -185,8 +187,8 @@ def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
 
 def read_schedule(fields: Fields) -> ScheduleConfig:
     prediction = fields.take("prediction_type", "epsilon", str)
-    if prediction not in ("epsilon", "v_prediction"):
-        raise SdjaxError(f"{fields.path}: prediction_type is {prediction!r}, should be epsilon or v_prediction")
+    if prediction not in PREDICTIONS:
+        raise SdjaxError(f"{fields.path}: prediction_type is {prediction!r}, should be one of {', '.join(PREDICTIONS)}")
     if "beta_schedule" not in fields.values:
         raise SdjaxError(f"{fields.path}: no beta_schedule, should be scaled_linear")
     zero_terminal_snr = fields.take("rescale_betas_zero_snr", False, bool)
@@ -196,7 +198,7 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
     config = ScheduleConfig(
         timesteps=fields.take("num_train_timesteps", 1000), beta_start=fields.take("beta_start", 0.0001, float, 0.999),
         beta_end=fields.take("beta_end", 0.02, float, 0.999),
-        prediction="v" if prediction == "v_prediction" else "epsilon", zero_terminal_snr=zero_terminal_snr)
+        prediction=PREDICTIONS[prediction], zero_terminal_snr=zero_terminal_snr)
     fields.finish()
     return config
 
@@ -231,7 +233,7 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
         bos_token_id=text.bos_token, eos_token_id=text.eos_token, pad_token_id=text.pad_token)
     scheduler = head("DDIMScheduler") | CHECKED["schedule"] | dict(
         num_train_timesteps=schedule.timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end,
-        prediction_type="v_prediction" if schedule.prediction == "v" else "epsilon", steps_offset=1,
+        prediction_type={ours: name for name, ours in PREDICTIONS.items()}[schedule.prediction], steps_offset=1,
         set_alpha_to_one=False, rescale_betas_zero_snr=schedule.zero_terminal_snr,
         timestep_spacing="trailing" if schedule.zero_terminal_snr else "leading")
     return {"model_index.json": index, "unet/config.json": unet_json, "vae/config.json": vae_json,

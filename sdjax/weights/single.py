@@ -26,7 +26,7 @@ from sdjax.weights.names import Row, current_name, ema_name, make_rows
 
 log = logging.getLogger("sdjax")
 
-PREDICTIONS = ("epsilon", "v")
+PREDICTIONS = ("epsilon", "v", "x0")
 PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpec, in a safetensors file's metadata
 PARTS = ("text", "vae", "unet")
 UNET = "model.diffusion_model."

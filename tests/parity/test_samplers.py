@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
 
 NOISE = np.random.default_rng(0).standard_normal((2, 4, 4, 4))
 FRESH = np.random.default_rng(1).standard_normal((1000, *NOISE.shape)).astype(np.float32)  # row by row
-PREDICTION = {"epsilon": "epsilon", "v": "v_prediction"}
+PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEADING = {"steps_offset": 1, "timestep_spacing": "leading"}
 DDIM = LEADING | {"set_alpha_to_one": False}
@@ -104,10 +104,26 @@ def test_defaults(name, prediction, monkeypatch):
         assert relative(found, theirs(make(name, prediction), steps, monkeypatch)) < DIFFUSERS[name][2], steps
 
 
+def fed_with_eps(scheduler):
+    """A scheduler of eps with a model of v. Left to itself PNDM averages the v's, PLMS (arXiv 2202.09778) the eps'."""
+    abar, step = scheduler.alphas_cumprod.double(), scheduler.step
+    scheduler.step = lambda v, t, x, **options: step(abar[t].sqrt() * v + (1 - abar[t]).sqrt() * x, t, x, **options)
+    return scheduler
+
+
 @pytest.mark.parametrize("steps", [5, 10, 20, 25, 50])
 def test_plms(steps, monkeypatch):
-    """eps-prediction only: of a v-model diffusers averages the v's, and PLMS (arXiv 2202.09778) averages the eps'."""
     assert relative(ours("plms", "epsilon", steps), theirs(make("plms"), steps, monkeypatch)) < 2e-5
+    assert relative(ours("plms", "v", steps), theirs(fed_with_eps(make("plms")), steps, monkeypatch)) < 2e-5
+    averaged = theirs(make("plms", "v"), steps, monkeypatch)
+    assert relative(ours("plms", "v", steps), averaged) > 1e-4, "diffusers averages eps now: say so in tables.py"
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "heun", "dpmpp_2m", "unipc", "lcm"])
+def test_a_model_of_x0(name, monkeypatch):
+    """diffusers' prediction_type "sample"."""
+    expected = theirs(make(name, "x0"), 10, monkeypatch)
+    assert relative(ours(name, "x0", 10), expected) < DIFFUSERS[name][2]
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])

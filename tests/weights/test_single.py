@@ -114,8 +114,8 @@ def test_the_metadata_of_a_written_file_settle_the_prediction(tmp_path, monkeypa
         save_file(load_file(path), path)
         assert read_single(path)[0] == twin and "does not say" in caplog.text
         caplog.clear()
-    with pytest.raises(SdjaxError, match="prediction is 'x0', should be one of epsilon, v"):
-        read_single(path, prediction="x0")
+    with pytest.raises(SdjaxError, match="prediction is 'score', should be one of epsilon, v"):
+        read_single(path, prediction="score")
 
 
 # ---- what else is in files
