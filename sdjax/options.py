@@ -122,6 +122,8 @@ def check(config: Config, prompt: str | Sequence[str], options: Options, picture
     for name in ("progress", "preview", "guidance_fn"):
         if getattr(options, name) is not None and not callable(getattr(options, name)):
             raise SdjaxError(f"{name} {getattr(options, name)!r}: a function or None")
+    if options.guidance_fn is not None and type(options.guidance_fn).__hash__ is None:
+        raise SdjaxError(f"guidance_fn {options.guidance_fn!r}: not hashable, a plain function expected")
     height, width = check_size(config, options)
     factor = config.vae.factor
     shape = (height // factor, width // factor, config.vae.latent_channels)

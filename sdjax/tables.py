@@ -5,12 +5,13 @@ in x, which is variance preserving; k-diffusion's x is y = x / alpha, DPM-Solver
 In y every deterministic sampler integrates dy/dsigma = (y - x0) / sigma = eps. The last sigma' is 0, and the last row
 then returns the denoiser's x0 (DDIM and PLMS stop at timestep 0's level instead, as CompVis does).
 
-Which peer is equal, from the same noise and model (tests/parity/test_samplers.py, tests/test_tables.py):
+Which peer is equal, from the same noise and model: to 2e-5 of the largest value for ddim, plms, euler and heun, 1e-4
+for the others, of eps, v and x0, fresh noise injected (tests/parity/test_samplers.py, test_tasks.py; test_tables.py):
 
 | sampler      | timesteps, start        | diffusers scheduler and settings                  | k-diffusion, CompVis    |
 |--------------|-------------------------|---------------------------------------------------|-------------------------|
 | ddim         | leading + 1, 1          | DDIM, steps_offset 1, set_alpha_to_one False      | `ddim.py` (a)           |
-| plms         | leading + 1, 1          | PNDM, skip_prk_steps, the same, epsilon only      | `plms.py` (a)           |
+| plms         | leading + 1, 1          | PNDM, skip_prk_steps, the same (e)                | `plms.py` (a)           |
 | ddpm         | leading + 1, 1          | DDPM, fixed_small, no clip_sample                 |                         |
 | euler        | linspace, s             | EulerDiscrete (b)                                 | sample_euler            |
 | euler_a      | linspace, s             | EulerAncestralDiscrete (b)                        | sample_euler_ancestral  |
@@ -24,7 +25,11 @@ Which peer is equal, from the same noise and model (tests/parity/test_samplers.p
 (a) Where steps divides 1000. (b) Between whole timesteps diffusers interpolates sigma, k-diffusion and we log sigma:
 2e-5 apart. (c) With Karras sigmas diffusers rounds the model's t, we do not; its "leading" divides by steps + 1, not
 by steps. (d) From the same levels; k-diffusion itself takes linspace's and start s. That start is y = sigma noise; with
-spacing "leading" it is 1, as diffusers' init_noise_sigma.
+spacing "leading" it is 1, as diffusers' init_noise_sigma. (e) Of a v-model PNDM averages the v's, we the eps' as the
+paper does: equal once PNDM is told that the prediction is epsilon and is fed v_to_eps.
+
+With a strength (img2img, inpainting) all of diffusers' are equal but PNDM and LMS: cutting its list of timesteps loses
+PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.
 """
 
 import math
