@@ -56,6 +56,12 @@ def map_file(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def check_truth(data: mmap.mmap, dtype: np.dtype, start: int, size: int) -> None:
+    """Truth values are bytes of 0 or 1. To be called once for each place: tensors may share theirs by the thousand."""
+    if dtype.kind == "b" and size and np.frombuffer(data, np.uint8, size, start).max() > 1:
+        raise SdjaxError("truth values have bytes above 1")
+
+
 def view(data: mmap.mmap, dtype: np.dtype, start: int, shape: tuple, strides: tuple | None = None) -> np.ndarray:
     """A read-only array over `data` from byte `start`; strides in elements."""
     if prod(n for n in shape if n) > MAX_ELEMENTS:
@@ -64,6 +70,4 @@ def view(data: mmap.mmap, dtype: np.dtype, start: int, shape: tuple, strides: tu
         return np.empty(shape, dtype)
     if strides is not None:
         strides = [(stride if n > 1 else 1) * dtype.itemsize for n, stride in zip(shape, strides, strict=True)]
-    if dtype.kind == "b" and np.ndarray(shape, np.uint8, data, start, strides).max() > 1:
-        raise SdjaxError("a tensor of truth values has bytes above 1")
     return np.ndarray(shape, dtype, data, start, strides)

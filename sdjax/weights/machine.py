@@ -19,8 +19,9 @@ from sdjax.weights import files
 from sdjax.weights.files import MAX_TENSORS, is_count
 
 MAX_PICKLE = 64 << 20  # bytes
-MAX_OPCODES = 40 * MAX_TENSORS
+MAX_OPCODES = 2_000_000  # about a second; 60,000 tensors, and a training checkpoint has 5,000
 MAX_STACK, MAX_MARKS = 100_000, 1_000
+MAX_TEXT = 65_536  # characters of a text that is kept: decoded, one of 64 MiB may take four times as much
 
 
 class Inert:
@@ -68,7 +69,8 @@ FIXED = {b"N": (0, lambda b: None), b"\x88": (0, lambda b: True), b"\x89": (0, l
          b"\x8f": (0, lambda b: Inert("set")),
          b"K": (1, lambda b: b[0]), b"M": (2, lambda b: int.from_bytes(b, "little")),
          b"J": (4, lambda b: int.from_bytes(b, "little", signed=True)), b"G": (8, lambda b: struct.unpack(">d", b)[0])}
-TEXT, BYTES = (lambda b: b.decode()), (lambda b: b)
+BYTES = lambda b: b
+TEXT = lambda b: b.decode() if len(b) <= MAX_TEXT else Inert("long text")
 #: opcode -> (bytes of its argument's length, argument to value)
 COUNTED = {b"X": (4, TEXT), b"\x8c": (1, TEXT), b"\x8d": (8, TEXT), b"U": (1, TEXT), b"T": (4, TEXT),
            b"B": (4, BYTES), b"C": (1, BYTES), b"\x8e": (8, BYTES), b"\x96": (8, BYTES),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdjax.errors import SdjaxError
-from sdjax.weights.files import MAX_TENSORS, check_name, map_file, refusals, view
+from sdjax.weights.files import MAX_TENSORS, check_name, check_truth, map_file, refusals, view
 from sdjax.weights.machine import MAX_PICKLE, Machine, Tensor, shown
 
 ZIP = b"PK\3\4"
@@ -39,9 +39,10 @@ def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
         value, place = (read_zip if data[:4] == ZIP else read_legacy)(data)
         places, arrays = {}, {}
         for name, tensor in find_tensors(value).items():
-            key, dtype, _ = tensor.storage
+            key, dtype, numel = tensor.storage
             if key not in places:
                 places[key] = place(key)
+                check_truth(data, dtype, places[key], numel * dtype.itemsize)
             start = places[key] + tensor.offset * dtype.itemsize
             arrays[name] = view(data, dtype, start, tensor.shape, tensor.strides)
         return arrays

@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 
 from sdjax.errors import SdjaxError
-from sdjax.weights.files import MAX_TENSORS, check_name, is_count, map_file, refusals, shown, view
+from sdjax.weights.files import MAX_TENSORS, check_name, check_truth, is_count, map_file, refusals, shown, view
 from sdjax.weights.pickles import ZIP, read_pickle_checkpoint
 
-MAX_HEADER = 32 << 20  # bytes; 200,000 tensors take about 25 MiB
+MAX_HEADER = 8 << 20  # bytes; 60,000 tensors, Stable Diffusion has 1,200. Parsed, it may take 20 times as much
 
 DTYPES = {name: np.dtype(dtype) for name, dtype in {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
@@ -59,6 +59,8 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
             pos = start + end
         if pos != len(data):
             raise SdjaxError(f"should have {pos} bytes, has {len(data)}; is it cut off?")
+        for dtype, _, begin, end in entries.values():
+            check_truth(data, dtype, start + begin, end - begin)
         return {name: view(data, dtype, start + begin, shape) for name, (dtype, shape, begin, _) in entries.items()}
 
 
