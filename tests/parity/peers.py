@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from sdjax import model
 from sdjax.config import Config, TextConfig, VisionConfig
-from sdjax.nn.clip import ImageTower
+from sdjax.nn.clip import ImageTower, pool_text
 from sdjax.weights.configs import folder_configs
 from sdjax.weights.convert import from_file_tensors, param_shapes
 from sdjax.weights.names import current_name, make_rows
@@ -19,11 +19,10 @@ from sdjax.weights.names import current_name, make_rows
 NAME_Q_OR_K = (".to_q.", ".to_k.", ".q_proj.", ".k_proj.")
 
 
-def perturb(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def roughen(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Initial weights hide faults: norms are identities, biases 0, attention is uniform, last layers are zero.
 
-    Adds N(0, 0.1) to every 1-D parameter, scales q and k weights by 3, draws zero tensors anew; then rounds to float32
-    (what our converter gets) and computes in float64.
+    Adds N(0, 0.1) to every 1-D parameter, scales q and k weights by 3, draws zero tensors anew. Changes `module`.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -35,12 +34,21 @@ def perturb(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
                 value.copy_(noise / np.sqrt(value[0].numel()))
             elif any(key in name for key in NAME_Q_OR_K):
                 value *= 3
-    return module.float().double().eval().requires_grad_(False)
+    return module.float().eval().requires_grad_(False)
 
 
-def export(module: torch.nn.Module, part: str, config) -> dict:
-    """torch parameters -> ours, through the production table."""
-    tensors = {current_name(part, name): value.float().numpy() for name, value in module.state_dict().items()}
+def perturb(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """`roughen`ed float32 parameters (what our converter gets), which compute in float64."""
+    return roughen(module, seed).double()
+
+
+def file_tensors(module: torch.nn.Module, part: str) -> dict[str, np.ndarray]:
+    """What a file would hold of `module`."""
+    return {current_name(part, name): value.float().numpy() for name, value in module.state_dict().items()}
+
+
+def export(tensors: dict[str, np.ndarray], config) -> dict:
+    """A file's tensors -> our parameters, through the production table."""
     return from_file_tensors(tensors, make_rows(config), param_shapes(config))
 
 
@@ -69,31 +77,32 @@ def rng_normal(*shape, seed=0) -> np.ndarray:
 
 @cache
 def unet_case(config: Config, size: int = 16):
-    """(params, inputs of ours, torch's output)."""
+    """(file tensors, inputs of ours, torch's output)."""
     torch.manual_seed(0)
     peer = perturb(UNet2DConditionModel(**fields(config, "unet/config.json")))
     unet = config.unet
     x, context = rng_normal(2, size, size, unet.in_channels), rng_normal(2, 7, unet.context_dim, seed=1)
     t = np.array([981.0, 17.0], np.float32)
     reference = peer(nchw(x), torch.from_numpy(t).double(), torch.from_numpy(context).double()).sample
-    return export(peer, "unet", unet), (x, t, context), nhwc(reference)
+    return file_tensors(peer, "unet"), (x, t, context), nhwc(reference)
 
 
 @cache
 def vae_case(config: Config, size: int = 32):
-    """(params, pixels, latents, torch's mean, log variance and pixels)."""
+    """(file tensors, pixels, latents, torch's mean, log variance and pixels)."""
     torch.manual_seed(0)
     peer, vae = perturb(AutoencoderKL(**fields(config, "vae/config.json"))), config.vae
     pixels = rng_normal(2, size, size, 3).clip(-1, 1)
     latents = rng_normal(2, size // vae.factor, size // vae.factor, vae.latent_channels)
     posterior = peer.encode(nchw(pixels)).latent_dist
     decoded = peer.decode(nchw(latents)).sample
-    return export(peer, "vae", vae), pixels, latents, nhwc(posterior.mean), nhwc(posterior.logvar), nhwc(decoded)
+    outputs = nhwc(posterior.mean), nhwc(posterior.logvar), nhwc(decoded)
+    return file_tensors(peer, "vae"), pixels, latents, *outputs
 
 
 @cache
 def text_case(config: Config):
-    """(params, ids, torch's last states, torch's pooled state)."""
+    """(file tensors, ids, torch's last states, torch's pooled state)."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -103,22 +112,22 @@ def text_case(config: Config):
     ids[:, 0], ids[0, 5:], ids[1, 8:], ids[2, -1] = text.bos_token, text.pad_token, text.pad_token, text.eos_token
     ids[0, 5] = ids[1, 8] = text.eos_token
     out = peer(torch.from_numpy(ids).long())
-    return export(peer, "text", text), ids, out.last_hidden_state, out.pooler_output
+    return file_tensors(peer, "text"), ids, out.last_hidden_state, out.pooler_output
 
 
 @cache
 def vision_case(config: VisionConfig):
-    """(params, pixels, torch's embedding)."""
+    """(file tensors, pixels, torch's embedding)."""
     torch.manual_seed(0)
     peer = perturb(CLIPVisionModelWithProjection(CLIPVisionConfig(
         hidden_size=config.width, intermediate_size=config.mlp_width, num_hidden_layers=config.layers,
         num_attention_heads=config.heads, image_size=config.size, patch_size=config.patch, hidden_act=config.activation,
         projection_dim=config.projection, layer_norm_eps=1e-5)))
     pixels = rng_normal(2, config.size, config.size, 3)
-    return export(peer, "vision", config), pixels, peer(nchw(pixels)).image_embeds
+    return file_tensors(peer, "vision"), pixels, peer(nchw(pixels)).image_embeds
 
 
-# Errors of ours
+# Errors of ours; `ours` is a config that is wrong on purpose, for what we compute
 
 
 def run(function, *args, config):
@@ -127,27 +136,34 @@ def run(function, *args, config):
 
 
 def unet_error(config: Config, ours: Config | None = None) -> float:
-    params, inputs, reference = unet_case(config)
+    tensors, inputs, reference = unet_case(config)
+    params = export(tensors, config.unet)
     return error(run(model.unet_output, params, *inputs, config=(ours or config).unet), reference)
 
 
 def encode_error(config: Config) -> float:
-    params, pixels, _, mean, logvar, _ = vae_case(config)
-    ours = run(model.vae_posterior, params, pixels, config=config.vae)
+    tensors, pixels, _, mean, logvar, _ = vae_case(config)
+    ours = run(model.vae_posterior, export(tensors, config.vae), pixels, config=config.vae)
     return max(error(ours[0], mean), error(ours[1], logvar))
 
 
-def decode_error(config: Config) -> float:
-    params, _, latents, *_, reference = vae_case(config)
-    scaled = latents * np.float32(config.vae.scaling)
-    return error(run(model.vae_pixels, params, scaled, config=config.vae), reference)
+def decode_error(config: Config, ours: Config | None = None) -> float:
+    tensors, _, latents, *_, reference = vae_case(config)
+    params, scaled = export(tensors, config.vae), latents * np.float32(config.vae.scaling)
+    return error(run(model.vae_pixels, params, scaled, config=(ours or config).vae), reference)
 
 
 def text_error(config: Config, ours: Config | None = None) -> float:
-    params, ids, states, _ = text_case(config)
-    return error(run(model.text_states, params, ids, config=(ours or config).text), states)
+    tensors, ids, states, _ = text_case(config)
+    return error(run(model.text_states, export(tensors, config.text), ids, config=(ours or config).text), states)
+
+
+def pooled_error(config: Config) -> float:
+    tensors, ids, _, pooled = text_case(config)
+    states = run(model.text_states, export(tensors, config.text), ids, config=config.text)
+    return error(pool_text(states, ids, config.text.eos_token), pooled)
 
 
 def vision_error(config: VisionConfig) -> float:
-    params, pixels, reference = vision_case(config)
-    return error(ImageTower(config).apply({"params": params}, pixels), reference)
+    tensors, pixels, reference = vision_case(config)
+    return error(ImageTower(config).apply({"params": export(tensors, config)}, pixels), reference)
