@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdjax.data import batches, load_square, open_folder, to_pixels
+from sdjax.data import batches, load_square, open_folder
 from sdjax.errors import SdjaxError
 
 EMOJI300 = Path(__file__).parent / "data" / "emoji300"
@@ -77,42 +77,6 @@ def test_folders_without_pictures_are_refused(tmp_path):
         open_folder(write(tmp_path, "", " "), 4)
 
 
-GREY = Image.fromarray(np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4))
-HALF = Image.merge("LA", [Image.new("L", (4, 4), 0), Image.new("L", (4, 4), 128)])
-CLEAR = Image.merge("RGBA", [*Image.new("RGB", (4, 4), "blue").split(), Image.new("L", (4, 4), 0)])
-SPOTS = Image.new("P", (4, 4), 1)
-SPOTS.putpalette([255, 0, 0, 0, 255, 0])
-
-
-@pytest.mark.parametrize("name, image, want", [
-    ("rgb.png", Image.new("RGB", (4, 4), (1, 2, 3)), (1, 2, 3)), ("grey.png", GREY, np.asarray(GREY)),
-    ("clear.png", CLEAR, 255), ("clear.webp", CLEAR, 255), ("half.png", HALF, 127), ("palette.png", SPOTS, (0, 255, 0)),
-    ("palette.gif", SPOTS, (0, 255, 0)), ("bit.png", GREY.convert("1", dither=0), np.asarray(GREY) // 128 * 255),
-    ("cmyk.jpg", Image.new("CMYK", (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
-    ("deep.png", Image.fromarray(np.asarray(GREY) * np.uint16(257)), np.asarray(GREY)),
-    ("deep.tiff", Image.fromarray(np.asarray(GREY) * np.uint16(257)), np.asarray(GREY))])
-def test_modes(tmp_path, name, image, want):
-    image.save(tmp_path / name)
-    want = np.broadcast_to(np.asarray(want)[..., None] if np.ndim(want) == 2 else want, (4, 4, 3))
-    np.testing.assert_allclose(load_square(tmp_path / name, 4).astype(int), want, atol=2)
-
-
-def test_transparent_palette_exif_and_crop(tmp_path):
-    SPOTS.save(tmp_path / "a.png", transparency=1)
-    assert (load_square(tmp_path / "a.png", 4) == 255).all()
-    wide = Image.new("RGB", (12, 4), "black")
-    wide.paste("white", (0, 0, 4, 4))
-    wide.save(tmp_path / "wide.png")
-    assert (load_square(tmp_path / "wide.png", 4) == 0).all()  # the middle third
-    two = Image.new("L", (4, 4), 0)
-    two.paste(255, (0, 0, 4, 2))
-    exif = Image.Exif()
-    exif[0x112] = 6  # shot with the camera turned: the top is stored at the left
-    two.save(tmp_path / "turned.png", exif=exif)
-    assert (load_square(tmp_path / "turned.png", 4)[:, 2:] == 255).all()
-    assert load_square(EMOJI300 / "00000.webp", 16).shape == (16, 16, 3)
-
-
 @pytest.mark.parametrize("content", [b"", b"no picture", (EMOJI300 / "00000.webp").read_bytes()[:200]])
 def test_an_unreadable_picture_is_named(tmp_path, content):
     (tmp_path / "bad.png").write_bytes(content)
@@ -147,9 +111,3 @@ def test_batches_of_pictures_keep_pixels_and_captions_together():
     first, again = (next(batches(source, 4, seed=3, start=2, collate=collate)) for _ in range(2))
     for (i, text, pixels), (j, _, same) in zip(first, again, strict=True):
         assert i == j and text == source.texts[i] and (pixels == same).all() and (pixels == source[i]["pixels"]).all()
-
-
-def test_to_pixels_spans_minus_one_to_one():
-    pixels = to_pixels(np.array([0, 51, 255], np.uint8))
-    assert pixels.dtype == np.float32
-    np.testing.assert_allclose(pixels, [-1, -0.6, 1], atol=1e-6)

@@ -53,8 +53,12 @@ def measure(opened: BinaryIO | Image.Image) -> tuple[int, int]:
     """(height, width) as `decode` will have them, from the file's head. Raises Unreadable."""
 
     def size(image):
-        turned = image.getexif().get(0x112) in (5, 6, 7, 8)  # these EXIF orientations exchange the sides
-        return image.size if turned else image.size[::-1]
+        whole = image.format == "PNG" and not any("exif" in str(key).lower() for key in image.info)
+        try:
+            orientation = None if whole else image.getexif().get(0x112)  # of a PNG without EXIF Pillow would read all
+        except Exception:  # as in to_rgb
+            orientation = None
+        return image.size if orientation in (5, 6, 7, 8) else image.size[::-1]  # these exchange the sides
 
     return _read(opened, size)
 
@@ -93,7 +97,8 @@ def fit(image: Image.Image, shape: tuple[int, int], place: tuple[float, float] =
     """
     height, width = shape
     scale = max(height / image.height, width / image.width)
-    crop_h, crop_w = min(image.height, round(height / scale)), min(image.width, round(width / scale))
+    crop_h, crop_w = (min(whole, max(1, round(side / scale))) for whole, side in
+                      ((image.height, height), (image.width, width)))
     top, left = int(place[0] * (image.height - crop_h)), int(place[1] * (image.width - crop_w))
     if (crop_w, crop_h) != image.size:
         image = image.crop((left, top, left + crop_w, top + crop_h))
