@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+SPREAD = 0x9E3779B9  # between the groups' seeds
+
 
 class Chosen(NamedTuple):
     """The examples of one batch, [B] each."""
@@ -31,15 +33,9 @@ class Order:
     """order(step) -> Chosen, from the rows of each group, the batch size and the seed. Seed None does not shuffle."""
 
     def __init__(self, groups: Sequence[Sequence[int]], batch_size: int, seed: int | None):
-        import grain
-
-        self.counts, self.batch_size, self.seed = [len(rows) for rows in groups], batch_size, seed
-        self.streams = []
-        for k, rows in enumerate(groups):
-            data = grain.MapDataset.source(rows)
-            data = data if seed is None else data.shuffle(seed=(seed + 0x9E3779B9 * k) % 2**32)
-            self.streams.append(data.repeat().batch(batch_size, drop_remainder=True))
-        self.labels = lru_cache(4)(self._labels)
+        self.groups, self.counts = groups, [len(rows) for rows in groups]
+        self.batch_size, self.seed = batch_size, seed
+        self.labels, self.tables = lru_cache(4)(self._labels), lru_cache(64)(self._table)
 
     def __call__(self, step: int) -> Chosen:
         if len(self.counts) == 1:
@@ -51,9 +47,25 @@ class Order:
         return self._batch(group, self._done(group, epoch) + int((labels[:rank] == group).sum()))
 
     def _batch(self, group: int, number: int) -> Chosen:
-        place = number * self.batch_size + np.arange(self.batch_size)
-        rows = np.asarray(self.streams[group][number])
-        return Chosen(rows, place // self.counts[group], group)
+        """Batch `number` of the group's stream."""
+        epochs, places = np.divmod(number * self.batch_size + np.arange(self.batch_size), self.counts[group])
+        if self.seed is not None:
+            pairs = zip(epochs.tolist(), places.tolist(), strict=True)
+            places = [self._shuffled(group, epoch, place) for epoch, place in pairs]
+        return Chosen(np.array([self.groups[group][place] for place in places]), epochs, group)
+
+    def _shuffled(self, group: int, epoch: int, place: int) -> int:
+        """Where the row stands that comes at `place` of the group's epoch. Large groups are shuffled as by grain's
+        shuffle(seed), which needs no table but walks about 2^16 / n steps a row."""
+        if (count := self.counts[group]) <= 1 << 16:
+            return self.tables(group, epoch)[place]
+        from grain.experimental import index_shuffle
+
+        return index_shuffle(place, max_index=count - 1, seed=(self.seed + SPREAD * group + epoch) % 2**32, rounds=4)
+
+    def _table(self, group: int, epoch: int) -> np.ndarray:
+        rows = np.arange(self.counts[group], dtype=np.int32)
+        return np.random.default_rng((self.seed, group, epoch)).permutation(rows)
 
     def _done(self, group: int, epoch: int) -> int:
         """Batches of the group before the epoch."""

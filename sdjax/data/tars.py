@@ -6,6 +6,7 @@ together. A shard's index is read in one pass over its headers and kept as a fil
 
 import hashlib
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 from sdjax.data.picture import SUFFIXES
 from sdjax.errors import SdjaxError
+
+log = logging.getLogger("sdjax")
 
 MAX_CAPTION = 1 << 20  # bytes of a .txt or .json
 
@@ -64,9 +67,16 @@ def index_shard(shard: Path) -> list[tuple]:
                         file.seek(start)  # tarfile seeks by itself before it reads on
                         content = file.read(min(size, MAX_CAPTION))
                         captions.setdefault(key, {})[suffix] = content if len(content) == size else None
+                file.seek(tar.offset)
+                end = file.read(tarfile.BLOCKSIZE)
+                if len(end) == tarfile.BLOCKSIZE and any(end):  # there tarfile would take damage for the end
+                    raise tarfile.ReadError(f"damaged at byte {tar.offset}")
         except tarfile.TarError as error:
+            end = b""
             if not pictures or not str(error).startswith(("unexpected end", "truncated")):
                 raise SdjaxError(f"{shard}: not a whole .tar file ({error}); move it away or write it again") from None
+    if len(end) < tarfile.BLOCKSIZE:
+        log.warning("%s: is cut off; what came after %s is not there", shard, pictures[-1][1] if pictures else "byte 0")
     if not pictures:
         raise SdjaxError(f"{shard}: has no pictures in it")
     rows = []
