@@ -1,15 +1,19 @@
 """Text to image: python sample/generate.py "a red apple" --steps 20 --num-images 4 --out out
 
 Writes OUT/00000-seed<seed>.png and on (numbers go on after what is there), each with its settings in the PNG's
-`parameters` text, and OUT/sheet.png when there is more than one. `--from PICTURE.png` takes the settings of such a
-text, a web UI's too; what stands on the command line goes before. With `--prompts-file` picture i has prompt i and
-seed + i, all devices share the work, OUT/manifest.jsonl records it, and after a kill the same command goes on.
+`parameters` text, and OUT/sheet.png when there is more than one.
+
+--init-image F [--strength S] [--mask F]   begins with a picture, or paints its white part under the mask anew
+--from PICTURE.png                         takes the settings of such a text, a web UI's too; options go before them
+--grid "guidance_scale=3,5" --grid seed=0..3    all combinations; the last axis runs along the columns of the sheet
+--prompts-file F                           picture i has prompt i and seed + i; all devices and processes share the
+                                           work, OUT/manifest.jsonl records it, after a kill the same command goes on
 """
 
 import os
 import re
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,39 +31,69 @@ class Options:
     """"emoji", a diffusers folder, a .safetensors or .ckpt file, or a hub id."""
     negative_prompt: str = ""
     """What to keep away from."""
+    syntax: str = "a1111"
+    """Of prompts: a1111, where (word:1.3), [word], BREAK and AND mean something, or plain."""
+    clip_skip: int = 1
+    """1 is the text tower's last layer, 2 the one before."""
     sampler: str = "ddim"
     """One of sdjax.samplers: ddim plms ddpm euler euler_a heun lms dpmpp_2m dpmpp_2m_sde unipc lcm."""
     sigmas: str = "default"
     """default or karras: the noise levels, for euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_sde and unipc."""
+    spacing: str | None = None
+    """Of the timesteps: leading, trailing or linspace; the sampler's own if left out."""
     steps: int = 50
     """1 to 1000."""
     guidance_scale: float = 7.5
     """1 follows the prompt loosely, 7.5 closely."""
+    guidance_rescale: float = 0.0
+    """0 to 1: takes back the contrast that guidance adds."""
     eta: float | None = None
     """Share of fresh noise, 0 to 1; the sampler's own if left out: 0 for ddim, 1 for ddpm, euler_a and dpmpp_2m_sde."""
     seed: int = 0
     """Image i has seed + i."""
+    variation_seed: int = 0
+    """Whose noise is blended in by --variation-strength."""
+    variation_strength: float = 0.0
+    """0 to 1."""
     num_images: int = 1
     """How many pictures, of each prompt."""
     height: int | None = None
-    """Pixels; the model's own size if left out."""
+    """Pixels; the model's own size, or the init image's, if left out."""
     width: int | None = None
-    """Pixels; the model's own size if left out."""
+    """Pixels; the model's own size, or the init image's, if left out."""
+    init_image: Path | None = None
+    """Picture to begin with."""
+    strength: float | None = None
+    """Above 0, to 1: how much of --init-image may change; 0.75 if left out, 1 with --mask."""
+    mask: Path | None = None
+    """Picture of --init-image's size; what is white in it is painted anew."""
+    feather: float = 0.0
+    """Pixels inside of --mask's border over which old and new are blended."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the computation."""
     out: Path = Path("out")
     """Folder for the pictures, made if need be."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Repeat this picture from its `parameters` text."""
+    grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE,VALUE")] = ()
+    """An axis of a grid: seed, sampler, sigmas, steps, guidance-scale, strength ..."""
+    preview: int | None = None
+    """Every so many steps, OUT/preview.png shows what the model has in mind."""
     prompts_file: Path | None = None
     """UTF-8, a prompt a line; blank lines are skipped."""
     batch_size: int | None = None
     """Pictures at once with --prompts-file, over all devices; as many as are fast if left out."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, or auto, when several processes share a --prompts-file."""
+    num_processes: int | None = None
+    process_id: int | None = None
     cache: bool = True
     """Keep compiled programs in $SDJAX_CACHE or ~/.cache/sdjax."""
 
 
-NAMES = ("negative_prompt", "sampler", "sigmas", "steps", "guidance_scale", "eta", "height", "width")  # of txt2img
+#: Those that are arguments of txt2img, img2img and inpaint.
+NAMES = ("negative_prompt", "syntax", "clip_skip", "sampler", "sigmas", "spacing", "steps", "guidance_scale",
+         "guidance_rescale", "eta", "seed", "variation_seed", "variation_strength", "num_images", "height", "width")
 
 
 def settings_of_picture(options: Options) -> Options | None:
@@ -76,92 +110,184 @@ def settings_of_picture(options: Options) -> Options | None:
     if source is not None and (source == Options.model or Path(source).exists()):
         rest.pop("Model", None)
         found["model"] = source
+    if "strength" in found and not (options.init_image or "init_image" in found):  # a web UI's hires pass
+        rest["Denoising strength"] = found.pop("strength")
     if rest:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
-    known = {field.name for field in fields(Options)}
     found["prompt"] = () if options.prompts_file else (found["prompt"],)
-    return replace(Options(), **{name: value for name, value in found.items() if name in known})
+    found |= {name: Path(found[name]) for name in ("init_image", "mask") if name in found}
+    return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
 
 
 def check(options: Options) -> None:
     """Refuses what can be refused without a model."""
     if options.prompts_file and options.prompt:
         raise SdjaxError("--prompts-file: instead of a prompt, not beside one")
-    if options.batch_size is not None and (options.batch_size < 1 or not options.prompts_file):
-        raise SdjaxError(f"--batch-size {options.batch_size}: at least 1, and with --prompts-file only")
-    if options.num_images < 1:
-        raise SdjaxError(f"--num-images {options.num_images}: at least 1")
     if not options.prompts_file and len(options.prompt) != 1:
-        quoted = f', {len(options.prompt)} given: put it in quotes' if options.prompt else ': what to draw, in quotes'
+        quoted = f", {len(options.prompt)} given: put it in quotes" if options.prompt else ": what to draw, in quotes"
         raise SdjaxError(f"PROMPT: one expected{quoted}")
+    if options.strength is not None and not 0 < options.strength <= 1:
+        raise SdjaxError(f"--strength {options.strength}: a number above 0, to 1")
+    for name, needed in (("strength", "init_image"), ("mask", "init_image"), ("feather", "mask"),
+                         ("batch_size", "prompts_file"), ("coordinator", "prompts_file")):
+        if getattr(options, name) not in (None, 0.0) and not getattr(options, needed):
+            raise SdjaxError(f"--{name} {getattr(options, name)}: needs --{needed}".replace("_", "-"))
+    if options.grid and (options.prompts_file or options.num_images != 1):
+        raise SdjaxError("--grid: with one prompt and --num-images 1; take seed=0..3 for an axis")
+    for name in ("batch_size", "preview", "num_images"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise SdjaxError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+
+
+class Task:
+    """txt2img, or with --init-image img2img and with --mask inpaint: their arguments and what a picture's text says."""
+
+    def __init__(self, sd, options: Options, image, mask):
+        import sdjax
+        from sdjax.image import read_images
+        from sdjax.options import Options as Arguments
+        from sdjax.options import check_size
+
+        self.sd, self.options = sd, options
+        self.arguments = {name: getattr(options, name) for name in NAMES}
+        self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
+        self.height, self.width = check_size(sd.config, Arguments(height=options.height, width=options.width))
+        if image is not None:
+            multiple = sd.config.vae.factor * sd.config.unet.factor
+            self.arguments["image"] = read_images(image, options.height, options.width, multiple)
+            self.height, self.width = self.arguments["image"].shape[1:3]
+        if mask is not None:
+            self.arguments |= {"mask": mask, "feather": options.feather}
+        if options.strength is not None:
+            self.arguments["strength"] = options.strength
+
+    def check(self, prompts: list[str], **changes) -> None:
+        """Refuses before the first picture what a later one would be refused for."""
+        from sdjax.generate import plan_of
+        from sdjax.model import prompt_tower
+        from sdjax.options import Options as Arguments
+        from sdjax.options import check
+
+        arguments = self.arguments | changes
+        if "strength" in changes and "image" not in arguments:
+            raise SdjaxError("--grid strength: needs --init-image")
+        own = Arguments(**{name: arguments[name] for name in NAMES})
+        check(self.sd.config, prompts, own)
+        plan_of(self.sd, own, arguments.get("strength"))
+        prompt_tower(self.sd, own.clip_skip)
+
+    def draw(self, prompts: list[str], progress, **changes) -> list:
+        return self.function(self.sd, prompts, progress=progress, **self.arguments | changes)
+
+    def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
+        from sdjax.parameters import describe
+
+        files = {name: getattr(self.options, name) for name in ("init_image", "mask")}
+        return describe({**self.arguments, **files, **(changes or {}), "prompt": prompt}, seed,
+                        (self.width, self.height), self.sd.config.name, self.options.model)
 
 
 def main(options: Options) -> None:
     """Text to image."""
     from sdjax.batch import read_prompts
+    from sdjax.grid import read_axes
 
     check(options)
+    try:
+        axes = read_axes(options.grid)
+    except SdjaxError as error:
+        raise SdjaxError(f"--{error}") from None
     prompts = read_prompts(options.prompts_file) if options.prompts_file else list(options.prompt)
+    image, mask = (read_picture(name, getattr(options, name)) for name in ("init_image", "mask"))
     check_folder(options.out)
 
     import sdjax
+    from sdjax.parallel import start_processes
 
     if options.cache:
         keep_programs()
+    start_processes(options.coordinator, options.num_processes, options.process_id)
     try:
         sd = sdjax.load(options.model, dtype=options.dtype)
     except SdjaxError as error:
         raise SdjaxError(f"--model: {error}") from None
-    arguments = {name: getattr(options, name) for name in NAMES}
     try:
-        (draw_batch if options.prompts_file else draw)(sd, prompts, arguments, options)
+        task = Task(sd, options, image, mask)
+        if options.prompts_file:
+            draw_batch(task, prompts)
+        elif axes:
+            draw_grid(task, prompts[0], axes)
+        else:
+            draw(task, prompts[0])
     except SdjaxError as error:
-        flag = lambda m: f"--{m[0].replace('_', '-')}" if m[0] in (*NAMES, "seed", "num_images") else m[0]
-        raise SdjaxError(re.sub(r"^\w+", flag, str(error))) from None
+        flags = {name: f"--{name.replace('_', '-')}" for name in (*NAMES, "strength", "feather", "mask")}
+        raise SdjaxError(re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), str(error))) from None
 
 
-def draw(sd, prompts: list[str], arguments: dict, options: Options) -> None:
+def draw(task: Task, prompt: str) -> None:
     """--num-images pictures of one prompt, and a sheet of them."""
-    import sdjax
     from sdjax.image import contact_sheet, save_png
 
-    images = sdjax.txt2img(sd, prompts, seed=options.seed, num_images=options.num_images, progress=Progress("step"),
-                           **arguments)
-    first = next_number(options.out)
+    out, seed = task.options.out, task.options.seed
+    images = task.draw([prompt], Progress("step"))
+    first = next_number(out)
     for i, image in enumerate(images):
-        seed = options.seed + i
-        text = text_of(sd, prompts[0], seed, image.size, arguments, options)
-        print(save_png(image, options.out / f"{first + i:05d}-seed{seed}.png", text))
+        print(save_png(image, out / f"{first + i:05d}-seed{seed + i}.png", task.text(prompt, seed + i)))
     if len(images) > 1:
-        print(save_png(contact_sheet(images), options.out / "sheet.png"))
+        print(save_png(contact_sheet(images), out / "sheet.png"))
 
 
-def draw_batch(sd, prompts: list[str], arguments: dict, options: Options) -> None:
+def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
+    """A picture of each combination, and the labelled sheet."""
+    from sdjax.grid import cells, grid_sheet
+    from sdjax.image import save_png
+
+    out, images, progress = task.options.out, [], Progress("picture")
+    combinations = list(cells(axes))
+    for changes in combinations:
+        task.check([prompt], **changes)
+    first = next_number(out)
+    for i, changes in enumerate(combinations):
+        part = lambda step, total, i=i: progress(i + step / total, len(combinations))
+        images += task.draw([prompt], part, **changes)
+        seed = changes.get("seed", task.options.seed)
+        print(save_png(images[i], out / f"{first + i:05d}-seed{seed}.png", task.text(prompt, seed, changes)))
+    print(save_png(grid_sheet(axes, images), out / "sheet.png"))
+
+
+def draw_batch(task: Task, prompts: list[str]) -> None:
     """--num-images pictures of each line of --prompts-file."""
     import jax
+    import numpy as np
 
-    import sdjax
     from sdjax.batch import run_batch
     from sdjax.cache import digest
     from sdjax.generate import chunk_size
+    from sdjax.parallel import copy_over
 
+    sd, options = task.sd, task.options
     prompts = [prompt for prompt in prompts for _ in range(options.num_images)]
-    height, width = (arguments[side] or sd.config.size for side in ("height", "width"))
-    size = options.batch_size or chunk_size(len(prompts), height * width // sd.config.vae.factor**2)[0]
-    settings = {**arguments, "height": height, "width": width, "seed": options.seed, "num_images": options.num_images,
-                "dtype": options.dtype, "model": sd.config.name, "weights": digest(sd.params)}
+    task.check(prompts, num_images=1)
+    size, devices = chunk_size(len(prompts), task.height * task.width // sd.config.vae.factor**2)
+    settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
+    settings |= {"height": task.height, "width": task.width, "model": sd.config.name, "weights": digest(sd.params)}
+    settings |= {name: digest(np.asarray(task.arguments[name])) for name in ("image", "mask") if name in task.arguments}
+    task.sd = replace(sd, params=copy_over(sd.params, devices))
     made = run_batch(
-        lambda prompts, seed, progress: sdjax.txt2img(sd, prompts, seed=seed, progress=progress, **arguments),
-        lambda i: text_of(sd, prompts[i], options.seed + i, (width, height), arguments, options),
-        prompts, options.out, settings, options.seed, size, jax.process_index(), jax.process_count(),
-        Progress("picture"))
+        lambda prompts, seed, progress: task.draw(prompts, progress, seed=seed, num_images=1),
+        lambda i: task.text(prompts[i], options.seed + i), prompts, options.out, settings, options.seed,
+        options.batch_size or size, jax.process_index(), jax.process_count(), Progress("picture"))
     print(f"{options.out}: {made} pictures drawn")
 
 
-def text_of(sd, prompt: str, seed: int, size: tuple[int, int], arguments: dict, options: Options) -> str:
-    from sdjax.parameters import describe
+def read_picture(name: str, path: Path | None):
+    """The picture of an option, as RGB."""
+    from sdjax.data.picture import Unreadable, decode, open_file
 
-    return describe(arguments | {"prompt": prompt}, seed, size, sd.config.name, options.model)
+    try:
+        return path and decode(open_file(path))
+    except Unreadable as error:
+        raise SdjaxError(f"--{name.replace('_', '-')} {path}: {error}") from None
 
 
 def keep_programs() -> None:

@@ -45,16 +45,19 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
 
 def describe(arguments: Mapping[str, Any], seed: int, size: tuple[int, int], model: str,
              source: str | None = None) -> str:
-    """The parameters text of one picture of `size` = (width, height) that txt2img(sd, **arguments) drew from `seed`.
+    """The parameters text of one picture of `size` = (width, height) that a task drew with `arguments` from `seed`.
 
-    `model` is its name, `source` what sdjax.load was given, where that is another.
+    `arguments`: txt2img's, and img2img's and inpaint's; init_image and mask are their files' names. `model` is the
+    model's name, `source` what sdjax.load was given, where that is another.
     """
     karras = arguments.get("sigmas", "default") == "karras"
+    others = {field: value for field, (name, _, default) in OTHERS.items()
+              if (value := arguments.get(name, default)) != default}
     return parameters_text(
         arguments["prompt"], arguments.get("negative_prompt", ""), Steps=arguments["steps"],
         Sampler=arguments["sampler"], Schedule_type="Karras" if karras else None,
-        CFG_scale=arguments["guidance_scale"], Seed=seed, Size=f"{size[0]}x{size[1]}", Model=model,
-        Eta=arguments.get("eta"), Source=source if source != model else None)
+        CFG_scale=arguments["guidance_scale"], Seed=seed, Size=f"{size[0]}x{size[1]}", Model=model, **others,
+        Source=source if source != model else None)
 
 
 def read_parameters(path: str | Path) -> str:
@@ -121,6 +124,20 @@ def _size(value: str) -> dict[str, Any]:
     return {"width": int(width), "height": int(height)}
 
 
+#: field -> (argument, type, the value that is not written)
+OTHERS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
+    "Eta": ("eta", float, None),
+    "Timestep spacing": ("spacing", str, None),
+    "Prompt syntax": ("syntax", str, "a1111"),
+    "Clip skip": ("clip_skip", int, 1),
+    "Variation seed": ("variation_seed", int, 0),
+    "Variation seed strength": ("variation_strength", float, 0.0),
+    "Guidance rescale": ("guidance_rescale", float, 0.0),
+    "Denoising strength": ("strength", float, None),
+    "Init image": ("init_image", str, None),
+    "Mask": ("mask", str, None),
+    "Feather": ("feather", float, 0.0),
+}
 READERS: dict[str, Callable[[str], dict[str, Any] | None]] = {
     "Steps": lambda value: {"steps": int(value)},
     "Sampler": _sampler,
@@ -128,5 +145,5 @@ READERS: dict[str, Callable[[str], dict[str, Any] | None]] = {
     "CFG scale": lambda value: {"guidance_scale": float(value)},
     "Seed": lambda value: {"seed": int(value)},
     "Size": _size,
-    "Eta": lambda value: {"eta": float(value)},
+    **{field: lambda value, name=name, kind=kind: {name: kind(value)} for field, (name, kind, _) in OTHERS.items()},
 }

@@ -23,6 +23,7 @@ FLOORS = {
     "prompt": 2,
     "image": 2,
     "parameters": 2,
+    "grid": 2,
     "loss": 2,
     "data": 3,
     "weights": 3,

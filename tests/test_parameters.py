@@ -5,7 +5,7 @@ from PIL import Image
 
 from sdjax.errors import SdjaxError
 from sdjax.image import save_png
-from sdjax.parameters import describe, parameters_text, parse_parameters, read_parameters, understand
+from sdjax.parameters import OTHERS, describe, parameters_text, parse_parameters, read_parameters, understand
 from sdjax.sampler import samplers
 
 prompts = st.text(st.characters(codec="utf-8")).filter(lambda text: "Negative prompt:" not in text)
@@ -42,14 +42,23 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
     assert rest == {"Model": "emoji"}
 
 
+def test_all_arguments_come_back():
+    arguments = {"prompt": "a", "negative_prompt": "", "steps": 9, "sampler": "unipc", "guidance_scale": -1e-7,
+                 **{name: kind(3) for name, kind, _ in OTHERS.values()}}
+    found, rest = understand(describe(arguments, 0, (8, 8), "m", "folder, of: models"))
+    assert arguments.items() <= found.items() and rest == {"Model": "m", "Source": "folder, of: models"}
+    defaults = {name: default for name, _, default in OTHERS.values()}
+    assert describe(arguments | defaults, 0, (8, 8), "m", "m").endswith("Seed: 0, Size: 8x8, Model: m")
+
+
 def test_a_web_ui_s_text():
     found, rest = understand(WEB_UI)
     assert found == {
         "prompt": "a (red:1.2) apple,\nBREAK on a table", "negative_prompt": "blurry, text,\nworst quality",
         "steps": 20, "sampler": "dpmpp_2m_sde", "sigmas": "karras", "guidance_scale": 7.0, "seed": 965400086,
-        "width": 512, "height": 768}
-    assert rest == {"Model hash": "45dee52b", "Model": "v1-5-pruned", "Denoising strength": "0.7",
-                    "Lora hashes": "one: 12ab, two: 34cd", "Version": "v1.6.0"}
+        "width": 512, "height": 768, "strength": 0.7}
+    assert rest == {"Model hash": "45dee52b", "Model": "v1-5-pruned", "Lora hashes": "one: 12ab, two: 34cd",
+                    "Version": "v1.6.0"}
 
 
 @pytest.mark.parametrize("written, ours", [

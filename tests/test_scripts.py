@@ -224,6 +224,37 @@ def test_generate_from_a_picture(script, place, capfd):
     assert said == "--from web-ui.png: not used: Model hash: 6ce0161689, Model: v1-5, Version: v1.6.0"
 
 
+def test_generate_grid_and_tasks(script, place, capfd):
+    def draw(out, *arguments):
+        assert script("sample/generate.py", "a red apple", "--model", "model", "--out", out, "--no-cache", "--steps", 2,
+                      *arguments) == 0
+
+    def text(out, number):
+        (path,) = (place / out).glob(f"{number:05d}-*")
+        return Image.open(path).text["parameters"].splitlines()[-1]
+
+    draw("grid", "--grid", "guidance-scale=1,7.5", "--grid", "sampler=ddim,euler_a", "--grid", "seed=3..4")
+    names = {f"{i:05d}-seed{3 + i % 2}.png" for i in range(8)}
+    assert {path.name for path in (place / "grid").iterdir()} == {*names, "sheet.png"}
+    assert text("grid", 3) == "Steps: 2, Sampler: euler_a, CFG scale: 1, Seed: 4, Size: 8x8, Model: model"
+    draw("grid", "--sampler", "euler_a", "--guidance-scale", 1, "--seed", 4)
+    again = place / "grid" / "00008-seed4.png"
+    assert again.read_bytes() == (place / "grid" / "00003-seed4.png").read_bytes()
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (4, 0, 8, 8))
+    mask.save(place / "mask.png")
+    first = place / "grid" / "00000-seed3.png"
+    draw("tasks", "--init-image", first, "--strength", 0.5)
+    draw("tasks", "--init-image", first, "--mask", "mask.png")
+    assert text("tasks", 0) == ("Steps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 0, Size: 8x8, Model: model, "
+                                f"Denoising strength: 0.5, Init image: {first}")
+    old, like, new = (np.asarray(Image.open(path)) for path in (first, *sorted((place / "tasks").iterdir())))
+    assert (old[:, :4] == new[:, :4]).all() and (old[:, 4:] != new[:, 4:]).any() and (old[:, :4] != like[:, :4]).any()
+    draw("tasks", "--from", place / "tasks" / "00000-seed0.png")
+    (again,) = (place / "tasks").glob("00002-*")
+    assert (np.asarray(Image.open(again)) == like).all()
+
+
 GENERATE = {"--model": "model", "--out": "out"}
 TRAIN = {"--model": "model", "--data": "pictures", "--out": "refused", "--batch-size": 8}
 ANY_TRAIN = [
@@ -260,7 +291,22 @@ REFUSED = [
             ({"--from": "nowhere.png"}, "--from nowhere.png: not a readable picture"),
             ({"--from": "pictures/00003.webp"}, "--from pictures/00003.webp: no `parameters` text"),
             ({"--prompts-file": "file"}, "--prompts-file"),
-            ({"--batch-size": 4}, "--batch-size 4"),
+            ({"--batch-size": 4}, "--batch-size 4: needs --prompts-file"),
+            ({"--mask": "file"}, "--mask file: needs --init-image"),
+            ({"--strength": 0.5}, "--strength 0.5: needs --init-image"),
+            ({"--strength": 2}, "--strength 2.0: a number above 0, to 1"),
+            ({"--feather": 2}, "--feather 2.0: needs --mask"),
+            ({"--init-image": "none.png"}, "--init-image none.png: no such picture"),
+            ({"--init-image": "file"}, "--init-image file: not a readable picture"),
+            ({"--init-image": "pictures/00003.webp", "--mask": "file"}, "--mask file: not a readable"),
+            ({"--init-image": "pictures/00003.webp", "--width": 0}, "--width 0"),
+            ({"--grid": "seed=x"}, "--grid 'seed=x'"),
+            ({"--grid": "steps=2,0"}, "--steps 0"),
+            ({"--grid": "strength=0.5"}, "--grid strength: needs --init-image"),
+            ({"--grid": "seed=1", "--num-images": 2}, "--grid: with one prompt"),
+            ({"--preview": 0}, "--preview 0"),
+            ({"--clip-skip": 9}, "--clip-skip 9"),
+            ({"--coordinator": "x"}, "--coordinator x: needs --prompts-file"),
         ]
     ],
     *[

@@ -1,0 +1,88 @@
+"""Grids: pictures over all combinations of a few settings, "guidance_scale=3,5,7.5" x "seed=0,1", on a labelled sheet.
+
+The last axis runs along the columns, all others along the rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from sdjax.errors import SdjaxError
+
+#: What an axis can be: an argument of txt2img (strength: of img2img) and the type of its values.
+AXES: Mapping[str, Callable[[str], Any]] = {
+    "seed": int, "sampler": str, "sigmas": str, "steps": int, "guidance_scale": float, "guidance_rescale": float,
+    "eta": float, "strength": float, "clip_skip": int, "variation_seed": int, "variation_strength": float,
+}
+
+
+def read_axes(texts: Sequence[str]) -> dict[str, list]:
+    """["guidance_scale=3,5", "seed=0..3"] -> {"guidance_scale": [3.0, 5.0], "seed": [0, 1, 2, 3]}.
+
+    "a..b" stands for all whole numbers from a to b. SdjaxError naming the axis that cannot be read.
+    """
+    axes: dict[str, list] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in AXES:
+            raise SdjaxError(f"grid {text!r}: NAME=VALUE,VALUE expected, NAME one of {', '.join(AXES)}")
+        if name in axes:
+            raise SdjaxError(f"grid {text!r}: {name} is there twice")
+        try:
+            axes[name] = [value for part in values.split(",") for value in _read(part.strip(), AXES[name])]
+        except ValueError:
+            kind = {int: "whole numbers, a..b for a range,", float: "numbers", str: "names"}[AXES[name]]
+            raise SdjaxError(f"grid {text!r}: {kind} with commas between them expected") from None
+        if len(set(axes[name])) < len(axes[name]):
+            raise SdjaxError(f"grid {text!r}: a value is there twice")
+    return axes
+
+
+def _read(text: str, kind: Callable[[str], Any]) -> list:
+    if not text:
+        raise ValueError
+    if kind is int and ".." in text:
+        first, last = map(int, text.split(".."))
+        if not first <= last <= first + 10_000:
+            raise ValueError
+        return list(range(first, last + 1))
+    return [kind(text)]
+
+
+def cells(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
+    """The settings of each picture, row by row."""
+    return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
+
+
+def grid_sheet(axes: Mapping[str, list], images: Sequence[Image.Image]) -> Image.Image:
+    """The sheet of the pictures of `cells(axes)`, in their order."""
+    *others, last = axes
+    label = lambda name, value: f"{name.replace('_', ' ')}\n{value:g}" if isinstance(value, (int, float)) else \
+        f"{name.replace('_', ' ')}\n{value}"
+    rows = ["\n".join(label(name, cell[name]) for name in others) for cell in cells({n: axes[n] for n in others})]
+    return labelled_sheet(images, rows, [label(last, value) for value in axes[last]])
+
+
+def labelled_sheet(images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], gap: int = 4,
+                   font_size: int = 11) -> Image.Image:
+    """len(rows) x len(columns) images on white, row by row, with a text above each column and before each row."""
+    if len(images) != len(rows) * len(columns) or not images:
+        raise SdjaxError(f"images: {len(images)} for {len(rows)} rows and {len(columns)} columns")
+    font, draw = ImageFont.load_default(font_size), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    size = lambda text: draw.multiline_textbbox((0, 0), text, font=font)[2:] if text else (0, 0)
+    extent = lambda texts, axis: int(max(size(text)[axis] for text in texts))
+    width = max(max(image.width for image in images), extent(columns, 0)) + gap
+    height = max(max(image.height for image in images), extent(rows, 1)) + gap
+    left, top = extent(rows, 0) + 2 * gap, extent(columns, 1) + 2 * gap
+    sheet = Image.new("RGB", (left + len(columns) * width, top + len(rows) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, text in enumerate(columns):
+        draw.multiline_text((left + i * width, gap), text, fill="black", font=font)
+    for i, text in enumerate(rows):
+        draw.multiline_text((gap, top + i * height), text, fill="black", font=font)
+    for i, image in enumerate(images):
+        sheet.paste(image, (left + i % len(columns) * width, top + i // len(columns) * height))
+    return sheet
