@@ -262,7 +262,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
 
     from sdjax.batch import run_batch
     from sdjax.cache import digest
-    from sdjax.generate import chunk_size
+    from sdjax.engine import chunk_size
     from sdjax.parallel import copy_over
 
     sd, options = task.sd, task.options

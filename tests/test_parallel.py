@@ -62,7 +62,7 @@ def child(out: str, run: str, *where: str):
         layout = make_layout(kind, replicas)
         train_step = make_train_step(loss_fn, optimizer, 0.9, layout.average, parts)
         make = lambda params: make_state(params, optimizer)
-        state = layout.create(make, random_params(CONFIG))
+        state = layout.create(make, random_params(CONFIG), np.uint32(0))
         seeded = lambda state, batch, seed, step=train_step: step(state, batch, jax.random.key(seed))
         step = layout.step(seeded, state)
         spread = {layout.shards(leaf.shape) for leaf in jax.tree.leaves(layout.fetch(state))}
