@@ -17,7 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import sdjax  # noqa: E402
 from sdjax.config import ScheduleConfig  # noqa: E402
-from tests.parity.peers import error, export, fields, nchw, nhwc, perturb  # noqa: E402
+from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb  # noqa: E402
 from tests.parity.test_samplers import DIFFUSERS, fed_with_eps, make  # noqa: E402
 from tests.tiny import tiny  # noqa: E402
 
@@ -40,7 +40,8 @@ def models(channels: int, prediction: str):
     torch.manual_seed(0)
     unet = perturb(diffusers.UNet2DConditionModel(**fields(config, "unet/config.json")))
     vae = perturb(diffusers.AutoencoderKL(**fields(config, "vae/config.json")))
-    params = sd.params | {"unet": export(unet, "unet", config.unet), "vae": export(vae, "vae", config.vae)}
+    params = sd.params | {"unet": export(file_tensors(unet, "unet"), config.unet),
+                          "vae": export(file_tensors(vae, "vae"), config.vae)}
     return replace(sd, config=config, params=params), unet, vae
 
 
