@@ -22,11 +22,7 @@ HIRES = 2**32 - 1  # numbers the second walk's draws
 
 @takes_options
 def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: Options):
-    """`num_images` pictures of each prompt, prompt by prompt.
-
-    output "pil" gives a list of PIL images, "pixels" float32 [B, height, width, 3] clipped to [-1, 1], "latents" scaled
-    float32 [B, h, w, 4], "trajectory" a Trajectory. Image i draws from seed + i and from nothing else.
-    """
+    """`num_images` pictures of each prompt, prompt by prompt: as `output` says, PIL images, pixels or latents."""
     refuse_inpainting(sd.config)
     return run(sd, check(sd.config, prompt, options), plan_of(sd, options))
 
@@ -81,10 +77,10 @@ def inpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, mask, stren
 @takes_options
 def outpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, left: int = 0, right: int = 0, top: int = 0,
              bottom: int = 0, strength: float = 1.0, feather: float = 0.0, options: Options = None):
-    """`image` on a larger canvas, so many pixels more on each side; what is added is painted by `inpaint`.
+    """`image` on a canvas larger by left, right, top and bottom pixels; what is added is painted by `inpaint`.
 
-    The picture itself stays as it is. Its border is drawn out over the canvas; a strength below 1 starts from that.
-    image: as inpaint's, not resized: the canvas has to have a size that the model can take.
+    The picture itself stays as it is. image: as inpaint's, not resized: the canvas has to have a size that the model
+    takes. strength, feather: as inpaint's; below 1 the start is the picture's border, drawn out over the canvas.
     """
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     for name, side in sides.items():

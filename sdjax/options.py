@@ -17,32 +17,55 @@ OUTPUTS = ("pil", "pixels", "latents", "trajectory")
 
 @dataclass(frozen=True)
 class Options:
-    """The keyword arguments that txt2img, img2img, inpaint and their relatives share. None of them recompiles but
-    height and width, guidance_fn, and steps now and then (see `sdjax.sampler.plan`)."""
+    """The keyword arguments that txt2img, img2img, inpaint, outpaint and hires share.
+
+    negative_prompt: what to keep away from; AND is text in it.
+    steps: 1 .. 1000. sampler: a name in `sdjax.samplers`.
+    guidance_scale: a number; [steps] of them; a function of the step, from 0 on; or None, the model's own. 1 is the
+        conditional model alone.
+    eta: share of fresh noise, 0 .. 1, where the sampler takes it; None is the sampler's own, 0 for ddim.
+    seed: image i has seed + i and depends on nothing else. num_images: of each prompt.
+    height, width: pixels; None is the image's, or the model's own size.
+    latents: unit noise [B, h, w, 4] in place of the seeds' first draw.
+    output: "pil", a list of images; "pixels", float32 [B, height, width, 3] clipped to [-1, 1]; "latents", scaled
+        [B, h, w, 4]; "trajectory", a `sdjax.engine.Trajectory`: x and x0 of every evaluation of the model.
+    progress: called with (step, total) after each evaluation.
+    sigmas: "default" or "karras". spacing: of the timesteps, "leading", "trailing" or "linspace"; None is the sampler's
+        own. See `sdjax.sampler.plan`.
+    clip_skip, syntax: see `sdjax.encode_prompt`.
+    preview: called with (step, image numbers, their x0 as PIL images) every `preview_every` evaluations.
+    guidance_rescale: 0 .. 1, against overexposure at a large scale: arXiv 2305.08891, section 3.4.
+    guidance_interval: (low, high), sigmas between which there is guidance: arXiv 2404.07724.
+    guidance_fn: (x, x0, step) -> x0, traced, after guidance_scale; may use jax.grad.
+    variation_seed, variation_strength: the noise is turned from seed + i's (0) towards variation_seed's (1). For many
+        variations of seed 7's picture take variation_seed=7 and a strength near 1.
+
+    Only height, width, guidance_fn and now and then steps (see `sdjax.sampler.plan`) are compiled for anew.
+    """
 
     negative_prompt: str = ""
-    steps: int = 50  # 1 .. 1000
-    sampler: str = "ddim"  # a name in `sdjax.samplers`
-    guidance_scale: Any = 7.5  # a number; [steps] of them; a function of the step, from 0 on; None: the model's own
-    eta: float | None = None  # share of fresh noise, 0 .. 1, where the sampler takes it; None: its own, 0 for ddim
-    seed: int = 0  # image i has seed + i and depends on nothing else
-    num_images: int = 1  # of each prompt
-    height: int | None = None  # pixels; None: the image's, or the model's own size
+    steps: int = 50
+    sampler: str = "ddim"
+    guidance_scale: float | Sequence[float] | Callable[[int], float] | None = 7.5
+    eta: float | None = None
+    seed: int = 0
+    num_images: int = 1
+    height: int | None = None
     width: int | None = None
-    latents: Any = None  # unit noise [B, h, w, 4] in place of the seeds' first draw
-    output: str = "pil"  # or "pixels", clipped to [-1, 1]; "latents", scaled; "trajectory", every step's
-    progress: Callable[[int, int], None] | None = None  # called with (step, total) after each evaluation of the model
-    preview: Callable[[int, list[int], list], None] | None = None  # called with (step, image numbers, x0 as PIL)
-    preview_every: int = 10  # steps
-    sigmas: str = "default"  # or "karras"
-    spacing: str | None = None  # of the timesteps: "leading", "trailing", "linspace"; None: the sampler's own
-    clip_skip: int = 1  # see `sdjax.encode_prompt`, as for syntax
-    syntax: str = "a1111"  # in the negative prompt AND is text
-    guidance_rescale: float = 0.0  # 0 .. 1: arXiv 2305.08891, section 3.4
-    guidance_interval: tuple[float, float] | None = None  # sigmas between which there is guidance: arXiv 2404.07724
-    guidance_fn: Callable | None = None  # (x, x0, step) -> x0, traced; a new function is compiled anew
-    variation_seed: int = 0  # whose noise is blended in
-    variation_strength: float = 0.0  # 0: seed + i's own picture; 1: variation_seed's
+    latents: Any = None
+    output: str = "pil"
+    progress: Callable[[int, int], None] | None = None
+    sigmas: str = "default"
+    spacing: str | None = None
+    clip_skip: int = 1
+    syntax: str = "a1111"
+    preview: Callable[[int, list[int], list], None] | None = None
+    preview_every: int = 10
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    guidance_fn: Callable | None = None
+    variation_seed: int = 0
+    variation_strength: float = 0.0
 
 
 class Request(NamedTuple):
@@ -80,8 +103,8 @@ def takes_options(task: Callable) -> Callable:
         return task(**mine, options=Options(**bound.arguments))
 
     call.__signature__ = signature
-    call.__doc__ = f"{inspect.cleandoc(task.__doc__)}\n\nThe keyword arguments from negative_prompt on are those of\n" \
-                   "`sdjax.options.Options`. SdjaxError, naming the argument, for what is out of range."
+    listed = inspect.cleandoc(Options.__doc__).partition("\n\n")[2]
+    call.__doc__ = f"{inspect.cleandoc(task.__doc__)}\n\n{listed}\nWhat is out of range is refused by name: SdjaxError."
     return call
 
 

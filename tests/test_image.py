@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from sdjax.errors import SdjaxError
-from sdjax.image import contact_sheet, pil_to_pixels, pixels_to_pil, save_png
+from sdjax.image import contact_sheet, feather_masks, pil_to_pixels, pixels_to_pil, read_images, read_masks, save_png
 
 
 def test_pixels_round_and_clip():
@@ -39,3 +39,39 @@ def test_png_with_a_text(tmp_path):
     path = save_png(Image.new("RGB", (2, 2)), tmp_path / "a.png", "a cat — ねこ\nSteps: 20")
     assert Image.open(path).text["parameters"] == "a cat — ねこ\nSteps: 20"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_pictures_that_tasks_start_from():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 27, 3), np.uint8))
+    assert read_images(image, None, None, 4).shape == (1, 20, 24, 3), "floored to a multiple"
+    assert read_images([image, image], None, 8, 4).shape == (2, 20, 8, 3)
+    np.testing.assert_array_equal(read_images(image, 21, 27, 1), pil_to_pixels(image))
+    pixels = np.float32(np.random.default_rng(0).uniform(-1.1, 1.1, (8, 12, 3)))
+    np.testing.assert_array_equal(read_images(pixels, None, 12, 4)[0], pixels.clip(-1, 1))
+    latents = 9 * pixels[None, ..., [0, 1, 2, 0]]
+    np.testing.assert_array_equal(read_images(latents, None, None, 8), latents)
+
+
+MASK = np.zeros((16, 16), bool)
+MASK[3:11, 5:16] = True
+
+
+@pytest.mark.parametrize("mask", [
+    MASK, MASK[..., None], MASK[None], MASK[None, ..., None].astype(np.float32), np.uint8(MASK) * 255, 0.4 * MASK + 0.2,
+    Image.fromarray(MASK), Image.fromarray(np.uint8(MASK) * 200), [Image.fromarray(MASK).convert("RGBA")],
+    MASK.repeat(3, 0).repeat(5, 1), Image.fromarray(np.uint8(MASK) * 128).resize((160, 48), 0)])
+def test_masks(mask):
+    """White, or half and more, is 1; resized by the nearest pixel."""
+    found = read_masks(mask, (16, 16))
+    assert found.shape == (1, 16, 16, 1) and found.dtype == np.float32
+    np.testing.assert_array_equal(found[0, ..., 0], MASK)
+
+
+def test_feathering_stays_inside():
+    mask = np.zeros((1, 32, 32, 1), np.float32)
+    mask[:, 8:, 4:28] = 1
+    np.testing.assert_array_equal(feather_masks(mask, 0), mask)
+    soft = feather_masks(mask, 4)[0, ..., 0]
+    assert (soft[mask[0, ..., 0] == 0] == 0).all() and soft.max() == 1
+    np.testing.assert_allclose(soft[20, 4:9], [1 / 9, 3 / 9, 5 / 9, 7 / 9, 1], atol=0.01)
+    np.testing.assert_allclose(soft[31, 10], 1, atol=0.01), "the picture's own edge is no border"
