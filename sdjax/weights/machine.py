@@ -19,7 +19,7 @@ from sdjax.weights import files
 from sdjax.weights.files import MAX_TENSORS, is_count
 
 MAX_PICKLE = 64 << 20  # bytes
-MAX_OPCODES = 2_000_000  # about a second; 60,000 tensors, and a training checkpoint has 5,000
+MAX_OPCODES = 1_000_000  # about a second; 30,000 tensors, and a training checkpoint has 5,000
 MAX_STACK, MAX_MARKS = 100_000, 1_000
 MAX_TEXT = 65_536  # characters of a text that is kept: decoded, one of 64 MiB may take four times as much
 
@@ -33,8 +33,18 @@ class Inert:
         self.name = name
 
 
+class Foreign(Inert):
+    """What stands for a class or a function that is not known: calling it makes an Inert."""
+
+    __slots__ = ()
+
+
 def shown(value: Any) -> str:
-    return f"a {value.name[:80]!r}" if type(value) is Inert else files.shown(value)
+    return f"a {value.name[:80]!r}" if isinstance(value, Inert) else files.shown(value)
+
+
+class Ordered(dict):
+    """collections.OrderedDict, which unlike a dict may be given attributes (and loses them here)."""
 
 
 class Storage(NamedTuple):
@@ -155,7 +165,8 @@ class Machine:
                 if self.number(1) > 5:
                     raise SdjaxError("its pickle protocol is above 5")
             case b"\x95":  # FRAME
-                self.take(8)
+                if self.number(8) > len(self.data) - self.pos:
+                    raise SdjaxError("its pickle is cut off within a frame")
             case b"\x94":  # MEMOIZE
                 self.memo[len(self.memo)] = stack[-1]
             case b"(":
@@ -179,9 +190,9 @@ class Machine:
                 self.set_items(self.pop(2) if op == b"s" else self.pop_mark())
             case b"c" | b"\x93":  # (STACK_)GLOBAL
                 module, name = (self.line(), self.line()) if op == b"c" else self.pop(2)
-                if type(module) is not str or type(name) is not str:
+                if type(module) is not str or type(name) is not str or not module or not name:
                     raise SdjaxError("its pickle has a global without a name")
-                stack.append(GLOBALS.get((module, name), Inert(f"{module}.{name}")))
+                stack.append(GLOBALS.get((module, name), Foreign(f"{module}.{name}")))
             case b"R" | b"\x81":  # REDUCE, NEWOBJ
                 function, args = self.pop(2)
                 stack.append(self.call(function, args, op == b"R"))
@@ -189,8 +200,8 @@ class Machine:
                 function, args, _ = self.pop(3)
                 stack.append(self.call(function, args, False))
             case b"b":  # BUILD: an object's attributes, like a state dict's _metadata
-                target, _ = self.pop(2)
-                if type(target) not in (dict, Inert):
+                target, state = self.pop(2)
+                if type(target) is not Inert and not (type(target) is Ordered and isinstance(state, dict)):
                     raise SdjaxError(f"its pickle sets attributes of {shown(target)}")
                 stack.append(target)
             case b"Q":
@@ -210,9 +221,9 @@ class Machine:
 
     def set_items(self, items: list) -> None:
         target = self.stack[-1]
-        if type(target) not in (dict, Inert) or len(items) % 2:
+        if type(target) not in (dict, Ordered, Inert) or len(items) % 2:
             raise SdjaxError(f"its pickle sets items of {shown(target)}")
-        if type(target) is dict:
+        if type(target) is not Inert:
             for key, value in zip(items[::2], items[1::2], strict=True):
                 key = key if type(key) is str else Inert(type(key).__name__)  # no hash of a stranger's tuple
                 if key in target:
@@ -220,12 +231,12 @@ class Machine:
                 target[key] = value
 
     def call(self, function: Any, args: Any, reduce: bool) -> Any:
-        if type(function) is Inert:
-            return function
+        if isinstance(function, Inert) and type(args) is tuple:
+            return Inert(function.name)
         if type(function) is not Known or type(args) is not tuple:
             raise SdjaxError(f"its pickle calls {shown(function)}")
         if function is Known.DICT and not args:
-            return {}
+            return Ordered()
         if function is Known.TENSOR and reduce and len(args) in (6, 7):
             return self.tensor(*args[:4])
         if function is Known.PARAMETER and reduce and len(args) == 3 and type(args[0]) in (Tensor, Inert):
@@ -238,8 +249,8 @@ class Machine:
                 saved[0] != "storage") or (self.legacy and saved[5] is not None):
             raise SdjaxError("its pickle refers to something that is not a storage")
         _, dtype, key, device, numel = saved[:5]
-        if type(dtype) is Inert and not self.legacy:
-            return dtype
+        if type(dtype) is Foreign and not self.legacy:
+            return Inert(dtype.name)
         if not isinstance(dtype, np.dtype):
             raise SdjaxError(f"its pickle has a storage of {shown(dtype)}, should be one of {', '.join(STORAGES)}")
         if type(key) is not str or type(device) is not str or not is_count(numel):

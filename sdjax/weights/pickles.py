@@ -50,9 +50,9 @@ def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
 def find_tensors(value: Any) -> dict[str, Tensor]:
     for root in ("state_dict", "string_to_param"):  # of checkpoints, of the web UI's embeddings
-        if type(value) is dict and root in value:
+        if isinstance(value, dict) and root in value:
             value = value[root]
-    if type(value) is not dict or not value:
+    if not isinstance(value, dict) or not value:
         raise SdjaxError(f"holds {shown(value)}, should hold a dict of tensors, or one as \"state_dict\"")
     for name, tensor in value.items():
         if type(name) is not str:

@@ -83,6 +83,7 @@ def make_legacy(body=None, keys=("0",), data=None, magic=MAGIC, version=1001, li
 
 GOOD = {"zip": make_zip(), "legacy": make_legacy()}
 
+VIEW = tensor((1 << 20,), (1,), kind="Bool", numel=1 << 20)
 SYSTEM = name("os", "system") + group(text("true")) + b"R"
 NESTED = b")" + b"\x86".join([b"q\0h\0"] * 200) + b"\x86"  # 2^200 leaves
 
@@ -162,6 +163,10 @@ HOSTILE = {
     "call of a text": lambda: with_root(w=text("OrderedDict") + b")R"),
     "call of a storage type": lambda: with_root(w=name("torch", "FloatStorage") + group(number(1 << 40)) + b"R"),
     "ordered dict of arguments": lambda: make_zip(name("collections", "OrderedDict") + group(b"]") + b"R"),
+    "texts that grow fourfold": lambda: make_zip(
+        b"}(" + b"".join(text("x" * (8 << 20) + "😀") + b"N" for _ in range(7)) + b"u"),
+    "two million lists": lambda: make_zip(b"](" + b"]" * 50_000 + b"e" + (b"(" + b"]" * 50_000 + b"e") * 39),
+    "a million calls": lambda: make_zip(ORDERED + (b"0" + name("a", "b") + b")R") * 600_000),
     # what the program describes
     "a list as root": lambda: make_zip(b"]"),
     "a number as root": lambda: make_zip(b"K\1"),
@@ -207,6 +212,9 @@ HOSTILE = {
     "device is a number": lambda: with_root(w=tensor(device=b"K\1")),
     "a module by id": lambda: make_zip(group(text("module"), b"N", b"N", b"N", b"N") + b"Q"),
     "a type by id": lambda: make_zip(group(*[name("torch", "FloatStorage")] * 5) + b"Q"),
+    "20,000 views of one storage of truth values": lambda: make_zip(
+        mapping({f"{i}": VIEW for i in range(20_000)}),
+        {"data/0": b"\1" * ((1 << 20) - 1) + b"\2"}),
     "truth values of 2": lambda: make_zip(mapping({"w": tensor((48,), (1,), kind="Bool", numel=48)})),
     # zips
     "cut off": lambda: GOOD["zip"][:-1],

@@ -104,6 +104,9 @@ HOSTILE = {
     "hole at the beginning": make({"b": B}),
     "bytes behind": make(data=DATA + b"\0"),
     "cut off": make(data=DATA[:-1]),
+    "a header of 8 MiB of lists": make(b'{"a":[' + b"[]," * 2_790_000 + b"[]]}"),
+    "a header of 8 MiB of objects": make(b'{"a":[' + b"{}," * 2_790_000 + b"{}]}"),
+    "a header of 9 MiB": make(b'{"a":[' + b"1," * 4_700_000 + b"1]}"),
     "truth values of 2": make({"a": {"dtype": "BOOL", "shape": [1], "data_offsets": [0, 1]}}, b"\2"),
 }
 
