@@ -70,11 +70,13 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
 
 
 def as_list(prompts: str | Sequence[str]) -> list[str]:
-    """One prompt or several. SdjaxError on what is no string."""
+    """One prompt or several. SdjaxError on what is no string, or holds half of a surrogate pair."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise SdjaxError(f"prompts[{i}] is {type(prompt).__name__}: prompts are strings")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise SdjaxError(f"prompts[{i}] is no Unicode text: {prompt[:80]!a}")
     return prompts
 
 
