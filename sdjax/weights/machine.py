@@ -39,6 +39,12 @@ class Foreign(Inert):
     __slots__ = ()
 
 
+class Set(Inert):
+    """A set, which unlike other objects is no key and has no items."""
+
+    __slots__ = ()
+
+
 def shown(value: Any) -> str:
     return f"a {value.name[:80]!r}" if isinstance(value, Inert) else files.shown(value)
 
@@ -76,17 +82,24 @@ GLOBALS |= {known.value: known for known in Known}
 #: opcode -> (bytes of its argument, argument to value)
 FIXED = {b"N": (0, lambda b: None), b"\x88": (0, lambda b: True), b"\x89": (0, lambda b: False),
          b"}": (0, lambda b: {}), b"]": (0, lambda b: []), b")": (0, lambda b: ()),
-         b"\x8f": (0, lambda b: Inert("set")),
+         b"\x8f": (0, lambda b: Set("set")),
          b"K": (1, lambda b: b[0]), b"M": (2, lambda b: int.from_bytes(b, "little")),
          b"J": (4, lambda b: int.from_bytes(b, "little", signed=True)), b"G": (8, lambda b: struct.unpack(">d", b)[0])}
 BYTES = lambda b: b
 TEXT = lambda b: b.decode() if len(b) <= MAX_TEXT else Inert("long text")
 #: opcode -> (bytes of its argument's length, argument to value)
 COUNTED = {b"X": (4, TEXT), b"\x8c": (1, TEXT), b"\x8d": (8, TEXT), b"U": (1, TEXT), b"T": (4, TEXT),
-           b"B": (4, BYTES), b"C": (1, BYTES), b"\x8e": (8, BYTES), b"\x96": (8, BYTES),
+           b"B": (4, BYTES), b"C": (1, BYTES), b"\x8e": (8, BYTES), b"\x96": (8, bytearray),
            b"\x8a": (1, lambda b: int.from_bytes(b, "little", signed=True))}
 TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 MEMO = {b"q": (True, 1), b"r": (True, 4), b"h": (False, 1), b"j": (False, 4)}  # opcode -> (write?, bytes of the index)
+
+
+def is_key(value: Any) -> bool:
+    """Can a dict have this key, a set this item? Of tuples only short and flat ones: a look into others takes long."""
+    changes = (dict, Ordered, list, bytearray, Set)
+    return type(value) not in changes and (type(value) is not tuple or (len(value) <= 16 and not any(
+        type(item) in (*changes, tuple) for item in value)))
 
 
 class Machine:
@@ -182,10 +195,12 @@ class Machine:
             case b"a" | b"e":  # APPEND(S)
                 self.extend(self.pop(1) if op == b"a" else self.pop_mark(), list)
             case b"\x90":  # ADDITEMS
-                self.extend(self.pop_mark(), Inert)
+                self.extend(self.pop_mark(), Set)
             case b"\x91":  # FROZENSET
-                self.pop_mark()
-                self.stack.append(Inert("frozenset"))
+                items = self.pop_mark()
+                self.stack.append(Set("frozenset"))
+                self.extend(items, Set)
+                self.stack[-1] = Inert("frozenset")
             case b"s" | b"u":  # SETITEM(S)
                 self.set_items(self.pop(2) if op == b"s" else self.pop_mark())
             case b"c" | b"\x93":  # (STACK_)GLOBAL
@@ -216,6 +231,8 @@ class Machine:
         target = self.stack[-1]
         if type(target) not in (kind, Inert):
             raise SdjaxError(f"its pickle appends to {shown(target)}")
+        if kind is Set and not all(map(is_key, items)):
+            raise SdjaxError("its pickle has a set of lists, dicts or sets")
         if type(target) is list:
             target += items
 
@@ -225,7 +242,9 @@ class Machine:
             raise SdjaxError(f"its pickle sets items of {shown(target)}")
         if type(target) is not Inert:
             for key, value in zip(items[::2], items[1::2], strict=True):
-                key = key if type(key) is str else Inert(type(key).__name__)  # no hash of a stranger's tuple
+                if not is_key(key):
+                    raise SdjaxError(f"its pickle has {shown(key)} as a key")
+                key = key if type(key) is str else Inert(type(key).__name__)  # 1 and True would be the same
                 if key in target:
                     raise SdjaxError(f"its pickle sets {shown(key)} twice")
                 target[key] = value

@@ -113,15 +113,15 @@ def zip_members(data: mmap.mmap) -> dict[str, Member]:
 
     members, places, pos = {}, [(start, end)], start
     for _ in range(count):
-        magic, flags, method, crc, packed, size, names, extras, comment, disk, header = struct.unpack(
-            "<4s4xHH4xLLLHHHH6xL", data[pos:pos + 46])
+        magic, needs, flags, method, crc, packed, size, names, extras, comment, disk, header = struct.unpack(
+            "<4s2xBxHH4xLLLHHHH6xL", data[pos:pos + 46])
         name = data[pos + 46:pos + 46 + names].decode()
         extra = data[pos + 46 + names:pos + 46 + names + extras]
         pos += 46 + names + extras
         if magic != b"PK\1\2" or comment or disk or pos > end:
             raise SdjaxError("the zip's directory is broken")
         size, packed, header = large(extra, size, packed, header)
-        if method or packed != size or flags & ~0x808:
+        if method or packed != size or flags & ~0x808 or needs > 63:  # of the format's version 6.3
             raise SdjaxError(f"the zip's member {shown(name)} is not simply stored")
         local, local_flags, local_method, n, m = struct.unpack("<4s2xHH16xHH", data[header:header + 30])
         body = header + 30 + n + m
