@@ -150,6 +150,8 @@ class Task:
 
         self.sd, self.options = sd, options
         self.arguments = {name: getattr(options, name) for name in NAMES}
+        if options.preview:
+            self.arguments |= {"preview": self.preview, "preview_every": options.preview}
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
         self.height, self.width = check_size(sd.config, Arguments(height=options.height, width=options.width))
         if image is not None:
@@ -178,6 +180,11 @@ class Task:
 
     def draw(self, prompts: list[str], progress, **changes) -> list:
         return self.function(self.sd, prompts, progress=progress, **self.arguments | changes)
+
+    def preview(self, step: int, numbers: list[int], pictures: list) -> None:
+        from sdjax.image import contact_sheet, save_png
+
+        save_png(contact_sheet(pictures), self.options.out / "preview.png")
 
     def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
         from sdjax.parameters import describe

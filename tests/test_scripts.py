@@ -237,14 +237,16 @@ def test_generate_grid_and_tasks(script, place, capfd):
     names = {f"{i:05d}-seed{3 + i % 2}.png" for i in range(8)}
     assert {path.name for path in (place / "grid").iterdir()} == {*names, "sheet.png"}
     assert text("grid", 3) == "Steps: 2, Sampler: euler_a, CFG scale: 1, Seed: 4, Size: 8x8, Model: model"
-    draw("grid", "--sampler", "euler_a", "--guidance-scale", 1, "--seed", 4)
+    draw("grid", "--sampler", "euler_a", "--guidance-scale", 1, "--seed", 4, "--preview", 1)
+    assert Image.open(place / "grid" / "preview.png").size == (12, 12)
     again = place / "grid" / "00008-seed4.png"
     assert again.read_bytes() == (place / "grid" / "00003-seed4.png").read_bytes()
     mask = Image.new("L", (8, 8))
     mask.paste(255, (4, 0, 8, 8))
     mask.save(place / "mask.png")
     first = place / "grid" / "00000-seed3.png"
-    draw("tasks", "--init-image", first, "--strength", 0.5)
+    draw("tasks", "--init-image", first, "--strength", 0.5, "--preview", 1)
+    assert not (place / "tasks" / "preview.png").exists(), "one step has nothing on its way"
     draw("tasks", "--init-image", first, "--mask", "mask.png")
     assert text("tasks", 0) == ("Steps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 0, Size: 8x8, Model: model, "
                                 f"Denoising strength: 0.5, Init image: {first}")
