@@ -35,6 +35,8 @@ class Options:
     """Of prompts: a1111, where (word:1.3), [word], BREAK and AND mean something, or plain."""
     clip_skip: int = 1
     """1 is the text tower's last layer, 2 the one before."""
+    embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
+    """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
     sampler: str = "ddim"
     """One of sdjax.samplers: ddim plms ddpm euler euler_a heun lms dpmpp_2m dpmpp_2m_sde unipc lcm."""
     sigmas: str = "default"
@@ -47,6 +49,8 @@ class Options:
     """1 follows the prompt loosely, 7.5 closely."""
     guidance_rescale: float = 0.0
     """0 to 1: takes back the contrast that guidance adds."""
+    guidance_interval: tuple[float, float] | None = None
+    """Two sigmas, low and high, between which there is guidance; everywhere if left out."""
     eta: float | None = None
     """Share of fresh noise, 0 to 1; the sampler's own if left out: 0 for ddim, 1 for ddpm, euler_a and dpmpp_2m_sde."""
     seed: int = 0
@@ -69,6 +73,10 @@ class Options:
     """Picture of --init-image's size; what is white in it is painted anew."""
     feather: float = 0.0
     """Pixels inside of --mask's border over which old and new are blended."""
+    safety_checker: Path | None = None
+    """Folder of a diffusers model or of its safety_checker; pictures that it flags become black."""
+    watermark: bool = False
+    """Hide StableDiffusionV1 (SDV2 for 2.x) in each picture, as the original scripts do; from 256 x 256 pixels on."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the computation."""
     out: Path = Path("out")
@@ -93,7 +101,8 @@ class Options:
 
 #: Those that are arguments of txt2img, img2img and inpaint.
 NAMES = ("negative_prompt", "syntax", "clip_skip", "sampler", "sigmas", "spacing", "steps", "guidance_scale",
-         "guidance_rescale", "eta", "seed", "variation_seed", "variation_strength", "num_images", "height", "width")
+         "guidance_rescale", "guidance_interval", "eta", "seed", "variation_seed", "variation_strength",
+         "num_images", "height", "width")
 
 
 def settings_of_picture(options: Options) -> Options | None:
@@ -115,7 +124,8 @@ def settings_of_picture(options: Options) -> Options | None:
     if rest:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
     found["prompt"] = () if options.prompts_file else (found["prompt"],)
-    found |= {name: Path(found[name]) for name in ("init_image", "mask") if name in found}
+    found |= {name: Path(found[name]) for name in ("init_image", "mask", "safety_checker") if name in found}
+    found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
 
 
@@ -144,11 +154,12 @@ class Task:
 
     def __init__(self, sd, options: Options, image, mask):
         import sdjax
+        from sdjax import watermark
         from sdjax.image import read_images
         from sdjax.options import Options as Arguments
         from sdjax.options import check_size
 
-        self.sd, self.options = sd, options
+        self.sd, self.options, self.checker = sd, options, None
         self.arguments = {name: getattr(options, name) for name in NAMES}
         if options.preview:
             self.arguments |= {"preview": self.preview, "preview_every": options.preview}
@@ -162,6 +173,14 @@ class Task:
             self.arguments |= {"mask": mask, "feather": options.feather}
         if options.strength is not None:
             self.arguments["strength"] = options.strength
+        if options.watermark and self.width * self.height < watermark.PIXELS:
+            raise SdjaxError(f"--watermark: takes {watermark.PIXELS} pixels, 256 x 256, and more, these pictures have "
+                             f"{self.width} x {self.height}")
+        if options.safety_checker is not None:
+            try:
+                self.checker = sdjax.load_safety_checker(options.safety_checker)
+            except SdjaxError as error:
+                raise SdjaxError(f"--safety-checker {options.safety_checker}: {error}") from None
 
     def check(self, prompts: list[str], **changes) -> None:
         """Refuses before the first picture what a later one would be refused for."""
@@ -179,18 +198,34 @@ class Task:
         prompt_tower(self.sd, own.clip_skip)
 
     def draw(self, prompts: list[str], progress, **changes) -> list:
-        return self.function(self.sd, prompts, progress=progress, **self.arguments | changes)
+        return self.finish(self.function(self.sd, prompts, progress=progress, **self.arguments | changes))
+
+    def finish(self, images: list) -> list:
+        """Pictures as they are saved: black where --safety-checker flags them, with --watermark's bytes."""
+        import sdjax
+        from sdjax import watermark
+
+        if self.checker is not None:
+            flags = sdjax.check_safety(self.checker, images)
+            images = [image.point(lambda _: 0) if flag else image for image, flag in zip(images, flags, strict=True)]
+            if flags.any():
+                print(f"--safety-checker: {flags.sum()} of {len(flags)} pictures made black", file=sys.stderr)
+        if self.options.watermark:
+            content = watermark.V2 if self.sd.config.unet.context_dim == 1024 else watermark.V1
+            images = [watermark.embed(image, content) for image in images]
+        return images
 
     def preview(self, step: int, numbers: list[int], pictures: list) -> None:
         from sdjax.image import contact_sheet, save_png
 
-        save_png(contact_sheet(pictures), self.options.out / "preview.png")
+        save_png(contact_sheet(self.finish(pictures)), self.options.out / "preview.png")
 
     def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
         from sdjax.parameters import describe
 
-        files = {name: getattr(self.options, name) for name in ("init_image", "mask")}
-        return describe({**self.arguments, **files, **(changes or {}), "prompt": prompt}, seed,
+        others = ("init_image", "mask", "embedding", "safety_checker", "watermark")
+        others = {name: getattr(self.options, name) for name in others}
+        return describe({**self.arguments, **others, **(changes or {}), "prompt": prompt}, seed,
                         (self.width, self.height), self.sd.config.name, self.options.model)
 
 
@@ -218,6 +253,11 @@ def main(options: Options) -> None:
         sd = sdjax.load(options.model, dtype=options.dtype)
     except SdjaxError as error:
         raise SdjaxError(f"--model: {error}") from None
+    try:
+        for path in options.embedding:
+            sd = sdjax.add_embedding(sd, path)
+    except SdjaxError as error:
+        raise SdjaxError(f"--embedding {error}") from None
     try:
         task = Task(sd, options, image, mask)
         if options.prompts_file:
@@ -279,6 +319,9 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
     settings |= {"height": task.height, "width": task.width, "model": sd.config.name, "weights": digest(sd.params)}
     settings |= {name: digest(np.asarray(task.arguments[name])) for name in ("image", "mask") if name in task.arguments}
+    settings |= {"embeddings": digest(dict(sd.embeddings), repr([*sd.embeddings]))} if sd.embeddings else {}
+    settings |= {"safety_checker": digest(task.checker.params)} if task.checker else {}
+    settings |= {"watermark": True} if options.watermark else {}
     task.sd = replace(sd, params=copy_over(sd.params, devices))
     made = run_batch(
         lambda prompts, seed, progress: task.draw(prompts, progress, seed=seed, num_images=1),

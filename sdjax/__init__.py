@@ -21,12 +21,15 @@ _HOME = {
     "safety": ("load_safety_checker", "check_safety"),
     "sampler": ("samplers",),
 }
+_MODULES = ("watermark",)  # public as they are: sdjax.watermark.embed
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = ["SdjaxError", *_MODULE]
+__all__ = ["SdjaxError", *_MODULE, *_MODULES]
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"sdjax.{name}")
     if name not in _MODULE:
         raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"sdjax.{_MODULE[name]}"), name)

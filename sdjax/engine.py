@@ -25,7 +25,7 @@ from sdjax.prompt import Tokens, group
 from sdjax.sampler import Plan, start
 from sdjax.types import Array, Cond
 
-POSITIONS = 2**13  # latent positions that a device takes at once: 32 pictures of 16 x 16, 2 of 64 x 64
+POSITIONS = 2**13  # latent positions that a device takes at once: 32 pictures of 16 x 16, 2 of 64 x 64; guided by one
 
 
 class Trajectory(NamedTuple):
@@ -64,7 +64,8 @@ def plan_work(sd: StableDiffusion, request: Request) -> list[Work]:
     read, work = dict(zip(prompts, read_prompts(sd, prompts, options.syntax), strict=True)), []
     text = prompt_tower(sd, options.clip_skip)[0]
     for places, tokens, null in group([read[prompt] for prompt in request.prompts], negative, text):
-        size, devices = chunk_size(len(places), request.shape[0] * request.shape[1])
+        called = 1 + tokens.mix.shape[1]  # without a prompt, and with each that AND composes: usually 2
+        size, devices = chunk_size(len(places), request.shape[0] * request.shape[1] * called // 2)
         for first in range(0, len(places), size):
             chosen = np.minimum(np.arange(first, first + size), len(places) - 1)
             part = jax.tree.map(itemgetter(chosen), tokens)

@@ -47,8 +47,8 @@ def describe(arguments: Mapping[str, Any], seed: int, size: tuple[int, int], mod
              source: str | None = None) -> str:
     """The parameters text of one picture of `size` = (width, height) that a task drew with `arguments` from `seed`.
 
-    `arguments`: txt2img's, and img2img's and inpaint's; init_image and mask are their files' names. `model` is the
-    model's name, `source` what sdjax.load was given, where that is another.
+    `arguments`: txt2img's, and img2img's and inpaint's; init_image, mask, safety_checker and embedding, a tuple, are
+    files' names. `model` is the model's name, `source` what sdjax.load was given, where that is another.
     """
     karras = arguments.get("sigmas", "default") == "karras"
     others = {field: value for field, (name, _, default) in OTHERS.items()
@@ -96,7 +96,9 @@ def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _quoted(value: Any) -> str:
-    """7.0 as 7, as the web UI writes it."""
+    """7.0 as 7, as the web UI writes it; of several values, names stand on lines and numbers beside each other."""
+    if isinstance(value, tuple):
+        value = (" " if all(isinstance(one, (int, float)) for one in value) else "\n").join(map(str, value))
     value = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]|^\s|\s$', value) else value
 
@@ -124,6 +126,11 @@ def _size(value: str) -> dict[str, Any]:
     return {"width": int(width), "height": int(height)}
 
 
+def _interval(value: str) -> tuple[float, float]:
+    low, high = map(float, value.split())
+    return low, high
+
+
 #: field -> (argument, type, the value that is not written)
 OTHERS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
     "Eta": ("eta", float, None),
@@ -133,10 +140,14 @@ OTHERS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
     "Variation seed": ("variation_seed", int, 0),
     "Variation seed strength": ("variation_strength", float, 0.0),
     "Guidance rescale": ("guidance_rescale", float, 0.0),
+    "Guidance interval": ("guidance_interval", _interval, None),
+    "Embeddings": ("embedding", lambda value: tuple(value.split("\n")), ()),
     "Denoising strength": ("strength", float, None),
     "Init image": ("init_image", str, None),
     "Mask": ("mask", str, None),
     "Feather": ("feather", float, 0.0),
+    "Safety checker": ("safety_checker", str, None),
+    "Watermark": ("watermark", "True".__eq__, False),
 }
 READERS: dict[str, Callable[[str], dict[str, Any] | None]] = {
     "Steps": lambda value: {"steps": int(value)},

@@ -15,7 +15,7 @@ It needs no more than a denoiser, of whatever kind and shape [B, ...]; all of it
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -154,15 +154,18 @@ def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = Non
         grid = Grid(whole.t[left_out:], whole.sigma[left_out:])
         signal, first = vp(grid.sigma[0])
     rows = sampler.rows(grid) if sampler.eta is None else sampler.rows(grid, sampler.eta if eta is None else float(eta))
-    rows = [row._replace(b=row.b + (0.0,) * (HISTORY - len(row.b))) for row in rows]
-    padding = Row(1.0, 0.0, 0.0, 1.0, (0.0,) * HISTORY, push=False, live=False)
     length = max(32, 1 << (2 * int(steps) - 1).bit_length())
-    rows += [padding] * (length - len(rows))
-    columns = (np.asarray(column) for column in zip(*rows, strict=True))
     levels = np.zeros(length, np.float32)
     levels[:steps] = whole.sigma[:-1]
-    return Plan(np.float32(signal), np.float32(first),
-                Row(*(c if c.dtype == bool else c.astype(np.float32) for c in columns)), levels)
+    return Plan(np.float32(signal), np.float32(first), table(rows, length), levels)
+
+
+def table(rows: Sequence[Row], length: int) -> Row:
+    """Rows as float32 columns [length, ...], in the form that `sample` walks; padded with rows that do nothing."""
+    rows = [row._replace(b=row.b + (0.0,) * (HISTORY - len(row.b))) for row in rows]
+    padding = Row(1.0, 0.0, 0.0, 1.0, (0.0,) * HISTORY, push=False, live=False)
+    columns = (np.asarray(column) for column in zip(*rows, *[padding] * (length - len(rows)), strict=True))
+    return Row(*(column if column.dtype == bool else column.astype(np.float32) for column in columns))
 
 
 def steps_of(strength: float, steps: int) -> int:

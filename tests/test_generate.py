@@ -14,6 +14,7 @@ from sdjax import engine
 from sdjax.errors import SdjaxError
 from sdjax.generate import img2img, inpaint, txt2img
 from sdjax.model import initial_noise
+from sdjax.options import Options, check
 from sdjax.sampler import samplers
 from tests.tiny import tiny
 
@@ -75,6 +76,14 @@ def test_chunks_do_not_show(monkeypatch):
     assert [engine.chunk_size(count, 64)[0] for count in (1, 3, 4, 5, 7)] == [1, 3, 2, 3, 3]
     np.testing.assert_allclose(make(num_images=4), whole, atol=1e-4)
     np.testing.assert_allclose(make(num_images=2, seed=2), whole[2:], atol=1e-4)
+
+
+def test_composed_prompts_go_through_fewer_at_a_time(monkeypatch):
+    monkeypatch.setattr(engine, "POSITIONS", 4 * 64)
+    options = Options(num_images=4)
+    sizes = lambda prompt: [part.length for part in engine.plan_work(tiny(), check(tiny().config, prompt, options))]
+    assert [sizes(prompt) for prompt in ("a", "a AND b", "a AND b AND c", " AND ".join("abcdefgh"))] == [
+        [4], [2, 2], [2, 2], [1] * 4]
 
 
 def test_progress_walks_to_the_same_end():

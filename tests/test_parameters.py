@@ -42,9 +42,11 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
     assert rest == {"Model": "emoji"}
 
 
-def test_all_arguments_come_back():
+@pytest.mark.parametrize("embedding", [("a.pt",), ("b, c.pt", 'd".safetensors')])
+def test_all_arguments_come_back(embedding):
+    several = {"guidance_interval": (0.3, 1e-7), "embedding": embedding, "watermark": True}
     arguments = {"prompt": "a", "negative_prompt": "", "steps": 9, "sampler": "unipc", "guidance_scale": -1e-7,
-                 **{name: kind(3) for name, kind, _ in OTHERS.values()}}
+                 **{name: kind("3") for name, kind, _ in OTHERS.values() if name not in several}, **several}
     found, rest = understand(describe(arguments, 0, (8, 8), "m", "folder, of: models"))
     assert arguments.items() <= found.items() and rest == {"Model": "m", "Source": "folder, of: models"}
     defaults = {name: default for name, _, default in OTHERS.values()}

@@ -257,6 +257,41 @@ def test_generate_grid_and_tasks(script, place, capfd):
     assert (np.asarray(Image.open(again)) == like).all()
 
 
+def test_generate_with_an_embedding_a_checker_and_a_watermark(script, place, capfd, monkeypatch):
+    """All of them are in the picture's text and repeated by --from."""
+    from safetensors.numpy import save_file
+
+    def draw(out, *arguments):
+        assert script("sample/generate.py", "--out", place / out, "--no-cache", *arguments) == 0
+        return sorted((place / out).iterdir())[-1]
+
+    vectors = np.random.default_rng(0).normal(size=(2, CONFIG.text.width)).astype(np.float32)
+    save_file({"applish": vectors}, place / "learned, here.safetensors")
+    short = "an applish", "--model", "model", "--steps", 2, "--sampler", "euler"
+    plain = draw("without", *short)
+    words = "--embedding", "learned, here.safetensors", "--guidance-interval", 0.2, 30, "--guidance-rescale", 0.5
+    changed = draw("with", *short, *words)
+    assert (np.asarray(Image.open(changed)) != np.asarray(Image.open(plain))).any()
+    last = Image.open(changed).text["parameters"].splitlines()[-1]
+    assert last.endswith('Guidance rescale: 0.5, Guidance interval: 0.2 30.0, Embeddings: "learned, here.safetensors"')
+    assert draw("again", "--from", changed).read_bytes() == changed.read_bytes()
+
+    monkeypatch.setattr("sdjax.safety.load_safety_checker", lambda folder: object())  # itself: tests/test_safety.py
+    monkeypatch.setattr("sdjax.safety.check_safety", lambda checker, images: np.arange(len(images)) % 2 == 1)
+    monkeypatch.setattr("sdjax.watermark.PIXELS", 64)
+    monkeypatch.setattr("sdjax.watermark.embed", lambda image, content: image.transpose(0) if content == b"StableDiffu"
+                        b"sionV1" else None)
+    capfd.readouterr()
+    black = draw("safe", *short, "--num-images", 2, "--safety-checker", "folder", "--watermark")
+    first, black = sorted((place / "safe").glob("0*"))
+    assert not np.asarray(Image.open(black)).any()
+    np.testing.assert_array_equal(np.asarray(Image.open(first))[:, ::-1], np.asarray(Image.open(plain)))
+    assert "--safety-checker: 1 of 2 pictures made black" in capfd.readouterr().err
+    assert Image.open(first).text["parameters"].endswith("Safety checker: folder, Watermark: True")
+    again = draw("safer", "--from", first, "--seed", 0)
+    np.testing.assert_array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(first)))
+
+
 GENERATE = {"--model": "model", "--out": "out"}
 TRAIN = {"--model": "model", "--data": "pictures", "--out": "refused", "--batch-size": 8}
 ANY_TRAIN = [
@@ -308,6 +343,12 @@ REFUSED = [
             ({"--grid": "seed=1", "--num-images": 2}, "--grid: with one prompt"),
             ({"--preview": 0}, "--preview 0"),
             ({"--clip-skip": 9}, "--clip-skip 9"),
+            ({"--syntax": "yaml"}, "--syntax 'yaml': one of a1111, plain"),
+            ({"--guidance-interval": "5"}, "--guidance-interval"),
+            ({"--embedding": "none.pt"}, "--embedding none.pt: "),
+            ({"--embedding": "file"}, "--embedding file: "),
+            ({"--safety-checker": "pictures"}, "--safety-checker pictures: "),
+            ({"--watermark": "--no-cache"}, "--watermark: takes 65536 pixels, 256 x 256, and more, these pictures "),
             ({"--coordinator": "x"}, "--coordinator x: needs --prompts-file"),
         ]
     ],
