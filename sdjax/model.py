@@ -21,7 +21,7 @@ from sdjax.config import PRESETS, Config, TextConfig, UNetConfig, VAEConfig
 from sdjax.errors import SdjaxError
 from sdjax.nn.clip import TextTower
 from sdjax.nn.layers import precise
-from sdjax.nn.unet import UNet
+from sdjax.nn.unet import KeysValues, UNet, keys_values
 from sdjax.nn.vae import VAE
 from sdjax.types import Array, Cond, Params
 from sdjax.weights.convert import cast_params
@@ -72,9 +72,18 @@ def text_context(params: Params, tokens: prompt.Tokens, config: TextConfig, dtyp
     return Cond(states.reshape(b, p, k * length, -1), tokens.mix)
 
 
+@partial(jax.jit, static_argnames="dtype")
+def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
+    """UNet parameters, context [..., L, D] -> a context for `unet_output` with its share of the work done."""
+    with precise(dtype):
+        return keys_values(params, context, dtype)
+
+
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def unet_output(params: Params, x: Array, t: Array, context: Array, config: UNetConfig, dtype=FLOAT32) -> Array:
-    """UNet parameters, x [B, h, w, C], t [B], context [B, L, D] -> float32 [B, h, w, 4]: eps or v."""
+def unet_output(params: Params, x: Array, t: Array, context: Array | KeysValues, config: UNetConfig,
+                dtype=FLOAT32) -> Array:
+    """UNet parameters, x [B, h, w, C], t [B], context [B, L, D] or its `context_keys` -> float32 [B, h, w, 4], the raw
+    output."""
     with precise(dtype):
         return UNet(config, dtype).apply({"params": params}, x, t, context)
 

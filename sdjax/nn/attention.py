@@ -1,7 +1,13 @@
-"""Attention: the one formula, and the transformer blocks of the UNet.
+"""Attention: the one formula, how each backend computes it, and the transformer blocks of the UNet.
 
-softmax(q k^T / sqrt(d)) v (arXiv 1706.03762) with float32 logits and softmax.
+softmax(q k^T / sqrt(d)) v (arXiv 1706.03762) with float32 logits and softmax. The T x S logits of a head are what
+costs: 268 million of them in one layer at 512 px, batch 2. `attention` looks up in TABLE how a backend avoids them.
 """
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,23 +16,151 @@ import jax.numpy as jnp
 from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm
 from sdjax.types import Array
 
+Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them
+
 
 def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, upcast: bool = False) -> Array:
     """q [B, T, C], k and v [B, S, C], split into `heads` -> [B, T, C]. `causal`: row i sees columns <= i.
 
-    `upcast` multiplies q k^T in float32 inputs; the softmax is always float32.
+    `upcast` multiplies q k^T in float32 inputs; logits and softmax are always float32.
+    Traced once for all backends: the one that the program is lowered for takes its own way (`choose`).
     """
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)
-    q, k, v = split(q), split(k), split(v)
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
+    size = Size(q.shape[0] * heads, q.shape[1], k.shape[1], q.shape[3], q.dtype, causal)
+    chosen = {platform: choose(platform, size) for platform in TABLE}
+    ways = {way: partial(way, causal=causal, upcast=upcast) for way in chosen.values()}
+    if len(ways) == 1:
+        y = ways[chosen["default"]](q, k, v)
+    else:
+        y = jax.lax.platform_dependent(q, k, v, **{platform: ways[way] for platform, way in chosen.items()})
+    return y.reshape(*q.shape[:2], -1)
+
+
+# ---- the ways: q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D]
+
+
+def plain(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """The formula as it stands, with all logits in memory."""
     if upcast:
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum("bthd,bshd->bhts", q * scale, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if causal:
-        mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        logits = jnp.where(mask, logits, -jnp.inf)
+        logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, v).reshape(*q.shape[:2], -1)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**20) -> Array:
+    """Some rows of some heads at a time, at most about `most` logits, computed again in the backward pass."""
+    assert not causal
+    (b, t, h, d), s = q.shape, k.shape[1]
+    scale = d**-0.5
+    if upcast:
+        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    q, k, v = (x.swapaxes(1, 2).reshape(b * h, x.shape[1], d) for x in (q, k, v))
+    count = math.ceil(t * s / most)
+    rows = math.ceil(t / count)
+
+    @jax.checkpoint
+    def block(q: Array, k: Array, v: Array) -> Array:
+        logits = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
+        weights = jnp.exp(scale * (logits - logits.max(-1, keepdims=True)))
+        y = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+    def head(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        q = jnp.pad(q, ((0, count * rows - t), (0, 0))).reshape(count, rows, d)
+        return jax.lax.map(lambda q: block(q, k, v), q).reshape(-1, d)[:t]
+
+    y = jax.lax.map(head, (q, k, v), batch_size=max(1, most // (t * s)))
+    return y.reshape(b, h, t, d).swapaxes(1, 2)
+
+
+def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """`blocked` for accelerators, which small blocks would leave idle."""
+    return blocked(q, k, v, causal, upcast, most=2**25)
+
+
+def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """cuDNN's flash attention (arXiv 2307.08691) on NVIDIA GPUs; its logits are float32."""
+    try:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    except (RuntimeError, NotImplementedError):  # no cuDNN here, or heads too wide for this GPU: only JAX's own
+        return blocked_large(q, k, v, causal, upcast)  # checks know, and they only raise
+
+
+def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """JAX's Pallas flash attention for TPUs; its logits are float32.
+
+    Lengths are padded to tiles. Padded keys get weight 0 through one more feature, 1 in q and very negative in them.
+    """
+    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
+
+    assert not causal
+    (_, t, _, d), s = q.shape, k.shape[1]
+    scale, lanes = d**-0.5, 128
+    t_block, t_padded = tile(t, 512)
+    s_block, s_padded = tile(s, 1024 if d <= lanes else 512)
+    width = d + (s_padded > s)
+    width = width if width <= lanes else math.ceil(width / lanes) * lanes
+    first = lambda x, length: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, length - x.shape[1]), (0, width - d)))
+    q, k, v = first(q, t_padded), first(k, s_padded), first(v, s_padded)
+    if s_padded > s:
+        q, k = q.at[..., d].set(1), k.at[..., s:, d].set(-1e30)
+    whole = s_padded * math.ceil(width / lanes) * lanes * k.dtype.itemsize <= 2**20  # keys that stay on the chip
+    sizes = BlockSizes(
+        block_b=1, block_q=t_block, block_k_major=s_padded if whole else s_block, block_k=s_block,
+        block_q_major_dkv=t_block, block_k_major_dkv=s_block, block_k_dkv=s_block, block_q_dkv=t_block,
+        block_k_major_dq=s_block, block_k_dq=s_block, block_q_dq=t_block)
+    y = flash_attention(q, k, v, sm_scale=scale, block_sizes=sizes)
+    return y[:, :, :t, :d].swapaxes(1, 2)
+
+
+def tile(length: int, most: int) -> tuple[int, int]:
+    """A block of at most `most`, a multiple of 128, and the length padded to whole blocks."""
+    count = math.ceil(length / most)
+    block = math.ceil(length / count / 128) * 128
+    return block, count * block
+
+
+# ---- which way
+
+
+class Size(NamedTuple):
+    """What the choice hangs on."""
+
+    heads: int  # times batch
+    t: int
+    s: int
+    width: int  # of a head
+    dtype: jnp.dtype
+    causal: bool
+
+    @property
+    def logits(self) -> int:
+        return self.heads * self.t * self.s
+
+
+HALF = (jnp.bfloat16, jnp.float16)
+ALWAYS = lambda size: True
+
+#: platform -> (way, when it is right): the first that fits. Causal attention is the text towers', 77 tokens: `plain`.
+TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
+    "cpu": ((plain, lambda size: size.causal or size.t * size.s <= 2**14), (blocked, ALWAYS)),
+    "cuda": ((cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256),
+             (plain, lambda size: size.causal or size.logits <= 2**23),
+             (blocked_large, ALWAYS)),
+    "tpu": ((plain, lambda size: size.causal or size.logits <= 2**20),
+            (flash, lambda size: size.dtype != jnp.float16),
+            (blocked_large, ALWAYS)),
+    "default": ((plain, lambda size: size.causal or size.logits <= 2**23), (blocked_large, ALWAYS)),
+}
+
+
+def choose(platform: str, size: Size) -> Callable:
+    """The first way of the platform's row in TABLE that fits."""
+    return next(way for way, fits in TABLE[platform] if fits(size))
 
 
 def attention_weights(q: Array, k: Array, heads: int) -> Array:
@@ -46,13 +180,14 @@ class Attention(nn.Module):
     upcast: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """x: [B, T, C]; context: [B, S, D] or None -> [B, T, C]."""
+    def __call__(self, x: Array, context: Context | None = None) -> Array:
+        """x: [B, T, C]; context: [B, S, D], its keys and values [B, S, C] each, or None -> [B, T, C]."""
         watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
         context = x if context is None else context
         width = x.shape[-1]
         project = lambda name: nn.Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)
-        q, k, v = project("q")(x), project("k")(context), project("v")(context)
+        k, v = context if isinstance(context, tuple) else (project("k")(context), project("v")(context))
+        q = project("q")(x)
         if watched:
             self.sow("maps", "weights", attention_weights(q, k, self.heads))
         y = attention(q, k, v, self.heads, self.causal, self.upcast)
@@ -67,7 +202,7 @@ class TransformerBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, context: Array) -> Array:
+    def __call__(self, x: Array, context: Context) -> Array:
         attend = lambda name: Attention(self.heads, False, self.dtype, upcast=self.upcast, name=name)
         x = x + attend("self")(LayerNorm(name="norm1")(x))
         x = x + attend("cross")(LayerNorm(name="norm2")(x), context)
@@ -85,7 +220,7 @@ class SpatialTransformer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, context: Array) -> Array:
+    def __call__(self, x: Array, context: Context) -> Array:
         channels = x.shape[-1]
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = nn.Dense(channels, dtype=self.dtype, name="proj_in")(h)

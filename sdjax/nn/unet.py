@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from sdjax.config import UNetConfig
 from sdjax.nn.attention import SpatialTransformer
 from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3, timestep_embedding, upsample_nearest
-from sdjax.types import Array
+from sdjax.types import Array, Params
+
+KeysValues = dict[str, tuple[Array, Array]]  # a cross-attention's keys and values, [B, L, C] each
+
+
+def keys_values(params: Params, context: Array, dtype: jnp.dtype) -> KeysValues:
+    """UNet parameters, context [B, L, D] -> what every cross-attention projects it to, once for all steps of a walk."""
+    project = lambda kernel: jnp.dot(context.astype(dtype), kernel.astype(dtype))
+    crosses = {name: part["block"]["cross"] for name, part in params.items() if "block" in part}
+    return {name: (project(cross["k"]["kernel"]), project(cross["v"]["kernel"])) for name, cross in crosses.items()}
 
 
 class UNet(nn.Module):
@@ -19,8 +28,11 @@ class UNet(nn.Module):
     remat: bool = False  # keep each block's input alone for the backward pass and compute the rest again
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, context: Array) -> Array:
-        """x [B, h, w, in_channels], t [B], context [B, L, context_dim] -> float32 [B, h, w, out_channels]."""
+    def __call__(self, x: Array, t: Array, context: Array | KeysValues) -> Array:
+        """x [B, h, w, in_channels], t [B], context [B, L, context_dim] -> float32 [B, h, w, out_channels].
+
+        context may be the `keys_values` of such states instead.
+        """
         config, dtype = self.config, self.dtype
         levels = range(len(config.channels))
         blocks = ResBlock, SpatialTransformer
@@ -32,13 +44,13 @@ class UNet(nn.Module):
 
         def attend(name, h, level):
             block = Transformer(config.heads[level], config.groups, config.upcast_attention, dtype, name=name)
-            return block(h, context)
+            return block(h, context[name] if isinstance(context, dict) else context)
 
         width = 4 * config.channels[0]
         time = timestep_embedding(t, config.channels[0])
         time = nn.Dense(width, dtype=jnp.float32, name="time_in")(time)
         time = nn.Dense(width, dtype=jnp.float32, name="time_out")(nn.silu(time))
-        context = context.astype(dtype)
+        context = context if isinstance(context, dict) else context.astype(dtype)
 
         h = conv3x3(config.channels[0], "conv_in", dtype)(x.astype(dtype))
         skips = [h]

@@ -1,0 +1,150 @@
+"""Every way of attention against the formula, for the shapes that the presets use, and what each backend chooses."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.experimental.pallas import tpu as pltpu
+
+from sdjax.config import EMOJI, SD15, SD21, SD21_BASE, Config
+from sdjax.nn import attention as module
+from sdjax.nn.attention import TABLE, Size, attention, blocked, choose, cudnn, flash, plain
+
+F32 = jnp.dtype("float32")
+
+
+def shapes(config: Config) -> set[tuple[int, int, int, int]]:
+    """(heads, T, S, width of a head) of every attention but the text tower's, a picture at the model's own size."""
+    latent = config.size // config.vae.factor
+    found = {(1, latent**2, latent**2, config.vae.channels[-1])}
+    levels = [i for i, attends in enumerate(config.unet.attention) if attends] + [len(config.unet.channels) - 1]
+    for level in levels:
+        t, heads = (latent >> level) ** 2, config.unet.heads[level]
+        found |= {(heads, t, s, config.unet.channels[level] // heads) for s in (t, config.text.length)}
+    return found
+
+
+ALL = sorted({shape for config in (SD15, SD21_BASE, SD21, EMOJI) for shape in shapes(config)})
+
+
+def draw(t, s, width, seed=0, dtype=np.float32):
+    """q and k large enough that some weights are near 1."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(1, length, 1, width)) for length in (t, s, s))
+    return tuple(jnp.asarray(x, dtype) for x in (1.5 * q, 1.5 * k, v))
+
+
+def formula(q, k, v):
+    """In float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    logits = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v)
+
+
+def gradients(way, qkv, seed, rows):
+    """Of sum(seed * y) over the first `rows` rows alone."""
+    return jax.grad(lambda qkv: (seed * way(*qkv)[:, :rows]).sum())(qkv)
+
+
+def error(a, b):
+    return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max() / np.abs(np.asarray(b)).max())
+
+
+@pytest.mark.parametrize("_, t, s, width", ALL)
+def test_this_backend_computes_the_formula(_, t, s, width):
+    """Forward and backward. Rows do not know each other: 1,024 of them are enough, 256 of which are checked."""
+    t = min(t, 1024)
+    q, k, v = draw(t, s, width)
+    rows = min(t, 256)
+    one = jax.jit(lambda q, k, v: attention(*(x[:, :, 0] for x in (q, k, v)), heads=1)[:, :, None])
+    assert error(one(q, k, v)[:, -rows:], formula(q[:, -rows:], k, v)) < 5e-6
+    seed = draw(rows, 1, width, seed=1)[0]
+    ours, theirs = gradients(one, (q, k, v), seed, rows), gradients(plain, (q[:, :rows], k, v), seed, rows)
+    assert error(ours[0][:, :rows], theirs[0]) < 5e-6 and not np.any(ours[0][:, rows:])
+    assert error(ours[1], theirs[1]) < 5e-6 and error(ours[2], theirs[2]) < 5e-6
+
+
+@pytest.mark.parametrize("t, s, most", [(100, 77, 1000), (7, 300, 100), (64, 64, 2**14), (33, 5, 1)])
+@pytest.mark.parametrize("dtype, limit", [(np.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_blocks_of_any_size(t, s, most, dtype, limit):
+    qkv = [jnp.concatenate([x, x[:, ::-1]], 2).repeat(2, 0) for x in draw(t, s, 8, dtype=dtype)]
+    assert error(blocked(*qkv, most=most), formula(*qkv)) < limit
+    seed = draw(t, 1, 8)[0]
+    for ours, theirs in zip(gradients(lambda *x: blocked(*x, most=most), qkv, seed, t), gradients(plain, qkv, seed, t),
+                            strict=True):
+        assert error(ours, theirs) < 2 * limit
+
+
+@pytest.mark.parametrize("t, s, width", [(200, 77, 40), (128, 256, 128), (96, 154, 160), (130, 128, 64)])
+def test_the_tpu_kernel_is_padded_right(t, s, width):
+    """In Pallas' interpreter."""
+    qkv = [jnp.concatenate([x, x[:, ::-1]], 2) for x in draw(t, s, width)]
+    with pltpu.force_tpu_interpret_mode():
+        assert error(flash(*qkv), formula(*qkv)) < 2e-6
+
+
+def test_the_tpu_kernel_has_the_right_gradient():
+    qkv = draw(200, 77, 40)
+    seed = draw(200, 1, 40)[0]
+    with pltpu.force_tpu_interpret_mode():
+        ours = gradients(flash, qkv, seed, 200)
+    for a, b in zip(ours, gradients(plain, qkv, seed, 200), strict=True):
+        assert error(a, b) < 5e-6
+
+
+def test_causal_rows_see_what_is_before_them():
+    q, k, v = (x[:, :, 0] for x in draw(77, 77, 16))
+    y = attention(q, k, v, 2, causal=True)
+    np.testing.assert_allclose(y[:, :40], attention(q[:, :40], k[:, :40], v[:, :40], 2, causal=True), atol=1e-6)
+    np.testing.assert_allclose(y[:, -1], attention(q, k, v, 2)[:, -1], atol=1e-6)
+
+
+def test_upcast_is_float32_arithmetic():
+    q, k, v = (x[:, :, 0] for x in draw(8, 8, 8, dtype=jnp.float16))
+    hot = attention(40 * q, 40 * k, v, 1, upcast=True)
+    assert hot.dtype == jnp.float16 and np.isfinite(np.asarray(hot)).all()
+
+
+@pytest.mark.parametrize("platform", TABLE)
+@pytest.mark.parametrize("dtype", [F32, jnp.dtype("bfloat16"), jnp.dtype("float16")])
+def test_all_logits_are_never_held_at_512_pixels(platform, dtype):
+    for heads, t, s, width in ALL:
+        for batch in (2, 16):
+            size = Size(batch * heads, t, s, width, dtype, False)
+            assert choose(platform, size) is not plain or size.logits <= 2**23
+    assert choose(platform, Size(2 * 12, 77, 77, 64, dtype, True)) in (plain, cudnn)
+
+
+def test_what_each_backend_takes():
+    wide, half = Size(2, 4096, 4096, 512, F32, False), Size(16, 4096, 4096, 40, jnp.dtype("bfloat16"), False)
+    assert choose("cuda", half) is cudnn and choose("tpu", half) is flash and choose("cpu", half) is blocked
+    assert choose("cuda", wide) is choose("default", wide) is module.blocked_large and choose("tpu", wide) is flash
+    assert choose("cuda", half._replace(width=512)) is module.blocked_large
+
+
+def lowered(platform, dtype, width=40):
+    x = jax.ShapeDtypeStruct((2, 1024, 8 * width), dtype)
+    loss = lambda q, k, v: attention(q, k, v, 8).astype(jnp.float32).sum()
+    return export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform],
+                         disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in CUDNN])(x, x, x)
+
+
+CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+
+
+def test_programs_lower_for_other_backends(monkeypatch):
+    """cuDNN itself is absent here: JAX is told a version, and what it lowers to is looked at."""
+    from jax._src.cudnn import fused_attention_stablehlo as checks
+
+    calls = lambda exported: set(re.findall(r"custom_call @([\w$]+)", exported.mlir_module()))
+    assert "tpu_custom_call" in calls(lowered("tpu", jnp.bfloat16))
+    assert "tpu_custom_call" in calls(lowered("tpu", jnp.float32))
+    assert not calls(lowered("cpu", jnp.bfloat16)) & {"tpu_custom_call", *CUDNN}
+    monkeypatch.setattr(checks, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
+    assert not calls(lowered("cuda", jnp.float32)) & set(CUDNN)
+    assert calls(lowered("cuda", jnp.bfloat16)) >= set(CUDNN)

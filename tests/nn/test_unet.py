@@ -1,0 +1,29 @@
+"""What the UNet's shortcuts leave as it was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.model import context_keys, unet_output
+from tests.narrow import NARROW, random_params
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_may_come_ready_made(dtype):
+    config, params, dtype = NARROW.unet, random_params(NARROW.unet), jnp.dtype(dtype)
+    rng = np.random.default_rng(0)
+    x, context = rng.normal(size=(2, 8, 8, 4)).astype(np.float32), rng.normal(size=(2, 5, 24)).astype(np.float32)
+    ready = context_keys(params, context, dtype)
+    crosses = {name for name, part in params.items() if "block" in part}
+    assert set(ready) == crosses and len(crosses) == 11
+    out = [unet_output(params, x, jnp.ones(2), c, config, dtype) for c in (context, ready)]
+    np.testing.assert_allclose(*out, atol=1e-6 if dtype == jnp.float32 else 0.01)
+    assert np.abs(out[0] - unet_output(params, x, jnp.ones(2), 2 * context, config, dtype)).max() > 1e-3
+
+
+def test_keys_and_values_of_composed_prompts():
+    """Any axes before the tokens: [B, P, L, D]."""
+    context = np.random.default_rng(0).normal(size=(2, 3, 5, 24)).astype(np.float32)
+    ready = context_keys(random_params(NARROW.unet), context)
+    assert {leaf.shape[:3] for leaf in jax.tree.leaves(ready)} == {(2, 3, 5)}
