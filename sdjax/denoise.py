@@ -16,6 +16,7 @@ of a table over steps, `in_interval` another of a number.
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, re
     """
     mix, conds = cond.mix, [cond]
     if mix is not None:
-        conds = [cond._replace(context=cond.context[:, i], mix=None) for i in range(mix.shape[1])]
+        conds = [Cond(jax.tree.map(itemgetter((slice(None), i)), cond.context)) for i in range(mix.shape[1])]
     everything = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), uncond, *conds)
 
     def guide(x: Array, sigma: Array, scale: Array) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from sdjax import stages
 from sdjax.config import Config
 from sdjax.image import feather_masks, pixels_to_pil
-from sdjax.model import StableDiffusion, prompt_tower, read_prompts, text_context
+from sdjax.model import StableDiffusion, context_keys, prompt_tower, read_prompts, text_context
 from sdjax.options import Request
 from sdjax.parallel import copy_over, split_over
 from sdjax.prompt import Tokens, group
@@ -132,6 +132,8 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
     text, vectors = prompt_tower(sd, options.clip_skip)
     cond, uncond = (text_context(params["text"], side, text, sd.dtype, vectors) for side in (chunk.tokens, negative))
     uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
+    cond, uncond = (side._replace(context=context_keys(params["unet"], side.context, sd.dtype))
+                    for side in (cond, uncond))  # once for all steps
     draws = stages.image_draws(chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength),
                                stream)
     noise = stages.draw(draws, request.shape, chunk.noise)

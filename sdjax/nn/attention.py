@@ -12,6 +12,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm
 from sdjax.types import Array
@@ -77,9 +79,18 @@ def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = F
     return y.reshape(b, h, t, d).swapaxes(1, 2)
 
 
-def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
-    """`blocked` for accelerators, which small blocks would leave idle."""
-    return blocked(q, k, v, causal, upcast, most=2**25)
+def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False,
+                  most: int = 2**25) -> Array:
+    """Some rows of all heads at a time, for accelerators: small blocks would leave them idle, and blocks of heads would
+    not lie where XLA has split the batch over devices."""
+    assert not causal
+    (b, t, h, d), s = q.shape, k.shape[1]
+    count = math.ceil(b * h * t * s / most)
+    rows = math.ceil(t / count)
+    q = jnp.pad(q, ((0, 0), (0, count * rows - t), (0, 0), (0, 0))).reshape(b, count, rows, h, d)
+    block = jax.checkpoint(partial(plain, upcast=upcast))
+    y = jax.lax.map(lambda q: block(q, k, v), q.swapaxes(0, 1))
+    return y.swapaxes(0, 1).reshape(b, count * rows, h, d)[:, :t]
 
 
 def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
@@ -90,14 +101,47 @@ def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = Fal
         return blocked_large(q, k, v, causal, upcast)  # checks know, and they only raise
 
 
-def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
-    """JAX's Pallas flash attention for TPUs; its logits are float32.
+def split_by_batch(function: Callable, rule: str) -> Callable:
+    """`function`, which on a mesh each device computes for its part of the batch: XLA cannot split Pallas' kernels.
 
-    Lengths are padded to tiles. Padded keys get weight 0 through one more feature, 1 in q and very negative in them.
+    rule: its arrays' axes as `custom_partitioning` takes them, the first array "b t h d", all with the batch "b" first.
+    """
+    def partition(mesh, arguments, results):
+        spec = PartitionSpec(*arguments[0].sharding.spec[:1])
+        place = lambda tree: jax.tree.map(lambda _: NamedSharding(mesh, spec), tree)
+        return mesh, function, place(results), place(arguments)
+
+    split = custom_partitioning(function)
+    split.def_partition(partition, sharding_rule=rule, need_replication_factors=("t", "h", "d", "s"))
+    return split
+
+
+def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """JAX's Pallas flash attention for TPUs; its logits are float32, and computed again in the backward pass."""
+    assert not causal
+    return flash_split(q, k, v)
+
+
+@jax.custom_vjp
+def flash_split(q: Array, k: Array, v: Array) -> Array:
+    return split_by_batch(flash_padded, "b t h d, b s h d, b s h d -> b t h d")(q, k, v)
+
+
+def flash_gradients(q: Array, k: Array, v: Array, dy: Array) -> tuple[Array, Array, Array]:
+    return jax.vjp(flash_padded, q, k, v)[1](dy)
+
+
+flash_split.defvjp(
+    lambda *qkv: (flash_split(*qkv), qkv),
+    lambda qkv, dy: split_by_batch(flash_gradients, "b t h d, b s h d, b s h d, b t h d -> b t h d, b s h d, b s h d")(
+        *qkv, dy))
+
+
+def flash_padded(q: Array, k: Array, v: Array) -> Array:
+    """Lengths are padded to tiles. Padded keys get weight 0 through one more feature, 1 in q and very negative in them.
     """
     from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
 
-    assert not causal
     (_, t, _, d), s = q.shape, k.shape[1]
     scale, lanes = d**-0.5, 128
     t_block, t_padded = tile(t, 512)

@@ -1,6 +1,9 @@
 """Every way of attention against the formula, for the shapes that the presets use, and what each backend chooses."""
 
 import re
+import subprocess
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -11,8 +14,7 @@ from jax import export
 from jax.experimental.pallas import tpu as pltpu
 
 from sdjax.config import EMOJI, SD15, SD21, SD21_BASE, Config
-from sdjax.nn import attention as module
-from sdjax.nn.attention import TABLE, Size, attention, blocked, choose, cudnn, flash, plain
+from sdjax.nn.attention import TABLE, Size, attention, blocked, blocked_large, choose, cudnn, flash, flash_padded, plain
 
 F32 = jnp.dtype("float32")
 
@@ -48,17 +50,17 @@ def formula(q, k, v):
 
 def gradients(way, qkv, seed, rows):
     """Of sum(seed * y) over the first `rows` rows alone."""
-    return jax.grad(lambda qkv: (seed * way(*qkv)[:, :rows]).sum())(qkv)
+    return jax.jit(jax.grad(lambda qkv: (seed * way(*qkv)[:, :rows]).sum()))(qkv)
 
 
 def error(a, b):
     return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max() / np.abs(np.asarray(b)).max())
 
 
-@pytest.mark.parametrize("_, t, s, width", ALL)
-def test_this_backend_computes_the_formula(_, t, s, width):
-    """Forward and backward. Rows do not know each other: 1,024 of them are enough, 256 of which are checked."""
-    t = min(t, 1024)
+@pytest.mark.parametrize("t, s, width", sorted({shape[1:] for shape in ALL}))
+def test_this_backend_computes_the_formula(t, s, width):
+    """Forward and backward. Rows do not know each other: two blocks of them are enough, 256 rows are checked."""
+    t = min(t, 2**21 // s)
     q, k, v = draw(t, s, width)
     rows = min(t, 256)
     one = jax.jit(lambda q, k, v: attention(*(x[:, :, 0] for x in (q, k, v)), heads=1)[:, :, None])
@@ -69,13 +71,14 @@ def test_this_backend_computes_the_formula(_, t, s, width):
     assert error(ours[1], theirs[1]) < 5e-6 and error(ours[2], theirs[2]) < 5e-6
 
 
+@pytest.mark.parametrize("way", [blocked, blocked_large])
 @pytest.mark.parametrize("t, s, most", [(100, 77, 1000), (7, 300, 100), (64, 64, 2**14), (33, 5, 1)])
 @pytest.mark.parametrize("dtype, limit", [(np.float32, 2e-6), (jnp.bfloat16, 2e-2)])
-def test_blocks_of_any_size(t, s, most, dtype, limit):
+def test_blocks_of_any_size(way, t, s, most, dtype, limit):
     qkv = [jnp.concatenate([x, x[:, ::-1]], 2).repeat(2, 0) for x in draw(t, s, 8, dtype=dtype)]
-    assert error(blocked(*qkv, most=most), formula(*qkv)) < limit
+    assert error(jax.jit(partial(way, most=most))(*qkv), formula(*qkv)) < limit
     seed = draw(t, 1, 8)[0]
-    for ours, theirs in zip(gradients(lambda *x: blocked(*x, most=most), qkv, seed, t), gradients(plain, qkv, seed, t),
+    for ours, theirs in zip(gradients(partial(way, most=most), qkv, seed, t), gradients(plain, qkv, seed, t),
                             strict=True):
         assert error(ours, theirs) < 2 * limit
 
@@ -85,14 +88,14 @@ def test_the_tpu_kernel_is_padded_right(t, s, width):
     """In Pallas' interpreter."""
     qkv = [jnp.concatenate([x, x[:, ::-1]], 2) for x in draw(t, s, width)]
     with pltpu.force_tpu_interpret_mode():
-        assert error(flash(*qkv), formula(*qkv)) < 2e-6
+        assert error(jax.jit(flash_padded)(*qkv), formula(*qkv)) < 2e-6
 
 
 def test_the_tpu_kernel_has_the_right_gradient():
     qkv = draw(200, 77, 40)
     seed = draw(200, 1, 40)[0]
     with pltpu.force_tpu_interpret_mode():
-        ours = gradients(flash, qkv, seed, 200)
+        ours = gradients(flash_padded, qkv, seed, 200)
     for a, b in zip(ours, gradients(plain, qkv, seed, 200), strict=True):
         assert error(a, b) < 5e-6
 
@@ -123,8 +126,8 @@ def test_all_logits_are_never_held_at_512_pixels(platform, dtype):
 def test_what_each_backend_takes():
     wide, half = Size(2, 4096, 4096, 512, F32, False), Size(16, 4096, 4096, 40, jnp.dtype("bfloat16"), False)
     assert choose("cuda", half) is cudnn and choose("tpu", half) is flash and choose("cpu", half) is blocked
-    assert choose("cuda", wide) is choose("default", wide) is module.blocked_large and choose("tpu", wide) is flash
-    assert choose("cuda", half._replace(width=512)) is module.blocked_large
+    assert choose("cuda", wide) is choose("default", wide) is blocked_large and choose("tpu", wide) is flash
+    assert choose("cuda", half._replace(width=512)) is blocked_large
 
 
 def lowered(platform, dtype, width=40):
@@ -148,3 +151,36 @@ def test_programs_lower_for_other_backends(monkeypatch):
     monkeypatch.setattr(checks, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
     assert not calls(lowered("cuda", jnp.float32)) & set(CUDNN)
     assert calls(lowered("cuda", jnp.bfloat16)) >= set(CUDNN)
+
+
+def test_kernels_are_split_over_devices_by_batch():
+    """What stands in for the kernel sees a quarter of the batch on each of four devices; the kernel lowers for four."""
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from sdjax.nn import attention
+mesh = Mesh(np.array(jax.devices()), "data")
+split = NamedSharding(mesh, PartitionSpec("data"))
+loss = lambda q, k, v: attention.flash(q, k, v).astype(jnp.float32).sum()
+both = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=split)
+shape = jax.ShapeDtypeStruct((8, 256, 2, 40), jnp.bfloat16)
+lowered = both.trace(shape, shape, shape).lower(lowering_platforms=("tpu",)).as_text()
+assert "CustomSPMDPartitioning" in lowered
+seen = []
+def stand_in(q, k, v):
+    seen.append(q.shape)
+    return attention.plain(q, k, v)
+attention.flash_padded = stand_in
+both = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=split)
+q, k, v = (jax.random.normal(jax.random.key(i), (8, 16, 2, 8)) for i in range(3))
+value, grads = both(q, k, v)
+assert (2, 16, 2, 8) in seen, seen
+wanted, wanted_grads = jax.value_and_grad(lambda *qkv: attention.plain(*qkv).sum(), (0, 1, 2))(q, k, v)
+np.testing.assert_allclose(value, wanted, rtol=1e-5)
+for a, b in zip(grads, wanted_grads):
+    assert a.sharding.is_equivalent_to(split, 4)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
