@@ -95,8 +95,9 @@ def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bo
 
 def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
     """cuDNN's flash attention (arXiv 2307.08691) on NVIDIA GPUs; its logits are float32."""
+    assert not causal
     try:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     except (RuntimeError, NotImplementedError):  # no cuDNN here, or heads too wide for this GPU: only JAX's own
         return blocked_large(q, k, v, causal, upcast)  # checks know, and they only raise
 
@@ -192,8 +193,9 @@ ALWAYS = lambda size: True
 #: platform -> (way, when it is right): the first that fits. Causal attention is the text towers', 77 tokens: `plain`.
 TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
     "cpu": ((plain, lambda size: size.causal or size.t * size.s <= 2**14), (blocked, ALWAYS)),
-    "cuda": ((cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256),
-             (plain, lambda size: size.causal or size.logits <= 2**23),
+    "cuda": ((plain, lambda size: size.causal),
+             (cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256),
+             (plain, lambda size: size.logits <= 2**23),
              (blocked_large, ALWAYS)),
     "tpu": ((plain, lambda size: size.causal or size.logits <= 2**20),
             (flash, lambda size: size.dtype != jnp.float16),
