@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def run(main: Callable[[Options], None], options: type[Options],
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     parsed = parse(options, main.__doc__ or "")
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         if defaults and (default := defaults(parsed)) is not None:
             parsed = parse(options, main.__doc__ or "", default)
@@ -48,6 +50,9 @@ def run(main: Callable[[Options], None], options: type[Options],
         refuse(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        for name, handler in handlers.items():  # training sets its own
+            signal.signal(name, handler)
 
 
 def refuse(message: str) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     """
     start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
     check_folder(options.out)
+    leave_on_signals(options.out)
     check_batch_size(options.batch_size)
     export = options.out / "export"
     if export.exists() and not (export / "model_index.json").is_file():
@@ -162,17 +164,17 @@ class _Loop:
                     extra = {"validation_loss": self.validate(validation)} if validate else {}
                     stopping |= self.settle(*waiting, extra)
                     waiting = None
-                if save:
-                    notes = {"options": json.loads(json.dumps(dataclasses.asdict(options), default=str)),
-                             "examples": step * options.examples}
-                    run.save(step, layout.fetch(self.state, everywhere=False), notes)
-                if stopping:
-                    run.preempted(step)
-                    raise SystemExit(0)
-                if draw:
+                if draw and not stopping:  # before the checkpoint, after which a restart would not come here again
                     drawn = layout.fetch(trained_params(self.state), everywhere=False)
                     if is_primary():
                         on_sample(step, drawn, run)
+                if save:
+                    run.save(step, layout.fetch(self.state, everywhere=False), {"examples": step * options.examples})
+                if stopping:
+                    run.preempted(step)
+                    raise SystemExit(0)
+        if self.start >= options.steps:
+            run.start(self.start)  # nothing was left to do
         return layout.fetch(trained_params(self.state))
 
     def begin(self, batch: Any) -> None:
@@ -228,6 +230,18 @@ def export(options: TrainOptions, sd: StableDiffusion) -> None:
     if is_primary():
         save(sd, options.out / "export")
         print(options.out / "export")
+
+
+def leave_on_signals(out: Path) -> None:
+    """Before and after the steps there is nothing to save: SIGTERM and SIGINT leave at once, as they do then."""
+
+    def leave(*_):
+        if is_primary():
+            (out / "PREEMPTED").write_text("stopped by a signal before or after the steps; nothing is lost\n")
+        raise SystemExit(0)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, leave)
 
 
 class _StopFlag:

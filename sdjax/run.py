@@ -39,7 +39,7 @@ class Run:
         check_folder(self.folder)
         self._lock = _lock(self.folder)
         self._clean()
-        settings = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+        self.settings = settings = json.loads(json.dumps(dataclasses.asdict(options), default=str))
         path = self.folder / "config.json"
         if self.checkpoints.steps() and path.is_file():  # a run that goes on keeps the settings it was started with
             _report_changes(self.folder, path, settings)
@@ -79,7 +79,7 @@ class Run:
         if self.primary:
             with contextlib.suppress(FileNotFoundError), open(self.folder / "metrics.jsonl", "rb") as file:
                 os.fsync(file.fileno())
-            self.checkpoints.save(step, state, notes)
+            self.checkpoints.save(step, state, {"options": self.settings} | (notes or {}))
 
     def log(self, step: int, metrics: dict[str, Any], images: int, notes: dict[str, Any] | None = None) -> dict:
         """Appends a line to metrics.jsonl. Floats are float32 written so that they read back to the same bits.

@@ -35,4 +35,4 @@ class Batch(NamedTuple):
 
     moments: Array  # [B, h, w, 8]: the VAE posterior's mean and log variance, unscaled
     context: Array  # [B, L, D] text states
-    index: Array  # [B] int32
+    index: Array  # [B] uint32

@@ -1,13 +1,25 @@
 """Losses against their formulas, and draws that belong to the example."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sdjax.config import ScheduleConfig
-from sdjax.loss import clip_contrastive, drop_captions, gaussian_kl, noise_batch, posterior_sample, reconstruction
+from sdjax.loss import (
+    clip_contrastive,
+    diffusion_loss,
+    drop_captions,
+    gaussian_kl,
+    noise_batch,
+    posterior_sample,
+    reconstruction,
+)
 from sdjax.schedule import make_schedule
+from sdjax.types import Batch
+from tests.narrow import NARROW, random_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ABAR = jnp.asarray(make_schedule(ScheduleConfig()).alphas_cumprod, jnp.float32)
@@ -130,6 +142,25 @@ def test_posterior_sample_and_kl_in_closed_form():
     np.testing.assert_allclose(gaussian_kl(mean, logvar), ((mean**2 + sigma**2 - 1) / 2 - np.log(sigma)).sum((1, 2, 3)),
                                rtol=1e-4)
     assert (gaussian_kl(jnp.zeros((2, 2, 2, 4)), jnp.zeros((2, 2, 2, 4))) == 0).all()
+
+
+def test_remat_and_bfloat16_change_no_more_than_they_say():
+    """remat: the same loss and gradient. bfloat16: of the computation alone, the gradient is float32 and near."""
+    unet = replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,))
+    config, params = replace(NARROW, unet=unet), random_params(unet)
+    batch = Batch(RNG.normal(size=(2, 4, 4, 8)).astype(np.float16), RNG.normal(size=(2, 3, 24)).astype(np.float16),
+                  np.arange(2, dtype=np.uint32))
+
+    def run(**options):
+        loss_fn = diffusion_loss(config, np.zeros((3, 24), np.float32), **options)
+        loss, gradient = jax.jit(jax.value_and_grad(lambda p: loss_fn(p, batch, KEY)[0].mean()))(params)
+        return loss, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+
+    (loss, plain), (again, remat), (rounded, low) = run(), run(remat=True), run(dtype="bfloat16")
+    np.testing.assert_allclose(again, loss, rtol=1e-6)
+    np.testing.assert_allclose(remat, plain, atol=1e-5 * np.abs(plain).max())
+    assert low.dtype == np.float32 and 1e-4 < np.abs(low - plain).max() / np.abs(plain).max() < 0.1
+    assert rounded != loss and abs(rounded / loss - 1) < 0.02
 
 
 def test_reconstruction():

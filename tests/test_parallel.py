@@ -3,9 +3,12 @@
 SGD with momentum, whose trace is the gradient after a step: Adam would hide one that is four times too large.
 """
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +29,12 @@ from tests.narrow import NARROW, random_params
 
 ROOT = Path(__file__).parent.parent
 CONFIG = replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,))  # the middle block attends
-ABAR = jnp.asarray(make_schedule(ScheduleConfig()).alphas_cumprod, jnp.float32)
+ABAR = make_schedule(ScheduleConfig()).alphas_cumprod.astype(np.float32)
 SIZE = 8
 
 
 def draw(index, key):
-    return noise_batch(lambda unit: unit, (len(index), 4, 4, 4), index, key, ABAR, "v")
+    return noise_batch(lambda unit: unit, (len(index), 4, 4, 4), index, key, jnp.asarray(ABAR), "v")
 
 
 def loss_fn(params, batch, key):
@@ -42,10 +45,10 @@ def loss_fn(params, batch, key):
 
 
 KINDS = {"pmap": ("pmap", 1, 1), "fsdp": ("fsdp", 1, 1), "fsdp x 2 in parts": ("fsdp", 2, 2)}
-TRIED = {1: ["pmap"], 2: ["pmap", "fsdp"], 4: [*KINDS]}  # devices -> layouts
+TRIED = {"1": ["pmap"], "2": ["pmap", "fsdp"], "4": [*KINDS], "2 x 2": ["pmap", "fsdp"]}  # [processes x] devices
 
 
-def child(out: str, run: str, *where: str):
+def child(out: str, run: str, layouts: str, *where: str):
     """Two steps in every layout, and the draws of the first, on the devices of this process or of several.
 
     And a run that goes on in the other's.
@@ -57,7 +60,7 @@ def child(out: str, run: str, *where: str):
         start_processes(where[0], 2, int(where[1]))
     optimizer, found, compiled = optax.sgd(0.1, momentum=0.0), {}, []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
-    for name in TRIED[jax.local_device_count()]:
+    for name in layouts.split(","):
         kind, replicas, parts = KINDS[name]
         layout = make_layout(kind, replicas)
         train_step = make_train_step(loss_fn, optimizer, 0.9, layout.average, parts)
@@ -88,23 +91,36 @@ def child(out: str, run: str, *where: str):
     if not where:
         noised = jax.pmap(draw, in_axes=(0, None))(PmapLayout().put(np.arange(SIZE, dtype=np.int32)), jax.random.key(5))
         found |= {f"draw {name}": np.reshape(value, (SIZE, -1)) for name, value in noised._asdict().items()}
-    done = len(list(Path(run).glob("checkpoints/*")))
-    found["run"] = toy(options(run, steps=2 * done + 2, decay="constant"))["w"]
+    done = max((int(path.name) for path in Path(run).glob("checkpoints/*")), default=0)
+    found["run"] = toy(options(run, steps=done + 2, decay="constant"))["w"]
     np.savez(out, devices=jax.device_count(), **found)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """{4: ..., 2: ..., 1: ...}; the run of four devices is gone on with on two and then on one."""
+    """By the names in TRIED; the run of four devices is gone on with on two processes, on two devices and on one."""
     folder, found = tmp_path_factory.mktemp("devices"), {}
-    for count in (4, 2, 1):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
-        script = "import sys; from tests.test_parallel import child; child(*sys.argv[1:])"
-        subprocess.run([sys.executable, "-c", script, folder / f"{count}.npz", folder / "run"], cwd=ROOT, check=True,
-                       env=os.environ | flags)
-        found[count] = dict(np.load(folder / f"{count}.npz"))
-        assert found[count]["devices"] == count
+    script = "import sys; from tests.test_parallel import child; child(*sys.argv[1:])"
+    for name in ("4", "2 x 2", "2", "1"):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={name[-1]}", "JAX_PLATFORMS": "cpu"}
+        where = f"127.0.0.1:{free_port()}"
+        one = lambda i: [folder / f"{name}, {i}.npz", folder / "run", ",".join(TRIED[name]), where, str(i)]  # noqa: B023
+        commands = [one(0), one(1)] if "x" in name else [one(0)[:3]]
+        children = [subprocess.Popen([sys.executable, "-c", script, *command], cwd=ROOT, env=os.environ | flags)
+                    for command in commands]
+        assert [child.wait() for child in children] == [0] * len(children)
+        parts = [dict(np.load(command[0])) for command in commands]
+        for part in parts[1:]:
+            assert part.keys() == parts[0].keys() and all((part[what] == parts[0][what]).all() for what in part)
+        found[name] = parts[0]
+        assert found[name]["devices"] == {"2 x 2": 4}.get(name) or int(name)
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 @pytest.mark.parametrize("count, name", [(count, name) for count, names in TRIED.items() for name in names])
@@ -113,7 +129,7 @@ def test_gradients_and_parameters_are_those_of_one_device(found, count, name):
     for what in [what for what in found[count] if what.startswith(f"{name}: ")]:
         quantity = what.removeprefix(f"{name}: ")
         if quantity.split()[0] in ("gradient", "params", "ema", "loss", "grad_norm", "t"):
-            one = found[1][f"pmap: {quantity}"]
+            one = found["1"][f"pmap: {quantity}"]
             difference = np.abs(found[count][what] - one).max() / np.abs(one).max()
             assert difference < 1e-5, f"{what}: {difference}"
             assert np.abs(one).max() > 1e-2
@@ -122,22 +138,53 @@ def test_gradients_and_parameters_are_those_of_one_device(found, count, name):
 
 
 def test_a_second_step_does_not_compile_again(found):
-    for count in (1, 2, 4):
-        counts = {what: int(n) for what, n in found[count].items() if "compiled" in what}
+    for count in found.values():
+        counts = {what: int(n) for what, n in count.items() if "compiled" in what}
         assert counts and all(n == ("compiled 0" in what) for what, n in counts.items()), counts
 
 
 def test_noise_is_the_very_same_on_four_devices(found):
     for name in ("x", "t", "target", "weight"):
-        np.testing.assert_array_equal(found[4][f"draw {name}"], found[1][f"draw {name}"], err_msg=name)
-    assert len(np.unique(found[1]["draw target"][:, 0])) == SIZE, "two examples share their noise"
+        np.testing.assert_array_equal(found["4"][f"draw {name}"], found["1"][f"draw {name}"], err_msg=name)
+    assert len(np.unique(found["1"]["draw target"][:, 0])) == SIZE, "two examples share their noise"
 
 
-def test_a_run_of_four_devices_goes_on_on_fewer(found, tmp_path):
+def test_a_run_of_four_devices_goes_on_on_two_processes_and_on_fewer(found, tmp_path):
     from tests.test_loop import options, toy
 
-    whole = toy(options(tmp_path, steps=6, decay="constant"))
-    np.testing.assert_allclose(found[1]["run"], whole["w"], rtol=1e-5)
+    whole = toy(options(tmp_path, steps=8, decay="constant"))
+    np.testing.assert_allclose(found["1"]["run"], whole["w"], rtol=1e-5)
+
+
+def test_one_of_two_processes_is_lost(tmp_path):
+    """Killed, the other ends too, within --patience; both go on. Told to stop, it tells the other: both end well."""
+    script = ("import sys; from tests.test_loop import *; from sdjax.parallel import *\n"
+              "start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)\n"
+              "toy(options(sys.argv[3], steps=int(sys.argv[4]), sample_every=0), pause=0.1)")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    records = lambda: (tmp_path / "metrics.jsonl").read_bytes().count(b"\n")
+
+    def start(steps, more):
+        """Both, once they have logged that many steps more."""
+        before, where = records() if (tmp_path / "metrics.jsonl").exists() else 0, f"127.0.0.1:{free_port()}"
+        children = [subprocess.Popen([sys.executable, "-c", script, where, str(i), tmp_path, str(steps)], cwd=ROOT,
+                                     env=os.environ | flags, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
+        while not (tmp_path / "metrics.jsonl").exists() or records() < before + more:
+            assert all(child.poll() is None for child in children), children[0].communicate()[1]
+            time.sleep(0.05)
+        return children
+
+    first, second = start(10_000, 5)
+    second.kill()
+    said = first.communicate(timeout=60)[1]
+    assert first.returncode not in (0, None) and "another" in said
+    first, second = start(10_000, 3)
+    second.terminate()
+    assert first.wait(120) == second.wait(120) == 0 and (tmp_path / "PREEMPTED").is_file()
+    last = json.loads((tmp_path / "metrics.jsonl").read_bytes().splitlines()[-1])["step"]
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == last
+    for child in (first, second):
+        child.stderr.close()
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):

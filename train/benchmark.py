@@ -1,0 +1,171 @@
+"""The training step's speed beside diffusers' on torch: the same model, weights, shapes and optimiser, in one run.
+
+    pip install ".[parity]"
+    python train/benchmark.py --model EMOJI --batch-size 16
+
+Both steps noise latents, regress the noise, clip the gradient, and update AdamW and the EMA, in float32, on the CPU or
+on the accelerator that each of them finds. First the networks' outputs are compared: the two have to do the same.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sdjax import cli
+from sdjax.config import PRESETS, Config
+from sdjax.errors import SdjaxError
+from sdjax.loop import build
+from sdjax.loss import diffusion_loss
+from sdjax.model import initial_params, unet_output
+from sdjax.parallel import make_layout
+from sdjax.report import Costs, peak_flops
+from sdjax.schedule import make_schedule
+from sdjax.train_options import TrainOptions
+from sdjax.types import Batch
+from sdjax.weights.configs import folder_configs
+from sdjax.weights.convert import to_file_tensors
+from sdjax.weights.names import make_rows
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str = "EMOJI"
+    """A preset: EMOJI, SD15, SD21, ..."""
+    batch_size: int = 16
+    size: int | None = None
+    """Pixels a side; the model's own when not given."""
+    steps: int = 10
+    """Steps that are timed, after two that are not."""
+    parallel: str = "pmap"
+
+
+def main(options: Options) -> None:
+    """Time the training step of sdjax and of diffusers."""
+    try:
+        import diffusers
+        import torch
+    except ImportError as error:
+        raise SdjaxError(f"{error}: install the extra parity") from None
+    presets = {config.name.upper().replace("-", "_"): config for config in PRESETS.values()}
+    if options.model not in presets:
+        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(presets)}")
+    if options.steps < 1 or options.batch_size < 1:
+        raise SdjaxError("--steps and --batch-size: expected at least 1")
+    config = presets[options.model]
+    config = replace(config, size=options.size or config.size)
+    params = jax.tree.map(np.asarray, jax.jit(initial_params, static_argnums=(0, 1))(config, "unet", np.uint32(0)))
+    params = jax.tree.map(lambda leaf: leaf if leaf.any() else np.full_like(leaf, 0.01), params)  # no zero layers
+    batch = random_batch(config, options.batch_size)
+    unet = torch_unet(diffusers, torch, config, params)
+    print(f"outputs differ by {outputs_differ(torch, unet, config, params, batch):.1e} (largest, relative)")
+    print("                    first step    each step    pictures/s")
+    for name, make in (("sdjax", lambda: ours(options, config, params, batch)),
+                       ("diffusers, torch", lambda: theirs(diffusers, torch, unet, config, batch))):
+        first, each, note = measure(make, options.steps)
+        print(f"{name:<18} {first:9.2f} s  {each:9.3f} s  {options.batch_size / each:12.2f}{note}")
+
+
+def measure(make: Callable, steps: int) -> tuple[float, float, str]:
+    """Seconds of the first step, compilation included, and of one of the next, the median."""
+    start = time.perf_counter()
+    step, note = make()
+    step()
+    first, times = time.perf_counter() - start, []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    each = float(np.median(times[1:]))
+    return first, each, note(each)
+
+
+def random_batch(config: Config, count: int) -> Batch:
+    rng, side = np.random.default_rng(0), config.size // config.vae.factor
+    moments = rng.normal(size=(count, side, side, 2 * config.vae.latent_channels)).astype(np.float16)
+    context = rng.normal(size=(count, config.text.length, config.text.width)).astype(np.float16)
+    return Batch(moments, context, np.arange(count, dtype=np.uint32))
+
+
+def ours(options: Options, config: Config, params, batch: Batch) -> tuple[Callable, Callable]:
+    settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, warmup=0, parallel=options.parallel)
+    layout = make_layout(options.parallel)
+    make, step = build(settings, diffusion_loss(config, np.zeros(batch.context.shape[1:], np.float32)), layout)
+    seed = np.uint32(0)
+    state, placed = layout.create(make, params, seed), layout.put((batch, np.zeros(options.batch_size, np.float32)))
+    compiled = layout.step(step, state)
+    costs, kind = Costs(compiled.lower(state, placed, seed).compile()), jax.devices()[0].device_kind
+
+    def run():
+        nonlocal state
+        state, metrics = compiled(state, placed, seed)
+        jax.block_until_ready(metrics)
+
+    def note(seconds: float) -> str:
+        rate, peak = costs.flops / seconds, peak_flops(kind)
+        return f"   {rate / 1e9:,.0f} GFLOP/s a device" + (f", {rate / peak:.0%} of peak" if peak else "")
+
+    return run, note
+
+
+def torch_unet(diffusers, torch, config: Config, params):
+    from safetensors.numpy import save_file
+
+    fields = folder_configs(config)["unet/config.json"]
+    unet = diffusers.UNet2DConditionModel.from_config(fields)
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(to_file_tensors(params, make_rows(config.unet)), Path(folder) / "unet.safetensors")
+        from safetensors.torch import load_file
+
+        unet.load_state_dict(load_file(Path(folder) / "unet.safetensors"))
+    return unet.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def outputs_differ(torch, unet, config: Config, params, batch: Batch) -> float:
+    x, t = batch.moments[:1, ..., :4].astype(np.float32), np.full(1, 500)
+    mine = unet_output(params, x, t.astype(np.float32), batch.context[:1].astype(np.float32), config.unet)
+    put = lambda array: torch.tensor(np.asarray(array, np.float32), device=unet.device)
+    with torch.no_grad():
+        other = unet(put(x.transpose(0, 3, 1, 2)), torch.tensor(t, device=unet.device),
+                     put(batch.context[:1])).sample.cpu().numpy().transpose(0, 2, 3, 1)
+    return float(np.abs(np.asarray(mine) - other).max() / np.abs(other).max())
+
+
+def theirs(diffusers, torch, unet, config: Config, batch: Batch) -> tuple[Callable, Callable]:
+    """As diffusers' examples/text_to_image does it."""
+    from diffusers.training_utils import EMAModel
+
+    prediction = "v_prediction" if config.schedule.prediction == "v" else "epsilon"
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                                        prediction_type=prediction)
+    assert np.allclose(scheduler.alphas_cumprod, make_schedule(config.schedule).alphas_cumprod, rtol=1e-4)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=0.01)
+    ema, device = EMAModel(unet.parameters()), unet.device
+    put = lambda array: torch.tensor(np.asarray(array, np.float32), device=device)
+    mean, logvar = torch.chunk(put(batch.moments.transpose(0, 3, 1, 2)), 2, dim=1)
+    context = put(batch.context)
+    unet.train()
+
+    def run():
+        latents = config.vae.scaling * (mean + torch.exp(0.5 * logvar) * torch.randn_like(mean))
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, 1000, (len(latents),), device=device)
+        x = scheduler.add_noise(latents, noise, t)
+        target = noise if prediction == "epsilon" else scheduler.get_velocity(latents, noise, t)
+        loss = torch.nn.functional.mse_loss(unet(x, t, context).sample, target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+        float(loss)
+
+    return run, lambda seconds: ""
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

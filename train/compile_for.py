@@ -1,0 +1,135 @@
+"""Compiles the training step for a TPU that is not here, and prints what it takes there.
+
+    pip install ".[tpu]"
+    python train/compile_for.py --topology v5e:8x8 --model SD15 --batch-size 512 --parallel fsdp --remat
+
+Works on any Linux machine with a CPU; the full step of SD 1.5 compiles in some minutes. Memory, FLOPs and bytes are
+the compiler's, for one chip.
+"""
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sdjax import cli
+from sdjax.config import PRESETS, Config
+from sdjax.errors import SdjaxError
+from sdjax.loop import build, state_shapes
+from sdjax.loss import diffusion_loss
+from sdjax.model import initial_params
+from sdjax.parallel import KINDS, FsdpLayout
+from sdjax.report import Costs, describe_state, megabytes
+from sdjax.train_options import TrainOptions
+from sdjax.types import Batch
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+
+
+@dataclass(frozen=True)
+class Options:
+    topology: str
+    """Of the TPU slice, such as v5e:2x2, v5e:8x8, v4:2x2x2, v5p:4x4x4."""
+    model: str = "SD15"
+    """A preset: EMOJI, SD15, SD21, ..."""
+    batch_size: int = 64
+    """Pictures that go through at once, over all chips."""
+    accumulate: int = 1
+    size: int | None = None
+    """Pixels a side; the model's own when not given."""
+    parallel: str = "fsdp"
+    """fsdp, or pmap: every chip holds the whole state."""
+    replicas: int = 1
+    """Copies of the state under fsdp."""
+    optimizer: str = "adamw"
+    ema_decay: float = 0.9999
+    dtype: str = "bfloat16"
+    remat: bool = False
+
+
+def main(options: Options) -> None:
+    """Compile the training step ahead of time for a TPU topology."""
+    presets = {config.name.upper().replace("-", "_"): config for config in PRESETS.values()}
+    if options.model not in presets:
+        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(presets)}")
+    if options.parallel not in KINDS:
+        raise SdjaxError(f"--parallel {options.parallel}: expected {' or '.join(KINDS)}")
+    if options.dtype not in ("float32", "bfloat16"):
+        raise SdjaxError(f"--dtype {options.dtype}: expected float32 or bfloat16")
+    config = presets[options.model]
+    devices = topology_devices(options.topology)
+    settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, accumulate=options.accumulate,
+                            optimizer=options.optimizer, ema_decay=options.ema_decay, parallel=options.parallel,
+                            replicas=options.replicas)
+    if options.batch_size % len(devices):
+        raise SdjaxError(f"--batch-size {options.batch_size}: expected a positive multiple of the {len(devices)} chips")
+    # pmap compiles for devices that are here; jit with the state on every chip is the same arrangement
+    layout = FsdpLayout(options.replicas if options.parallel == "fsdp" else len(devices), devices)
+    null = np.zeros((config.text.length, config.text.width), np.float32)
+    make, step = build(settings, diffusion_loss(config, null, options.dtype, options.remat, 0.1), layout)
+    shapes = state_shapes(make, partial(initial_params, config, "unet"))
+    print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
+    batch = batch_shapes(config, options.size or config.size, settings.examples)
+    lowered = layout.step(step, shapes).lower(shapes, batch, np.uint32(0))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+        what = f"{used[1]} of the chip's {used[2]}" if used else str(error).splitlines()[0][:200]
+        raise SdjaxError(f"--batch-size {options.batch_size}: does not fit, the step needs {what}") from None
+    costs = Costs(compiled, options.accumulate)
+    memory = costs.memory
+    print(f"memory      {megabytes(memory['total'])} a chip: arguments {megabytes(memory['arguments'])}, temporary "
+          f"{megabytes(memory['temporary'])}")
+    print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written")
+    for name, (count, size) in collectives(compiled.as_text()).items():
+        print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
+
+
+def topology_devices(name: str) -> list:
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask on a machine without a TPU
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing of a TPU is used: no need to be alone
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", name)
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(name, "tpu").devices)
+    except Exception as error:  # of what kind depends on what is missing
+        reason = " ".join(str(error).split())[:160]
+        raise SdjaxError(f"--topology {name}: not known here ({reason}); expected such as v5e:8x8, and the extra "
+                         "tpu installed") from None
+
+
+def batch_shapes(config: Config, size: int, count: int) -> tuple[Batch, jax.ShapeDtypeStruct]:
+    multiple = config.vae.factor * config.unet.factor
+    if size < 1 or size % multiple:
+        raise SdjaxError(f"--size {size}: expected a positive multiple of {multiple}")
+    side, shape = size // config.vae.factor, jax.ShapeDtypeStruct
+    return Batch(shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
+                 shape((count, config.text.length, config.text.width), np.float16),
+                 shape((count,), np.uint32)), shape((count,), np.float32)
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Name -> (how many, bytes of their results) in a compiled program's text; what is in a loop counts once."""
+    counts, sizes = Counter(), Counter()
+    for kind, name, start in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
+        results = [BYTES.get(dtype, 4) * int(np.prod([int(side) for side in shape.split(",") if side]))
+                   for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", kind)]
+        counts[name] += 1
+        sizes[name] += max(results, default=0) if start else sum(results)  # a start's type holds its operands too
+    return {name: (counts[name], sizes[name]) for name in COLLECTIVES if counts[name]}
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
