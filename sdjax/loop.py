@@ -228,7 +228,12 @@ def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: C
 def export(options: TrainOptions, sd: StableDiffusion) -> None:
     """Writes RUN/export/, on process 0."""
     if is_primary():
-        save(sd, options.out / "export")
+        try:
+            save(sd, options.out / "export")
+        except SdjaxError:
+            raise
+        except Exception as error:  # of safetensors, which has its own kinds
+            raise SdjaxError(f"--out {options.out}: export/ cannot be written ({error})") from None
         print(options.out / "export")
 
 

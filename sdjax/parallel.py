@@ -171,7 +171,8 @@ class FsdpLayout:
             leaf = leaf if leaf.is_fully_addressable else gather(leaf).addressable_data(0)
             return np.array(leaf) if wanted else None
 
-        return jax.tree.map(fetch, tree) if wanted else jax.tree.map(fetch, tree) and None
+        fetched = jax.tree.map(fetch, tree)
+        return fetched if wanted else None
 
     def shards(self, shape: tuple[int, ...]) -> int:
         """Over how many devices an array of the state is spread."""

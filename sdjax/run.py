@@ -92,7 +92,7 @@ class Run:
         self._clock = now
         record |= notes or {}
         if self.primary:
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with self._writing("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             for name, value in record.items() if self._board else ():
                 if isinstance(value, float):
@@ -101,9 +101,10 @@ class Run:
 
     def save_sheet(self, step: int, pictures: list[Image.Image]) -> None:
         """Writes the pictures as samples/<step>.png."""
-        (self.folder / "samples").mkdir(exist_ok=True)
         sheet = contact_sheet(pictures)
-        save_png(sheet, self.folder / "samples" / f"{step}.png")
+        with self._writing(f"samples/{step}.png"):
+            (self.folder / "samples").mkdir(exist_ok=True)
+            save_png(sheet, self.folder / "samples" / f"{step}.png")
         if self._board:
             self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 
@@ -122,6 +123,13 @@ class Run:
                 self._board.close()
             if self.primary:
                 os.close(self._lock)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str):
+        try:
+            yield
+        except OSError as error:
+            raise SdjaxError(f"--out {self.folder}: {name} cannot be written ({error.strerror})") from None
 
     def _clean(self) -> None:
         """Removes what a killed process left half written."""

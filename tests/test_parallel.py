@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,14 +21,13 @@ import pytest
 from sdjax.config import ScheduleConfig
 from sdjax.errors import SdjaxError
 from sdjax.loss import drop_captions, noise_batch
-from sdjax.nn.unet import UNet
+from sdjax.nn.attention import SpatialTransformer
+from sdjax.nn.layers import ResBlock, conv3x3, timestep_embedding
 from sdjax.parallel import PmapLayout, check_batch_size, local_part, make_layout, start_processes
 from sdjax.schedule import make_schedule
 from sdjax.train_state import make_state, make_train_step
-from tests.narrow import NARROW, random_params
 
 ROOT = Path(__file__).parent.parent
-CONFIG = replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,))  # the middle block attends
 ABAR = make_schedule(ScheduleConfig()).alphas_cumprod.astype(np.float32)
 SIZE = 8
 
@@ -37,10 +36,28 @@ def draw(index, key):
     return noise_batch(lambda unit: unit, (len(index), 4, 4, 4), index, key, jnp.asarray(ABAR), "v")
 
 
+class Net(nn.Module):
+    """A UNet's pieces: convolutions, time embedding, norms, self- and cross-attention. It compiles in seconds."""
+
+    @nn.compact
+    def __call__(self, x, t, context):
+        time = nn.Dense(32, name="time")(timestep_embedding(t, 16))
+        h = conv3x3(16, "conv_in", jnp.float32)(x)
+        h = ResBlock(16, 4, 1e-5, jnp.float32, name="res")(h, time)
+        h = SpatialTransformer(2, 4, False, jnp.float32, name="attn")(h, context)
+        return conv3x3(4, "conv_out", jnp.float32)(h)
+
+
+def net_params():
+    shapes = jax.eval_shape(Net().init, jax.random.key(0), jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 3, 8)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * 0.2), shapes["params"])
+
+
 def loss_fn(params, batch, key):
     noised = draw(batch["index"], key)
-    context = drop_captions(batch["context"], jnp.zeros((3, CONFIG.context_dim)), batch["index"], key, 0.5)
-    out = UNet(CONFIG).apply({"params": params}, noised.x, noised.t, context)
+    context = drop_captions(batch["context"], jnp.zeros((3, 8)), batch["index"], key, 0.5)
+    out = Net().apply({"params": params}, noised.x, noised.t, context)
     return jnp.square(out - noised.target).mean((1, 2, 3)), {"t": noised.t.mean()}
 
 
@@ -65,17 +82,17 @@ def child(out: str, run: str, layouts: str, *where: str):
         layout = make_layout(kind, replicas)
         train_step = make_train_step(loss_fn, optimizer, 0.9, layout.average, parts)
         make = lambda params: make_state(params, optimizer)
-        state = layout.create(make, random_params(CONFIG), np.uint32(0))
+        state = layout.create(make, net_params(), np.uint32(0))
         seeded = lambda state, batch, seed, step=train_step: step(state, batch, jax.random.key(seed))
         step = layout.step(seeded, state)
         spread = {layout.shards(leaf.shape) for leaf in jax.tree.leaves(layout.fetch(state))}
         assert spread == ({1, jax.device_count() // replicas} if kind == "fsdp" else {1})
         if kind == "fsdp":
-            kernel = state.params["mid_res_0"]["conv1"]["kernel"]
+            kernel = state.params["res"]["conv1"]["kernel"]
             assert kernel.addressable_data(0).size * jax.device_count() == kernel.size * replicas
         for n in range(2):
             rng, index = np.random.default_rng(n), np.arange(SIZE, dtype=np.int32) + n * SIZE
-            context = rng.normal(size=(SIZE, 3, CONFIG.context_dim)).astype(np.float32)
+            context = rng.normal(size=(SIZE, 3, 8)).astype(np.float32)
             batch = jax.tree.map(lambda leaf: leaf[local_part(SIZE)], {"index": index, "context": context})
             batch = layout.put(batch)
             compiled.clear()

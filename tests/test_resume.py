@@ -21,8 +21,9 @@ STEPS = 24
 
 def command(out, *more):
     return [sys.executable, ROOT / "train" / "train_diffusion.py", "--model", "model", "--data", "pictures",
-            "--out", out, "--steps", STEPS, "--batch-size", 8, "--log-every", 1, "--checkpoint-every", 1, "--sample-every", 10,
-            "--learning-rate", 1e-3, "--warmup", 4, "--validation", 4, "--validate-every", 8, *more]
+            "--out", out, "--steps", STEPS, "--batch-size", 8, "--log-every", 1, "--checkpoint-every", 1,
+            "--sample-every", 10, "--learning-rate", 1e-3, "--warmup", 4, "--validation", 4, "--validate-every", 8,
+            *more]
 
 
 def start(place, out, *more):  # noqa: F811

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import resource
 import sys
 import types
 
@@ -154,6 +155,21 @@ def test_tensorboard_gets_what_is_logged(tmp_path, monkeypatch):
     assert [call[:2] for call in calls[2:]] == [("add_scalar", "images_per_second"), ("add_image", "samples"),
                                                 ("close",)]
     assert (tmp_path / "samples" / "4.png").is_file()
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    run, limits = open_run(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(SdjaxError, match=rf"--out {tmp_path}: metrics.jsonl cannot be written .File too large"):
+            run.log(1, {"loss": 0.5}, 8)
+        with pytest.raises(SdjaxError, match=rf"--out {tmp_path}: samples/1.png cannot be written .File too large"):
+            run.save_sheet(1, [noise])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run.close()
+    assert not list((tmp_path / "samples").iterdir())
 
 
 def test_without_tensorboard_there_is_none(tmp_path, monkeypatch):
