@@ -25,6 +25,8 @@ FLOORS = {
     "parameters": 2,
     "grid": 2,
     "loss": 2,
+    "quality": 1,
+    "autoencoder": 3,
     "data": 3,
     "weights": 3,
     "train_state": 2,
@@ -45,9 +47,9 @@ FLOORS = {
     "batch": 5,
     "loop": 6,
 }
-NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2}  # within nn/
+NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2, "lpips": 0}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,
-           "single": 4, "clip": 5, "hub": 5}  # within weights/
+           "single": 4, "clip": 5, "hub": 5, "lpips": 4}  # within weights/
 DATA = {"picture": 0, "tars": 1, "bad": 0, "listing": 2, "buckets": 3, "source": 4, "order": 0}  # within data/
 
 

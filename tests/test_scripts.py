@@ -18,10 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.config import ScheduleConfig
+from sdjax.nn.lpips import LPIPS
 from sdjax.text import train_bpe
+from sdjax.weights.convert import OPERATIONS
+from sdjax.weights.lpips import lpips_rows, read_lpips
 from tests.narrow import NARROW, NARROW_VISION, random_model_params
 from tests.test_text import captions
 
@@ -133,13 +137,43 @@ def test_dry_run(script, place, capfd):
 def test_train_vae(script, place):
     out, records, trained = train(script, place, "train/train_vae.py", 2, "--sample-every", 1)
     assert changed(sdjax.load(place / "model"), trained) == {"vae"}
-    assert {"kl", "psnr", "reconstruction"} <= set(records[0])
+    assert {"kl", "psnr", "ssim", "reconstruction"} <= set(records[0]) and "realism" not in records[0]
     assert {path.name for path in (out / "samples").iterdir()} == {"1.png", "2.png"}
     pictures = np.stack(
         [np.asarray(Image.open(path).convert("RGB").resize((8, 8))) for path in (place / "pictures").glob("*.webp")]
     )
     latents = sdjax.encode(trained, pictures.astype(np.float32) / 127.5 - 1)
     assert trained.config.vae.scaling != CONFIG.vae.scaling and abs(latents.std() - 1) < 0.1
+
+
+def test_train_vae_with_every_term(script, place, monkeypatch, tmp_path):
+    """LPIPS, and a discriminator from the third step on, the decoder alone, at another size than the model's."""
+    widths, files = (4, 4, 4, 4, 4), {"vgg.safetensors": {}, "lpips.safetensors": {}}
+    params = LPIPS(widths).init(jax.random.key(0), *2 * [np.zeros((1, 16, 16, 3))])["params"]
+    for row in lpips_rows():
+        value, name = params, f"{'lpips' if row.path[0].startswith('head') else 'vgg'}.safetensors"
+        for key in row.path:
+            value = value[key]
+        files[name][row.diffusers] = np.ascontiguousarray(OPERATIONS[row.operation][1](np.asarray(value)))
+    for name, tensors in files.items():
+        save_file(tensors, tmp_path / name)
+    monkeypatch.setattr("sdjax.weights.lpips.read_lpips", lambda vgg, heads: read_lpips(vgg, heads, widths))
+    name = "train/train_vae.py"
+    settings = TRAIN | {"--out": tmp_path / "run", "--steps": 4, "--log-every": 1, "--sample-every": 0, "--size": 24,
+                        "--vgg": tmp_path / "vgg.safetensors", "--lpips": tmp_path / "lpips.safetensors",
+                        "--discriminator-weight": 0.5, "--discriminator-start": 2, "--loss": "l2"}
+    assert script(name, *arguments(name, settings, {}), "--freeze-encoder", "--flip", "--crop", "random") == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 4
+    for record in records:
+        before = record["reconstruction"] + record["perceptual"] + 1e-6 * record["kl"] / 1728
+        term = 0.5 * record["adaptive_weight"] / 1728 * -record["realism"] + record["critic_loss"]
+        assert abs(record["loss"] - before - (term if record["step"] > 2 else 0)) < 1e-4
+    sd, trained = sdjax.load(place / "model"), sdjax.load(tmp_path / "run" / "export")
+    assert trained.config == replace(CONFIG, name="export") and changed(sd, trained) == {"vae"}
+    parts = {part: sdjax.StableDiffusion(CONFIG, {part: trained.params["vae"][part]}, None) for part in
+             ("encoder", "decoder")}
+    assert not changed(parts["encoder"], sdjax.StableDiffusion(CONFIG, {"encoder": sd.params["vae"]["encoder"]}, None))
 
 
 def test_train_clip(script, place, monkeypatch):
@@ -368,7 +402,12 @@ REFUSED = [
             ({"--sample-prompts": 0}, "--sample-prompts 0"),
         ]
     ],
-    *[("train/train_vae.py", TRAIN, *case) for case in [*ANY_TRAIN, ({"--loss": "l3"}, "--loss l3")]],
+    *[("train/train_vae.py", TRAIN, *case) for case in [
+        *ANY_TRAIN, ({"--loss": "l3"}, "--loss l3"), ({"--discriminator-weight": -1}, "--discriminator-weight -1"),
+        ({"--discriminator-weight": 1}, "--discriminator-weight: needs pictures of 24"), ({"--size": -3}, "--size -3"),
+        ({"--vgg": "file"}, "--lpips: is missing"), ({"--lpips": "file"}, "--vgg: is missing"),
+        ({"--vgg": "file", "--lpips": "file", "--size": 16}, "file: "), ({"--crop": "left"}, "--crop left"),
+        ({"--dtype": "int8"}, "--dtype int8"), ({"--max-bad": 2}, "--max-bad 2")]],
     *[("train/train_clip.py", TRAIN, *case) for case in ANY_TRAIN],
 ]
 

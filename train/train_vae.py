@@ -1,27 +1,31 @@
-"""Trains the VAE: L1 or L2 reconstruction plus KL, the latent a sample of the posterior (arXiv 2112.10752).
+"""Trains the VAE: L1 or L2, LPIPS where its files are given, KL, and a patch discriminator; see sdjax/autoencoder.py.
 
-With --discriminator-weight a patch discriminator is trained beside it, in the same step: the VAE's loss sees the
-discriminator's parameters as constants, and the discriminator's loss sees the VAE's pictures as constants.
+    python train/train_vae.py --data DIR --model FOLDER --out RUN --vgg vgg16.pth --lpips vgg.pth \
+        --discriminator-weight 0.5 --discriminator-start 50000
+
+vgg16.pth is torchvision's, vgg.pth the heads of LPIPS 0.1. Without them the reconstruction is of pixels alone.
 """
 
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import sdjax
 from sdjax import cli
-from sdjax.data import batches, to_pixels
+from sdjax.autoencoder import Weights, init_critic, vae_loss
+from sdjax.data import Order, read_ahead, to_pixels
 from sdjax.errors import SdjaxError
 from sdjax.image import pixels_to_pil
-from sdjax.loop import TrainOptions, fit, open_pictures, start_model
-from sdjax.loss import gaussian_kl, hinge, posterior_sample, reconstruction
+from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
 from sdjax.model import vae_posterior
-from sdjax.nn.discriminator import PatchDiscriminator
 from sdjax.nn.vae import VAE
-from sdjax.parallel import example_keys
+from sdjax.parallel import is_primary, local_part, make_layout
+from sdjax.weights.lpips import read_lpips
+
+SMALLEST = {"discriminator_weight": 24, "vgg": 16}  # pixels a side that the discriminator and VGG need
 
 
 @dataclass(frozen=True)
@@ -30,70 +34,87 @@ class Options(TrainOptions):
     """Reconstruction loss: l1 or l2."""
     kl_weight: float = 1e-6
     """Weight of the KL term, summed over a latent, beside the reconstruction's sum over a picture."""
+    vgg: Path | None = None
+    """torchvision's vgg16 weights, for LPIPS; with --lpips."""
+    lpips: Path | None = None
+    """LPIPS' heads for VGG16, version 0.1."""
+    perceptual_weight: float = 1.0
+    """Weight of LPIPS beside the reconstruction loss."""
     discriminator_weight: float = 0.0
-    """Weight of the adversarial term (hinge, patches); 0 is none. Start from a VAE that reconstructs already."""
+    """Weight of the adversarial term, balanced against the others by their gradients; 0 is none, CompVis took 0.5."""
+    discriminator_start: int = 0
+    """Steps before the discriminator counts; CompVis took 50001."""
     freeze_encoder: bool = False
     """Train the decoder alone: latents, and whatever was trained on them, stay what they are."""
+    dtype: str = "float32"
+    """Of the computation: float32 or bfloat16. Weights, optimiser and EMA are float32."""
+    size: int | None = None
+    """Pixels a side; the model's own when not given."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss not in ("l1", "l2"):
+            raise SdjaxError(f"--loss {self.loss}: expected l1 or l2")
+        for name in ("kl_weight", "perceptual_weight", "discriminator_weight", "discriminator_start"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 on")
+        if (self.vgg is None) != (self.lpips is None):
+            raise SdjaxError(f"--{'lpips' if self.vgg else 'vgg'}: is missing, LPIPS needs both files")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise SdjaxError(f"--dtype {self.dtype}: expected float32 or bfloat16")
 
 
 def main(options: Options) -> None:
-    """Train the VAE of a latent diffusion model on a folder of pictures."""
-    if options.loss not in ("l1", "l2"):
-        raise SdjaxError(f"--loss {options.loss}: expected l1 or l2")
-    if not 0 <= options.discriminator_weight < float("inf"):
-        raise SdjaxError(f"--discriminator-weight {options.discriminator_weight}: expected a number from 0 on")
+    """Train the VAE of a latent diffusion model on pictures."""
     sd = start_model(options)
-    config = sd.config
-    vae, critic = VAE(config.vae), PatchDiscriminator()
-    source = open_pictures(options, config.size, config.vae.factor)
-    values = config.size * config.size * 3
-
-    def collate(items):
-        return {"pixels": to_pixels(np.stack([item["pixels"] for item in items])),
-                "index": np.array([item["index"] for item in items], np.int32)}
-
-    def loss_fn(params, batch, key):
-        weights, constant = {"params": fixed | params["vae"]}, jax.lax.stop_gradient
-        mean, logvar = vae.apply(weights, batch["pixels"], method="encode")
-        noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(example_keys(key, batch["index"]))
-        decoded = vae.apply(weights, posterior_sample(jnp.concatenate([mean, logvar], -1), noise), method="decode")
-        error, kl = reconstruction(batch["pixels"], decoded, options.loss), gaussian_kl(mean, logvar)
-        mse = jnp.square(decoded - batch["pixels"]).mean()
-        metrics = {"reconstruction": error.mean(), "kl": kl.mean(), "psnr": 10 * jnp.log10(4 / mse)}
-        losses = error + options.kl_weight * kl / values
-        if options.discriminator_weight:
-            judge = lambda judged, pixels: critic.apply({"params": judged}, pixels)
-            realism = judge(constant(params["critic"]), decoded).mean((1, 2))
-            critic_loss = hinge(judge(params["critic"], batch["pixels"]), judge(params["critic"], constant(decoded)))
-            losses += critic_loss - options.discriminator_weight * realism
-            metrics |= {"realism": realism.mean(), "critic_loss": critic_loss.mean()}
-        return losses, metrics
-
+    config, size = sd.config, options.size or sd.config.size
+    if size < 1 or size % config.vae.factor:
+        raise SdjaxError(f"--size {size}: expected a positive multiple of {config.vae.factor}")
+    for name, least in SMALLEST.items():
+        if getattr(options, name) and (side := size // 2 if options.buckets else size) < least:
+            raise SdjaxError(f"--{name.replace('_', '-')}: needs pictures of {least} pixels a side, they have {side}")
+    weights = Weights(options.loss, options.kl_weight, options.perceptual_weight, options.discriminator_weight,
+                      options.discriminator_start)
+    vgg = read_lpips(options.vgg, options.lpips) if options.vgg and options.perceptual_weight else None
     parts = dict(sd.params["vae"])
     fixed = {"encoder": parts.pop("encoder")} if options.freeze_encoder else {}
-    trainable = {"vae": parts}
+    average = make_layout(options.parallel, options.replicas).average
+    loss_fn = vae_loss(config.vae, weights, vgg, fixed, average, options.dtype)
+    trained = {"vae": parts}
     if options.discriminator_weight:
-        picture = jnp.zeros((1, config.size, config.size, 3))
-        trainable["critic"] = critic.init(jax.random.key(options.seed), picture)["params"]
+        trained["critic"] = init_critic(options.seed, size)
+    source = open_pictures(options, size, config.vae.factor)
+    if options.dry_run:
+        shape, count = jax.ShapeDtypeStruct, options.examples
+        return dry_run(options, trained, loss_fn, {
+            "pixels": shape((count, size, size, 3), np.float32), "index": shape((count,), np.uint32),
+            "step": shape((count,), np.int32)})
+
+    order = Order(source.groups, options.examples, options.seed)
+
+    def batch(step: int, part: slice) -> dict[str, np.ndarray]:
+        chosen = order(step).part(part)
+        views = [source.view(row, epoch, chosen.group)["pixels"] for row, epoch in
+                 zip(chosen.rows.tolist(), chosen.epochs.tolist(), strict=True)]
+        index = np.arange(options.examples, dtype=np.uint32) + np.uint32(step * options.examples % 2**32)
+        return {"pixels": to_pixels(np.stack(views)), "index": index[part], "step": np.full(len(views), step, np.int32)}
 
     shown = to_pixels(np.stack([source[i]["pixels"] for i in range(0, len(source), max(1, len(source) // 16))[:16]]))
-    rebuild = jax.jit(lambda params: vae.apply({"params": fixed | params["vae"]}, shown))
+    rebuild = jax.jit(lambda params: VAE(config.vae).apply({"params": fixed | params["vae"]}, shown))
 
     def on_sample(step, params, run):
-        pictures = pixels_to_pil(np.concatenate([shown, np.asarray(rebuild(params))]))
-        run.save_sheet(step, pictures)
+        run.save_sheet(step, pixels_to_pil(np.concatenate([shown, np.asarray(rebuild(params))])))
 
-    stream = lambda start: batches(source, options.examples, options.seed, start, collate)
-    trained = fixed | fit(options, trainable, loss_fn, stream, on_sample)["vae"]
-
-    scaling = config.vae.scaling
-    if not options.freeze_encoder:  # latents of unit variance: arXiv 2112.10752, appendix G
-        means = [vae_posterior(trained, batch["pixels"], config.vae)[0] for batch in islice(stream(0), 20)]
+    mine = local_part(options.examples)
+    stream = lambda start: read_ahead(lambda step: batch(step, mine), start)
+    name_batch = lambda step: [source.files[i] for i in order(step).rows]
+    vae = fixed | fit(options, trained, loss_fn, stream, on_sample, name_batch)["vae"]
+    if is_primary() and not options.freeze_encoder:  # latents of unit variance: arXiv 2112.10752, appendix G
+        means = [np.ravel(vae_posterior(vae, batch["pixels"], config.vae)[0]) for batch in islice(stream(0), 20)]
         scaling = round(float(1 / np.std(np.concatenate(means))), 5)
-    sd = replace(sd, config=replace(config, vae=replace(config.vae, scaling=scaling)),
-                 params=sd.params | {"vae": jax.tree.map(np.asarray, trained)})
-    sdjax.save(sd, options.out / "export")
-    print(f"{options.out / 'export'}: scaling {scaling}")
+        config = replace(config, vae=replace(config.vae, scaling=scaling))
+        print(f"scaling {scaling}")
+    export(options, replace(sd, config=config, params=sd.params | {"vae": jax.tree.map(jnp.asarray, vae)}))
 
 
 if __name__ == "__main__":

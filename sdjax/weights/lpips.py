@@ -1,0 +1,37 @@
+"""LPIPS' parameters from two files: torchvision's vgg16 and the heads that github.com/richzhang/PerceptualSimilarity
+trained on it (vgg.pth of version 0.1)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.nn.lpips import DEPTHS, LPIPS, VGG16
+from sdjax.types import Params
+from sdjax.weights.convert import from_file_tensors
+from sdjax.weights.names import Row
+from sdjax.weights.tensors import read_tensors
+
+
+def lpips_rows() -> list[Row]:
+    """torchvision numbers convolutions, ReLUs and poolings in one row."""
+    rows, place, number = [], 0, 0
+    for stage, depth in enumerate(DEPTHS):
+        for _ in range(depth):
+            rows += [Row((f"conv_{number}", "kernel"), f"features.{place}.weight", None, "conv", "conv"),
+                     Row((f"conv_{number}", "bias"), f"features.{place}.bias", None, "same", "same")]
+            place, number = place + 2, number + 1
+        rows.append(Row((f"head_{stage}",), f"lin{stage}.model.1.weight", None, "conv1x1", "conv1x1"))
+        place += 1
+    return rows
+
+
+def read_lpips(vgg: str | Path, heads: str | Path, widths: tuple[int, ...] = VGG16) -> Params:
+    """Parameters of nn.lpips.LPIPS as float32. SdjaxError that names the file and what does not fit in it."""
+    pixels = jnp.zeros((1, 16, 16, 3))
+    expected, params = jax.eval_shape(LPIPS(widths).init, jax.random.key(0), pixels, pixels)["params"], {}
+    for path, prefix in ((vgg, "features."), (heads, "lin")):
+        rows = [row for row in lpips_rows() if row.diffusers.startswith(prefix)]
+        tensors = {name: value for name, value in read_tensors(path).items() if not name.startswith("classifier.")}
+        params |= from_file_tensors(tensors, rows, expected, source=str(path))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
