@@ -212,3 +212,20 @@ def test_the_script_goes_on_after_kills(place):  # noqa: F811
     seen = run_killed([*command, "killed"], place / "killed", place, devices=2, kills=[5, 14])
     check_killed(seen, place / "killed", place / "undisturbed", 24)
     assert [len(stamp) < 24 for stamp in seen] == [True, True]
+
+
+@pytest.mark.slow
+def test_a_thousand_prompts_killed_five_times(place):  # noqa: F811
+    (place / "prompts.txt").write_text("\n".join(f"a red apple {i}" for i in range(1000)))
+    command = ["--prompts-file", "prompts.txt", "--model", "model", "--steps", 2, "--batch-size", 8, "--out"]
+    process = start([*command, "undisturbed"], place, devices=4)
+    memory = []  # (pictures that are there, KiB)
+    while process.poll() is None:
+        memory.append((len(list((place / "undisturbed").glob("*.png"))), resident(process)))
+        time.sleep(0.1)
+    assert process.returncode == 0, process.stderr.read()
+    most = lambda low, high: max(size for count, size in memory if low <= count < high)
+    assert most(900, 1000) < 1.05 * most(100, 200)
+
+    seen = run_killed([*command, "killed"], place / "killed", place, devices=4, kills=[90, 270, 450, 640, 850])
+    check_killed(seen, place / "killed", place / "undisturbed", 1000)
