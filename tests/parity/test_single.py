@@ -2,6 +2,7 @@
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -32,26 +33,29 @@ pytestmark = pytest.mark.parity
 TOWER = "cond_stage_model.model."
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("config, pipeline", [
     (NARROW, diffusers.StableDiffusionPipeline), (NARROW_V2, diffusers.StableDiffusionPipeline),
     (NARROW_INPAINT, diffusers.StableDiffusionInpaintPipeline)], ids=lambda value: getattr(value, "name", ""))
-def test_diffusers_reads_our_single_file_as_our_folder(config, pipeline, dtype, tmp_path):
-    """from_single_file, told by our folder what the narrow config is, gets every tensor of it byte for byte."""
-    sd = sdjax.StableDiffusion(config, random_model_params(config, dtype=dtype),
+def test_diffusers_reads_our_folder_and_our_single_file(config, pipeline, dtype, tmp_path):
+    """from_pretrained, and from_single_file, told by our folder what the narrow config is, get every tensor of it byte
+    for byte."""
+    sd = sdjax.StableDiffusion(config, random_model_params(config, dtype=jnp.dtype(dtype)),
                                train_bpe(captions(), 580, tmp_path / "tokenizer"))
     sdjax.save(sd, tmp_path / "folder")
     sdjax.save(sd, tmp_path / "a.safetensors")
-    torch_dtype = torch.float16 if dtype == np.float16 else torch.float32
-    pipe = pipeline.from_single_file(str(tmp_path / "a.safetensors"), config=str(tmp_path / "folder"),
-                                     torch_dtype=torch_dtype, local_files_only=True)
-    for part, module in (("text", pipe.text_encoder), ("vae", pipe.vae), ("unet", pipe.unet)):
-        ours = to_file_tensors(sd.params[part], make_rows(getattr(config, part)))
-        theirs = {current_name(part, name): value.numpy() for name, value in module.state_dict().items()
-                  if not name.endswith("position_ids")}
-        assert sorted(ours) == sorted(theirs)
-        for name, value in ours.items():
-            assert value.dtype == theirs[name].dtype and value.tobytes() == theirs[name].tobytes(), name
+    torch_dtype = getattr(torch, dtype)
+    for pipe in (pipeline.from_pretrained(tmp_path / "folder", torch_dtype=torch_dtype),
+                 pipeline.from_single_file(str(tmp_path / "a.safetensors"), config=str(tmp_path / "folder"),
+                                           torch_dtype=torch_dtype, local_files_only=True)):
+        for part, module in (("text", pipe.text_encoder), ("vae", pipe.vae), ("unet", pipe.unet)):
+            ours = to_file_tensors(sd.params[part], make_rows(getattr(config, part)))
+            theirs = {current_name(part, name): value for name, value in module.state_dict().items()
+                      if not name.endswith("position_ids")}
+            assert sorted(ours) == sorted(theirs)
+            for name, value in ours.items():
+                assert theirs[name].dtype == torch_dtype and value.dtype == dtype and value.shape == theirs[name].shape
+                assert value.tobytes() == theirs[name].contiguous().view(torch.uint8).numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("config", [SD15, SD15_INPAINT, SD21, EMOJI], ids=lambda config: config.name)

@@ -49,7 +49,7 @@ def written(path, config, change=None, dtype=np.float32, **options):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16], ids=["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_every_tensor_comes_back_byte_for_byte(config, dtype, tokenizer, tmp_path):
-    """folder -> parameters -> single -> parameters -> folder -> parameters -> single."""
+    """folder -> folder, folder -> single -> single, folder -> single -> folder -> single; by way of parameters."""
     params = random_model_params(config, dtype=dtype)
     write_folder(tmp_path / "a", config, params, tokenizer)
     found, params_a, _ = read_folder(tmp_path / "a")
@@ -58,12 +58,17 @@ def test_every_tensor_comes_back_byte_for_byte(config, dtype, tokenizer, tmp_pat
     assert again == found and same(params, params_a) and same(params_a, params_b)
 
     write_folder(tmp_path / "b", again, params_b, tokenizer)
+    write_folder(tmp_path / "c", found, params_a, tokenizer)
     for path in (tmp_path / "a").rglob("*.*"):
-        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+        for other in "bc":
+            assert path.read_bytes() == (tmp_path / other / path.relative_to(tmp_path / "a")).read_bytes()
     found, params_c, _ = read_folder(tmp_path / "b")
     write_single(tmp_path / "b.safetensors", found, params_c)
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.safetensors", "b", "b.safetensors"]
+    write_single(tmp_path / "c.safetensors", again, params_b)
+    for other in "bc":
+        assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / f"{other}.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a", "a.safetensors", "b", "b.safetensors", "c", "c.safetensors"]
 
 
 # ---- which model is it?
