@@ -238,11 +238,11 @@ def export(options: TrainOptions, sd: StableDiffusion) -> None:
 
 
 def leave_on_signals(out: Path) -> None:
-    """Before and after the steps there is nothing to save: SIGTERM and SIGINT leave at once, as they do then."""
+    """Before and after the steps, and when told twice, SIGTERM and SIGINT leave at once."""
 
     def leave(*_):
         if is_primary():
-            (out / "PREEMPTED").write_text("stopped by a signal before or after the steps; nothing is lost\n")
+            (out / "PREEMPTED").write_text("stopped at once by a signal; the same command goes on after the newest checkpoint\n")
         raise SystemExit(0)
 
     for name in (signal.SIGTERM, signal.SIGINT):

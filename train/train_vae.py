@@ -1,7 +1,7 @@
 """Trains the VAE: L1 or L2, LPIPS where its files are given, KL, and a patch discriminator; see sdjax/autoencoder.py.
 
     python train/train_vae.py --data DIR --model FOLDER --out RUN --vgg vgg16.pth --lpips vgg.pth \
-        --discriminator-weight 0.5 --discriminator-start 50000
+        --discriminator-weight 0.5 --discriminator-start 50001
 
 vgg16.pth is torchvision's, vgg.pth the heads of LPIPS 0.1. Without them the reconstruction is of pixels alone.
 """
