@@ -1,0 +1,113 @@
+"""Captions a folder of pictures without text: each picture gets the phrase that a CLIP model ranks first.
+
+    python train/caption.py --data pictures --phrases phrases.txt
+
+writes pictures/metadata.jsonl, which the training scripts read: one {"file_name", "text", "score"} a line, in the order
+of the names. The score is the cosine of picture and phrase (arXiv 2103.00020, section 3.1.2). Pictures that cannot be
+read are named on standard error and left out.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sdjax import cli
+from sdjax.errors import SdjaxError
+
+
+@dataclass(frozen=True)
+class Options:
+    data: Path
+    """Folder of pictures; folders in it count."""
+    phrases: Path
+    """UTF-8, a phrase a line; blank lines are skipped."""
+    model: str = "emoji"
+    """Whose text tower reads the phrases: "emoji", or a folder."""
+    clip: Path | None = None
+    """Folder of the image tower that train/train_clip.py exported with it; MODEL/clip, or the bundled one."""
+    batch_size: int = 64
+    overwrite: bool = False
+    """Replace a metadata.jsonl that is there."""
+
+
+def find_pictures(root: Path) -> list[Path]:
+    """Every file in the folder whose suffix is a picture's, sorted. SdjaxError when there is none."""
+    from sdjax.data.picture import SUFFIXES
+
+    if not root.is_dir():
+        raise SdjaxError(f"--data {root}: no such folder")
+    found = sorted(path for path in root.rglob("*") if path.suffix[1:].lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise SdjaxError(f"--data {root}: no pictures there")
+    return found
+
+
+def main(options: Options) -> None:
+    """Caption a folder of pictures with the phrases that CLIP ranks first."""
+    import sdjax
+    from sdjax.batch import read_prompts
+    from sdjax.data import load_square
+
+    table = options.data / "metadata.jsonl"
+    if table.exists() and not options.overwrite:
+        raise SdjaxError(f"{table}: is there already; --overwrite replaces it")
+    if options.batch_size < 1:
+        raise SdjaxError(f"--batch-size {options.batch_size}: at least 1")
+    paths, phrases = find_pictures(options.data), read_prompts(options.phrases)
+    folder = options.clip or (Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip" if options.model == "emoji"
+                              else Path(options.model) / "clip")
+    rank, size = make_ranking(sdjax.load(options.model), folder, phrases)
+
+    kept, progress = [], cli.Progress("picture")
+    for start in range(0, len(paths), options.batch_size):
+        pictures, names = [], []
+        for path in paths[start : start + options.batch_size]:
+            try:
+                pictures.append(load_square(path, size))
+                names.append(path.relative_to(options.data).as_posix())
+            except SdjaxError as error:
+                print(f"left out: {error}", file=sys.stderr)
+        if pictures:
+            kept += [{"file_name": name, "text": phrases[best], "score": round(float(score), 4)}
+                     for name, best, score in zip(names, *rank(np.stack(pictures)), strict=True)]
+        progress(min(start + options.batch_size, len(paths)), len(paths))
+    if not kept:
+        raise SdjaxError(f"--data {options.data}: none of its {len(paths)} pictures can be read")
+    scratch = table.with_name(".metadata.jsonl.tmp")
+    try:
+        scratch.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+        os.replace(scratch, table)
+    finally:
+        scratch.unlink(missing_ok=True)
+    print(table)
+
+
+def make_ranking(sd, folder: Path, phrases: list[str]):
+    """(uint8 pictures [B, size, size, 3] -> (best phrase [B], its cosine [B]), size)."""
+    import jax
+
+    import sdjax
+    from sdjax.data import to_pixels
+    from sdjax.nn.clip import ImageTower, pool_text
+
+    config, params = sdjax.load_clip(folder)
+    states = sdjax.encode_prompt(sd, phrases, syntax="plain").context
+    words = np.asarray(pool_text(states, sdjax.tokenize(sd, phrases), sd.config.text.eos_token)
+                       @ params["text_projection"], np.float32)
+    words = words / np.linalg.norm(words, axis=1, keepdims=True)
+    tower = jax.jit(ImageTower(config).apply)
+
+    def rank(pictures):
+        image = np.asarray(tower({"params": params["vision"]}, to_pixels(pictures)))
+        cosine = image / np.linalg.norm(image, axis=1, keepdims=True) @ words.T
+        return cosine.argmax(1), cosine.max(1)
+
+    return rank, config.size
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
