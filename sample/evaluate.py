@@ -142,14 +142,12 @@ def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) 
     """Share of pictures whose own caption comes first, or in the first five, among `captions`."""
     import sdjax
     from sdjax.data import to_pixels
-    from sdjax.nn.clip import ImageTower, pool_text
+    from sdjax.model import embed_phrases
+    from sdjax.nn.clip import ImageTower
 
     config, params = sdjax.load_clip(folder)
     image = np.asarray(ImageTower(config).apply({"params": params["vision"]}, to_pixels(pictures)))
-    states = sdjax.encode_prompt(sd, captions, syntax="plain").context
-    pooled = pool_text(states, sdjax.tokenize(sd, captions), sd.config.text.eos_token)
-    words = np.asarray(pooled @ params["text_projection"])
-    logits = image @ (words / np.linalg.norm(words, axis=1, keepdims=True)).T
+    logits = image @ np.asarray(embed_phrases(sd, captions, params["text_projection"])).T
     rank = (logits > np.diagonal(logits)[:, None]).sum(1)
     return {"clip top1": float((rank < 1).mean()), "clip top5": float((rank < 5).mean())}
 

@@ -131,3 +131,6 @@ EMOJI = Config(
 EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_width=512, projection=192)
 
 PRESETS = {config.name: config for config in (SD15, SD15_INPAINT, SD21_BASE, SD21, EMOJI)}
+
+#: By the names that training scripts' --model takes: SD15, SD15_INPAINT ...
+NAMED = {name.upper().replace("-", "_"): config for name, config in PRESETS.items()}

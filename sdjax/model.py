@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import prompt, text
-from sdjax.config import PRESETS, Config, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import NAMED, Config, TextConfig, UNetConfig, VAEConfig
 from sdjax.errors import SdjaxError
-from sdjax.nn.clip import TextTower
+from sdjax.nn.clip import TextTower, pool_text
 from sdjax.nn.layers import precise
 from sdjax.nn.unet import KeysValues, UNet, keys_values
 from sdjax.nn.vae import VAE
@@ -158,6 +158,14 @@ def find_source(source: str | Path) -> tuple[Path, str | None]:
                      f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}")
 
 
+def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array) -> Array:
+    """Unit embeddings [N, D] of phrases, read literally, in the space of the CLIP image tower that `projection`
+    ([width, D], `load_clip`'s "text_projection") belongs to (arXiv 2103.00020, section 2.4)."""
+    states = encode_prompt(sd, phrases, syntax="plain").context
+    words = pool_text(states, tokenize(sd, phrases), sd.config.text.eos_token) @ projection
+    return words / jnp.linalg.norm(words, axis=1, keepdims=True)
+
+
 def create(model: str | Path, seed: int = 0, without: str | None = None) -> StableDiffusion:
     """What training starts from: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters, and CLIP's
     tokenizer or none; anything else is `load`ed, its parameters as float32.
@@ -165,14 +173,13 @@ def create(model: str | Path, seed: int = 0, without: str | None = None) -> Stab
     `without` "text", "vae" or "unet" leaves that part's random parameters to `initial_params`, and does nothing where
     they are loaded.
     """
-    presets = {config.name.upper().replace("-", "_"): config for config in PRESETS.values()}
-    if str(model) not in presets:
+    if str(model) not in NAMED:
         try:
             sd = load(model)
         except SdjaxError as error:
-            raise SdjaxError(f"{error} (from nothing: {', '.join(presets)})") from None
+            raise SdjaxError(f"{error} (from nothing: {', '.join(NAMED)})") from None
         return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))
-    config = presets[str(model)]
+    config = NAMED[str(model)]
     initial = jax.jit(initial_params, static_argnums=(0, 1))
     params = {part: initial(config, part, np.uint32(seed)) for part in ("text", "vae", "unet") if part != without}
     tokenizer = bundled_tokenizer(config.text) if config.text.vocab_size == TextConfig().vocab_size else None

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sdjax import cli
-from sdjax.config import PRESETS, Config
+from sdjax.config import NAMED, Config
 from sdjax.errors import SdjaxError
 from sdjax.loop import build
 from sdjax.loss import diffusion_loss
@@ -51,12 +51,11 @@ def main(options: Options) -> None:
         import torch
     except ImportError as error:
         raise SdjaxError(f"{error}: install the extra parity") from None
-    presets = {config.name.upper().replace("-", "_"): config for config in PRESETS.values()}
-    if options.model not in presets:
-        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(presets)}")
+    if options.model not in NAMED:
+        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(NAMED)}")
     if options.steps < 1 or options.batch_size < 1:
         raise SdjaxError("--steps and --batch-size: expected at least 1")
-    config = presets[options.model]
+    config = NAMED[options.model]
     config = replace(config, size=options.size or config.size)
     params = jax.tree.map(np.asarray, jax.jit(initial_params, static_argnums=(0, 1))(config, "unet", np.uint32(0)))
     params = jax.tree.map(lambda leaf: leaf if leaf.any() else np.full_like(leaf, 0.01), params)  # no zero layers

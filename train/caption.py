@@ -92,13 +92,11 @@ def make_ranking(sd, folder: Path, phrases: list[str]):
 
     import sdjax
     from sdjax.data import to_pixels
-    from sdjax.nn.clip import ImageTower, pool_text
+    from sdjax.model import embed_phrases
+    from sdjax.nn.clip import ImageTower
 
     config, params = sdjax.load_clip(folder)
-    states = sdjax.encode_prompt(sd, phrases, syntax="plain").context
-    words = np.asarray(pool_text(states, sdjax.tokenize(sd, phrases), sd.config.text.eos_token)
-                       @ params["text_projection"], np.float32)
-    words = words / np.linalg.norm(words, axis=1, keepdims=True)
+    words = np.asarray(embed_phrases(sd, phrases, params["text_projection"]))
     tower = jax.jit(ImageTower(config).apply)
 
     def rank(pictures):

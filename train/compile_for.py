@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from sdjax import cli
-from sdjax.config import PRESETS, Config
+from sdjax.config import NAMED, Config
 from sdjax.errors import SdjaxError
 from sdjax.loop import build, state_shapes
 from sdjax.loss import diffusion_loss
@@ -55,14 +55,13 @@ class Options:
 
 def main(options: Options) -> None:
     """Compile the training step ahead of time for a TPU topology."""
-    presets = {config.name.upper().replace("-", "_"): config for config in PRESETS.values()}
-    if options.model not in presets:
-        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(presets)}")
+    if options.model not in NAMED:
+        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(NAMED)}")
     if options.parallel not in KINDS:
         raise SdjaxError(f"--parallel {options.parallel}: expected {' or '.join(KINDS)}")
     if options.dtype not in ("float32", "bfloat16"):
         raise SdjaxError(f"--dtype {options.dtype}: expected float32 or bfloat16")
-    config = presets[options.model]
+    config = NAMED[options.model]
     devices = topology_devices(options.topology)
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, accumulate=options.accumulate,
                             optimizer=options.optimizer, ema_decay=options.ema_decay, parallel=options.parallel,
