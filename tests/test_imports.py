@@ -26,6 +26,7 @@ FLOORS = {
     "grid": 2,
     "loss": 2,
     "quality": 1,
+    "measure": 1,
     "autoencoder": 3,
     "data": 3,
     "weights": 3,
@@ -39,15 +40,18 @@ FLOORS = {
     "maps": 5,
     "safety": 5,
     "options": 2,
+    "sample_options": 3,
     "watermark": 2,
     "stages": 5,
     "engine": 6,
     "generate": 7,
+    "program": 8,
     "cache": 5,
     "batch": 5,
     "loop": 6,
 }
-NN = {"layers": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2, "lpips": 0}  # within nn/
+NN = {"layers": 0, "tiles": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2,
+      "lpips": 0}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,
            "single": 4, "clip": 5, "hub": 5, "lpips": 4}  # within weights/
 DATA = {"picture": 0, "tars": 1, "bad": 0, "listing": 2, "buckets": 3, "source": 4, "order": 0}  # within data/

@@ -59,7 +59,7 @@ def script(place, monkeypatch):
     def script(name, *arguments):
         monkeypatch.chdir(place)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        monkeypatch.setenv("SDJAX_CACHE", str(place / "cache"))
+        monkeypatch.setenv("SDJAX_CACHE", "off")  # JAX's settings are the whole process'
         try:
             runpy.run_path(str(ROOT / name), run_name="__main__")
         except SystemExit as stop:
