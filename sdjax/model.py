@@ -21,6 +21,7 @@ from sdjax.config import NAMED, Config, TextConfig, UNetConfig, VAEConfig
 from sdjax.errors import SdjaxError
 from sdjax.nn.clip import TextTower, pool_text
 from sdjax.nn.layers import precise
+from sdjax.nn.tiles import in_tiles
 from sdjax.nn.unet import KeysValues, UNet, keys_values
 from sdjax.nn.vae import VAE
 from sdjax.types import Array, Cond, Params
@@ -32,6 +33,10 @@ from sdjax.weights.single import bundled_tokenizer, known_prediction, log, read_
 BUNDLED = ("emoji",)
 FLOAT32 = jnp.dtype("float32")
 DTYPES = ("float32", "bfloat16", "float16")
+
+#: the VAE's tiles, in latents: their side, by how much two overlap at least, and the positions up to which a picture
+#: goes through in one piece (1024 x 1024 pixels at a factor of 8)
+TILE, OVERLAP, UNTILED = 96, 16, 128 * 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +96,13 @@ def unet_output(params: Params, x: Array, t: Array, context: Array | KeysValues,
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def vae_posterior(params: Params, pixels: Array, config: VAEConfig, dtype=FLOAT32) -> tuple[Array, Array]:
     """VAE parameters, pixels [B, H, W, 3] -> mean and log variance, unscaled float32 [B, h, w, 4] each."""
+    def encode(pixels: Array) -> Array:
+        return jnp.concatenate(VAE(config, dtype).apply({"params": params}, pixels, method="encode"), axis=-1)
+
+    f = config.factor
     with precise(dtype):
-        return VAE(config, dtype).apply({"params": params}, pixels, method="encode")
+        mean, logvar = jnp.split(in_tiles(encode, pixels, f * TILE, f * OVERLAP, f, f * f * UNTILED), 2, axis=-1)
+    return mean, logvar
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -100,7 +110,8 @@ def vae_pixels(params: Params, latents: Array, config: VAEConfig, dtype=FLOAT32)
     """VAE parameters, scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], not clipped."""
     with precise(dtype):
         latents = latents.astype(jnp.float32) / config.scaling
-        return VAE(config, dtype).apply({"params": params}, latents, method="decode")
+        decode = lambda latents: VAE(config, dtype).apply({"params": params}, latents, method="decode")
+        return in_tiles(decode, latents, TILE, OVERLAP, most=UNTILED)
 
 
 @partial(jax.jit, static_argnames="shape")

@@ -1,0 +1,60 @@
+"""Large pictures through the VAE a tile at a time, in the memory that one tile takes.
+
+Tiles overlap, and in the overlap each fades into the next. They are not the whole picture's result to the bit: a tile's
+norms and its attention see the tile alone. What is local comes out exactly.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.types import Array
+
+
+def in_tiles(function: Callable[[Array], Array], x: Array, tile: int, overlap: int, unit: int = 1,
+             most: int = 0) -> Array:
+    """function([B, h, w, C]) -> [B, k h, k w, D], k a ratio of whole numbers, over x [B, H, W, C] in tiles of `tile`;
+    as it is where H W is no more than `most`.
+
+    tile, overlap (at least), H and W are multiples of `unit`, as tiles' places then are; a side below `tile` is whole.
+    """
+    if x.shape[1] * x.shape[2] <= most:
+        return function(x)
+    sides = [min(tile, side) for side in x.shape[1:3]]
+    starts = [places(side // unit, size // unit, overlap // unit) * unit
+              for side, size in zip(x.shape[1:3], sides, strict=True)]
+    out = jax.eval_shape(function, jax.ShapeDtypeStruct((len(x), *sides, x.shape[3]), x.dtype))
+    scaled = lambda n: n * out.shape[1] // sides[0]
+    windows = [jnp.stack([window(scaled(size), scaled(overlap), start > 0, start < side - size) for start in row])
+               for side, size, row in zip(x.shape[1:3], sides, starts, strict=True)]
+
+    def add(sums: tuple[Array, Array], n: Array) -> tuple[tuple[Array, Array], None]:
+        i, j = n // len(starts[1]), n % len(starts[1])
+        top, left = jnp.asarray(starts[0])[i], jnp.asarray(starts[1])[j]
+        part = function(jax.lax.dynamic_slice(x, (0, top, left, 0), (len(x), *sides, x.shape[3])))
+        weight = (windows[0][i][:, None] * windows[1][j])[None, ..., None]
+        at = (0, scaled(top), scaled(left), 0)
+        put = lambda total, value: jax.lax.dynamic_update_slice(
+            total, jax.lax.dynamic_slice(total, at, value.shape) + value, at)
+        return (put(sums[0], weight * part), put(sums[1], weight)), None
+
+    shape = (len(x), *map(scaled, x.shape[1:3]))
+    zeros = jnp.zeros((*shape, out.shape[3]), out.dtype), jnp.zeros((1, *shape[1:], 1), out.dtype)
+    (total, weight), _ = jax.lax.scan(add, zeros, jnp.arange(len(starts[0]) * len(starts[1])))
+    return total / weight
+
+
+def places(side: int, tile: int, overlap: int) -> np.ndarray:
+    """Where tiles start, evenly spread: the fewest that overlap by `overlap` at least and reach both ends."""
+    count = 1 if side <= tile else math.ceil((side - overlap) / (tile - overlap))
+    return np.round(np.linspace(0, side - tile, count)).astype(np.int32)
+
+
+def window(size: int, overlap: int, before: bool, after: bool) -> Array:
+    """A tile's weights along one side: rising over `overlap` where there is a tile before it, falling where one is
+    after it."""
+    rise = np.minimum(1.0, (np.arange(size) + 0.5) / overlap)
+    return jnp.asarray((rise if before else 1.0) * (rise[::-1] if after else np.ones(size)), jnp.float32)
