@@ -18,6 +18,7 @@ _HOME = {
     "maps": ("attention_maps", "attention_pictures", "prompt_words"),
     "generate": ("txt2img", "img2img", "inpaint", "outpaint", "hires"),
     "stages": ("denoiser",),
+    "program": ("save_program", "load_program"),
     "safety": ("load_safety_checker", "check_safety"),
     "sampler": ("samplers",),
 }

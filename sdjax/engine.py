@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import stages
-from sdjax.config import Config
+from sdjax.config import Config, TextConfig
 from sdjax.image import feather_masks, pixels_to_pil
 from sdjax.model import StableDiffusion, context_keys, prompt_tower, read_prompts, text_context
 from sdjax.options import Request
@@ -130,15 +130,10 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
     """One chunk through the stages, as host arrays, the image first; report(row, picture) is called on the way."""
     options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
     text, vectors = prompt_tower(sd, options.clip_skip)
-    cond, uncond = (text_context(params["text"], side, text, sd.dtype, vectors) for side in (chunk.tokens, negative))
-    uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
-    cond, uncond = (side._replace(context=context_keys(params["unet"], side.context, sd.dtype))
-                    for side in (cond, uncond))  # once for all steps
     draws = stages.image_draws(chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength),
                                stream)
-    noise = stages.draw(draws, request.shape, chunk.noise)
-    x0, extra, known = condition(sd.config, sd.dtype, params, plan, chunk, noise)
-    state = start(plan, noise, x0 if plan.signal else None)
+    cond, uncond, extra, known, state = prepare(params, chunk, negative, draws, plan, request.shape, text, vectors,
+                                                **static)
     walk = partial(stages.walk, params["unet"], cond, uncond, guide_of(request, plan), draws, extra, known,
                    function=options.guidance_fn, **static)
     keep, rows, traces = options.output == "trajectory", evaluations(plan), []
@@ -159,6 +154,18 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
         xs, x0s = (np.moveaxis(np.concatenate(leaves), 1, 0) for leaves in zip(*traces, strict=True))
         return Trajectory(None, xs, x0s, np.asarray(x))
     return np.asarray(x if options.output == "latents" else stages.finish(params["vae"], x, **static))
+
+
+def prepare(params, chunk: Chunk, negative: Tokens, draws: stages.Draws, plan: Plan, shape: tuple[int, int, int],
+            text: TextConfig, vectors: Array | None = None, *, config: Config, dtype):
+    """What a walk takes: (cond, uncond, extra, known, state). Can be traced as a whole, for txt2img; see program.py."""
+    cond, uncond = (text_context(params["text"], side, text, dtype, vectors) for side in (chunk.tokens, negative))
+    uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
+    cond, uncond = (side._replace(context=context_keys(params["unet"], side.context, dtype))
+                    for side in (cond, uncond))  # once for all steps
+    noise = stages.draw(draws, shape, chunk.noise)
+    x0, extra, known = condition(config, dtype, params, plan, chunk, noise)
+    return cond, uncond, extra, known, start(plan, noise, x0 if x0 is not None and plan.signal else None)
 
 
 def guide_of(request: Request, plan: Plan) -> stages.Guide:

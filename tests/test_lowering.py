@@ -1,0 +1,68 @@
+"""Drawing and training with Stable Diffusion 1.5 lower for GPUs and TPUs where there is neither, from shapes alone."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from sdjax.config import SD15
+from sdjax.loop import build, state_shapes
+from sdjax.loss import diffusion_loss
+from sdjax.model import StableDiffusion, initial_params
+from sdjax.options import Options, check
+from sdjax.parallel import FsdpLayout
+from sdjax.program import UNVOUCHED, export_program
+from sdjax.train_options import TrainOptions
+from sdjax.types import Batch
+from sdjax.weights.convert import param_shapes
+from tests.tiny import Letters
+
+CUDNN, PALLAS = "__cudnn$fmhaSoftmax", "tpu_custom_call"
+OURS = {CUDNN, CUDNN + "Backward", PALLAS}
+
+
+@pytest.fixture(autouse=True)
+def a_cudnn(monkeypatch):
+    """cuDNN is absent here: JAX is told a version."""
+    from jax._src.cudnn import fused_attention_stablehlo as checks
+
+    monkeypatch.setattr(checks, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
+
+
+def calls(exported) -> set[str]:
+    return set(re.findall(r"custom_call @([\w$]+)", exported.mlir_module()))
+
+
+def test_text_to_image_at_512_pixels():
+    """bfloat16, guided: the UNet on batches of 2."""
+    shapes = {part: param_shapes(getattr(SD15, part)) for part in ("text", "unet", "vae")}
+    sd = StableDiffusion(SD15, shapes, Letters(), jnp.dtype("bfloat16"))
+    programs, _ = export_program(sd, check(SD15, "cat", Options(steps=20)), ("cuda", "tpu"))
+    assert calls(programs["cuda"]) & OURS == {CUDNN} and calls(programs["tpu"]) & OURS == {PALLAS}
+    assert programs["tpu"].out_avals[0].shape == (1, 512, 512, 3)
+
+
+SHALLOW = replace(SD15, unet=replace(SD15.unet, channels=(320, 640), blocks=1, attention=(True, True), heads=(8, 8)))
+
+
+@pytest.mark.parametrize("config", [SHALLOW, pytest.param(SD15, marks=pytest.mark.slow)], ids=["shallow", "whole"])
+def test_training_step_at_512_pixels(config):
+    """bfloat16, AdamW, EMA."""
+    options, layout = TrainOptions(Path(), Path(), batch_size=8), FsdpLayout(1, jax.devices()[:1])
+    null = np.zeros((config.text.length, config.text.width), np.float32)
+    make, step = build(options, diffusion_loss(config, null, "bfloat16", False, 0.1), layout)
+    state = state_shapes(make, lambda seed: initial_params(config, "unet", seed))
+    shape = jax.ShapeDtypeStruct
+    batch = Batch(shape((8, 64, 64, 8), np.float16), shape((8, *null.shape), np.float16), shape((8,), np.uint32))
+    checks = [export.DisabledSafetyCheck.custom_call(name + end) for name in UNVOUCHED for end in ("", "Backward")]
+    step = layout.step(step, state)
+    for platform, kernels in (("cuda", {CUDNN, CUDNN + "Backward"}), ("tpu", {PALLAS})):
+        exported = export.export(step, platforms=[platform], disabled_checks=checks)(
+            state, (batch, shape((8,), np.float32)), shape((), np.uint32))
+        assert calls(exported) & OURS == kernels
