@@ -15,6 +15,7 @@ import numpy as np
 from sdjax.cli import check_folder
 from sdjax.data import Pictures, open_data
 from sdjax.errors import SdjaxError
+from sdjax.measure import Costs
 from sdjax.model import StableDiffusion, create, save
 from sdjax.parallel import (
     Layout,
@@ -25,7 +26,7 @@ from sdjax.parallel import (
     make_layout,
     start_processes,
 )
-from sdjax.report import Costs, describe_state, describe_step, utilisation
+from sdjax.report import describe_state, describe_step, utilisation
 from sdjax.run import Run
 from sdjax.train_options import TrainOptions
 from sdjax.train_state import LossFn, TrainState, make_state, make_train_step, trained_params

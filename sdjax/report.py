@@ -1,47 +1,11 @@
 """What a training job says of itself: memory, sharding, arithmetic, and how much of the machine it uses."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
+from sdjax.measure import Costs, peak_flops
 from sdjax.parallel import Layout
 from sdjax.train_state import TrainState
-
-#: Dense bfloat16 FLOP/s of a device, from the makers' data sheets, by a part of `device_kind`; first match counts.
-PEAK = {
-    "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v4": 275e12,
-    "TPU v3": 61.5e12, "TPU v2": 22.5e12,  # v2 and v3: a device is one of a chip's two cores
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "A10": 125e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-}
-
-
-def peak_flops(kind: str) -> float | None:
-    """Of one device of this `device_kind`, None where it is not known."""
-    return next((flops for name, flops in PEAK.items() if name.lower() in kind.lower()), None)
-
-
-class Costs:
-    """What the compiler says of a step, for one device."""
-
-    def __init__(self, compiled: Any, parts: int = 1):
-        """compiled: `jax.stages.Compiled`. parts: how often its inner loop runs (--accumulate)."""
-        found = compiled.cost_analysis()
-        found = dict(found[0] if isinstance(found, list) else found or {})
-        self.flops: float = found.get("flops", 0.0) * parts  # XLA counts a loop's body once
-        self.bytes: float = found.get("bytes accessed", 0.0) * parts
-        self.memory = memory(compiled)
-
-
-def memory(compiled: Any) -> dict[str, int]:
-    """Bytes on one device: arguments, outputs, temporary, total (outputs that take over arguments count once)."""
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return {}
-    found = {"arguments": stats.argument_size_in_bytes, "outputs": stats.output_size_in_bytes,
-             "temporary": stats.temp_size_in_bytes}
-    return found | {"total": sum(found.values()) - stats.alias_size_in_bytes}
 
 
 def describe_state(shapes: TrainState, layout: Layout, devices: int, processes: int, kind: str) -> list[str]:

@@ -21,9 +21,9 @@ from sdjax.config import NAMED, Config
 from sdjax.errors import SdjaxError
 from sdjax.loop import build
 from sdjax.loss import diffusion_loss
+from sdjax.measure import Costs, peak_flops
 from sdjax.model import initial_params, unet_output
 from sdjax.parallel import make_layout
-from sdjax.report import Costs, peak_flops
 from sdjax.schedule import make_schedule
 from sdjax.train_options import TrainOptions
 from sdjax.types import Batch

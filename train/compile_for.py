@@ -7,7 +7,6 @@ Works on any Linux machine with a CPU; the full step of SD 1.5 compiles in some 
 the compiler's, for one chip.
 """
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from sdjax.config import NAMED, Config
 from sdjax.errors import SdjaxError
 from sdjax.loop import build, state_shapes
 from sdjax.loss import diffusion_loss
+from sdjax.measure import Costs, compile_lowered, topology_devices
 from sdjax.model import initial_params
 from sdjax.parallel import KINDS, FsdpLayout
-from sdjax.report import Costs, describe_state, megabytes
+from sdjax.report import describe_state, megabytes
 from sdjax.train_options import TrainOptions
 from sdjax.types import Batch
 
@@ -62,7 +62,10 @@ def main(options: Options) -> None:
     if options.dtype not in ("float32", "bfloat16"):
         raise SdjaxError(f"--dtype {options.dtype}: expected float32 or bfloat16")
     config = NAMED[options.model]
-    devices = topology_devices(options.topology)
+    try:
+        devices = topology_devices(options.topology)
+    except SdjaxError as error:
+        raise SdjaxError(f"--topology {error}") from None
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, accumulate=options.accumulate,
                             optimizer=options.optimizer, ema_decay=options.ema_decay, parallel=options.parallel,
                             replicas=options.replicas)
@@ -77,13 +80,9 @@ def main(options: Options) -> None:
     batch = batch_shapes(config, options.size or config.size, settings.examples)
     lowered = layout.step(step, shapes).lower(shapes, batch, np.uint32(0))
     try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-        what = f"{used[1]} of the chip's {used[2]}" if used else str(error).splitlines()[0][:200]
-        raise SdjaxError(f"--batch-size {options.batch_size}: does not fit, the step needs {what}") from None
+        compiled = compile_lowered(lowered)
+    except SdjaxError as error:
+        raise SdjaxError(f"--batch-size {options.batch_size}: {error}") from None
     costs = Costs(compiled, options.accumulate)
     memory = costs.memory
     print(f"memory      {megabytes(memory['total'])} a chip: arguments {megabytes(memory['arguments'])}, temporary "
@@ -91,22 +90,6 @@ def main(options: Options) -> None:
     print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written")
     for name, (count, size) in collectives(compiled.as_text()).items():
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
-
-
-def topology_devices(name: str) -> list:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask on a machine without a TPU
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing of a TPU is used: no need to be alone
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", name)
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    from jax.experimental import topologies
-
-    try:
-        return list(topologies.get_topology_desc(name, "tpu").devices)
-    except Exception as error:  # of what kind depends on what is missing
-        reason = " ".join(str(error).split())[:160]
-        raise SdjaxError(f"--topology {name}: not known here ({reason}); expected such as v5e:8x8, and the extra "
-                         "tpu installed") from None
 
 
 def batch_shapes(config: Config, size: int, count: int) -> tuple[Batch, jax.ShapeDtypeStruct]:

@@ -1,0 +1,132 @@
+"""What a computation costs: counted from its trace, or as XLA says of a program compiled for whatever machine.
+
+    flops(lambda x: x @ x, jax.ShapeDtypeStruct((64, 64), "float32"))         # 524288
+    device = topology_devices(CHIPS["v5e"].topology)[0]                       # no TPU needed, only libtpu
+    costs = Costs(compile_for(device, function, *shapes))
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from sdjax.errors import SdjaxError
+
+#: Dense bfloat16 FLOP/s of a device, from the makers' data sheets, by a part of `device_kind`; first match counts.
+PEAK = {
+    "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v4": 275e12,
+    "TPU v3": 61.5e12, "TPU v2": 22.5e12,  # v2 and v3: a device is one of a chip's two cores
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "A10": 125e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Of one device of this `device_kind`, None where it is not known."""
+    return next((flops for name, flops in PEAK.items() if name.lower() in kind.lower()), None)
+
+
+class Costs:
+    """What the compiler says of a step, for one device."""
+
+    def __init__(self, compiled: Any, parts: int = 1):
+        """compiled: `jax.stages.Compiled`. parts: how often its inner loop runs (--accumulate)."""
+        found = compiled.cost_analysis()
+        found = dict(found[0] if isinstance(found, list) else found or {})
+        self.flops: float = found.get("flops", 0.0) * parts  # XLA counts a loop's body once
+        self.bytes: float = found.get("bytes accessed", 0.0) * parts
+        self.memory = memory(compiled)
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes on one device: arguments, outputs, temporary, total (outputs that take over arguments count once)."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return {}
+    found = {"arguments": stats.argument_size_in_bytes, "outputs": stats.output_size_in_bytes,
+             "temporary": stats.temp_size_in_bytes}
+    return found | {"total": sum(found.values()) - stats.alias_size_in_bytes}
+
+
+# ---- counted
+
+
+def flops(function: Callable, *args: Any) -> int:
+    """Multiplications and additions in the matrix products and convolutions of function(*args); arrays or their shapes.
+
+    Loops count as often as they run (while loops once), of branches the costliest does.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            length = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * length
+        elif name == "conv_general_dilated":
+            kernel, features = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in params["branches"])
+        elif name != "pallas_call":  # whose body runs once a tile; such a branch has siblings that say the same
+            inner = [getattr(value, "jaxpr", value) for value in params.values()]
+            times = params["length"] if name == "scan" else 1
+            total += times * sum(_count(value) for value in inner if hasattr(value, "eqns"))
+    return total
+
+
+# ---- compiled for TPUs that are not here
+
+
+class Chip(NamedTuple):
+    """A TPU. Figures: cloud.google.com/tpu/docs, system architecture; FLOP/s are in PEAK."""
+
+    topology: str  # the smallest slice that libtpu knows
+    bandwidth: float  # bytes a second
+
+
+CHIPS = {"v5e": Chip("v5e:2x2", 819e9), "v5p": Chip("v5p:2x2x1", 2765e9), "v6e": Chip("v6e:2x2", 1640e9)}
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """The chips of a TPU slice, "v5e:2x2" or the like, that need not be there. SdjaxError: unknown, or no libtpu."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask on a machine without a TPU
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing of a TPU is used: no need to be alone
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", name)
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(name, "tpu").devices)
+    except Exception as error:  # of what kind depends on what is missing
+        reason = " ".join(str(error).split())[:160]
+        raise SdjaxError(f"{name}: not known here ({reason}); expected such as v5e:8x8, and the extra "
+                         "tpu installed") from None
+
+
+def compile_for(device: jax.Device, function: Callable, *shapes: Any) -> jax.stages.Compiled:
+    """Compiles function(*shapes), pytrees of shapes, for one device of `topology_devices`."""
+    here = SingleDeviceSharding(device)
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    return compile_lowered(jax.jit(function).trace(*placed).lower(lowering_platforms=("tpu",)))
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """SdjaxError: the program takes more memory than the device has."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+        what = f"{used[1]} of the chip's {used[2]}" if used else str(error).splitlines()[0][:200]
+        raise SdjaxError(f"does not fit, the program needs {what}") from None
