@@ -1,5 +1,16 @@
+import json
+import runpy
+import shutil
+import sys
+
 import jax
 import pytest
+
+import sdjax
+from sdjax.text import train_bpe
+from tests.commands import CONFIG, ROOT
+from tests.narrow import random_model_params
+from tests.test_text import captions
 
 
 @pytest.fixture(scope="module")
@@ -9,3 +20,36 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with `model`, `pictures`, and `file`, which is in the way."""
+    place = tmp_path_factory.mktemp("scripts")
+    tokenizer = train_bpe(captions(), CONFIG.text.vocab_size, place / "tokenizer")
+    sdjax.save(sdjax.StableDiffusion(CONFIG, random_model_params(CONFIG), tokenizer), place / "model")
+    emoji = ROOT / "tests" / "data" / "emoji300"
+    lines = (emoji / "metadata.jsonl").read_text().splitlines()[:16]
+    (place / "pictures").mkdir()
+    for line in lines:
+        shutil.copy(emoji / json.loads(line)["file_name"], place / "pictures")
+    (place / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    (place / "file").write_text("mine")
+    return place
+
+
+@pytest.fixture
+def script(place, monkeypatch):
+    """script("train/train_vae.py", "--steps", 2): runs it in `place` and returns its exit status."""
+
+    def script(name, *arguments):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setenv("SDJAX_CACHE", "off")  # JAX's settings are the whole process'
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return script

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdjax.batch import read_prompts, run_batch
 from sdjax.errors import SdjaxError
-from tests.test_scripts import ROOT, place  # noqa: F401
+from tests.commands import ROOT
 
 PROMPTS = [f"prompt {i}" for i in range(11)]
 
@@ -204,7 +204,7 @@ def check_killed(seen, out, undisturbed, count):
     assert not list(out.glob(".*"))
 
 
-def test_the_script_goes_on_after_kills(place):  # noqa: F811
+def test_the_script_goes_on_after_kills(place):
     (place / "prompts.txt").write_text("\n".join(f"a red apple {i}" for i in range(24)))
     command = ["--prompts-file", "prompts.txt", "--model", "model", "--steps", 2, "--batch-size", 4, "--out"]
     process = start([*command, "undisturbed"], place, devices=2)
@@ -215,7 +215,7 @@ def test_the_script_goes_on_after_kills(place):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_thousand_prompts_killed_five_times(place):  # noqa: F811
+def test_a_thousand_prompts_killed_five_times(place):
     (place / "prompts.txt").write_text("\n".join(f"a red apple {i}" for i in range(1000)))
     command = ["--prompts-file", "prompts.txt", "--model", "model", "--steps", 2, "--batch-size", 8, "--out"]
     process = start([*command, "undisturbed"], place, devices=4)

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
-from tests.test_scripts import ROOT, place, script  # noqa: F401
+from tests.commands import ROOT
 
 EXAMPLES = ROOT / "tests" / "data" / "emoji300"
 
 
 @pytest.fixture
-def pictures(place):  # noqa: F811
+def pictures(place):
     """The first 48 example pictures without their captions, one of them in a folder, and what is no picture."""
     lines = [json.loads(line) for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines()]
     folder = place / "bare"
@@ -27,7 +27,7 @@ def pictures(place):  # noqa: F811
     shutil.rmtree(folder)
 
 
-def test_most_pictures_get_their_own_caption_of_300(pictures, script, capsys):  # noqa: F811
+def test_most_pictures_get_their_own_caption_of_300(pictures, script, capsys):
     folder, truth = pictures
     command = ("train/caption.py", "--data", "bare", "--phrases", "phrases.txt", "--batch-size", 20)
     assert script(*command) == 0
@@ -55,7 +55,7 @@ def test_most_pictures_get_their_own_caption_of_300(pictures, script, capsys):  
     ({"--clip": "empty"}, "config.json"),
     ({"--model": "nowhere"}, "nowhere"),
 ])
-def test_refusals(pictures, place, script, capsys, change, message):  # noqa: F811
+def test_refusals(pictures, place, script, capsys, change, message):
     (place / "empty").mkdir(exist_ok=True)
     options = {"--data": "bare", "--phrases": "phrases.txt"} | change
     assert script("train/caption.py", *[word for pair in options.items() for word in pair]) == 2

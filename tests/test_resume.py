@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.test_scripts import ROOT, place  # noqa: F401 (a fixture)
+from tests.commands import ROOT
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -26,13 +26,13 @@ def command(out, *more):
             *more]
 
 
-def start(place, out, *more):  # noqa: F811
+def start(place, out, *more):
     where = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(list(map(str, command(out, *more))), cwd=place, env=where, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)
 
 
-def finish(place, out, *more):  # noqa: F811
+def finish(place, out, *more):
     child = start(place, out, *more)
     said, errors = child.communicate()
     assert child.returncode == 0, errors
@@ -73,13 +73,13 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def whole(place):  # noqa: F811
+def whole(place):
     """A run that nobody disturbed."""
     finish(place, place / "whole")
     return place / "whole"
 
 
-def test_killed_six_times(place, whole):  # noqa: F811
+def test_killed_six_times(place, whole):
     out, rng = place / "killed", np.random.default_rng(0)
     for _ in range(6):
         child = start(place, out)
@@ -92,7 +92,7 @@ def test_killed_six_times(place, whole):  # noqa: F811
     same(out, whole)
 
 
-def test_told_to_stop_three_times(place, whole):  # noqa: F811
+def test_told_to_stop_three_times(place, whole):
     """Before the first step, in the midst, and by Ctrl-C."""
     out = place / "stopped"
     for name, steps in ((signal.SIGTERM, 0), (signal.SIGTERM, 3), (signal.SIGINT, 3)):
@@ -113,7 +113,7 @@ def test_told_to_stop_three_times(place, whole):  # noqa: F811
     same(out, whole)
 
 
-def test_a_disk_that_fills_up(place, whole, tmp_path):  # noqa: F811
+def test_a_disk_that_fills_up(place, whole, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], check=False).returncode:

@@ -124,6 +124,8 @@ def test_hires():
     assert np.corrcoef(coarse.ravel(), small.ravel())[0, 1] > 0.5, "it is not the same picture any more"
     other = hires(tiny(), "cat", 2.0, 0.5, "pixels", seed=3, **options)
     assert other.shape == large.shape and np.abs(other - large).max() > 1e-3
+    uneven = hires(tiny(), "cat", 1.5, 0.5, height=16, width=12, steps=2, output="latents")
+    assert uneven.shape == (1, 12, 8, 4) and np.isfinite(uneven).all()  # 8 x 6 latents: 12 x 9, of which 8 fit the UNet
 
 
 def test_variations():

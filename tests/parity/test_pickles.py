@@ -55,6 +55,17 @@ def test_a_dict_of_tensors(tmp_path, new, protocol):
 
 
 @FORMATS
+@pytest.mark.parametrize("kind", [str(np.dtype(dtype)) for dtype in STORAGES.values()])
+def test_a_file_of_one_dtype(tmp_path, new, kind):
+    """Every dtype in both layouts: with the other tests here more than 30 good files of different making."""
+    torch.manual_seed(1)
+    x = (10 * torch.randn(4, 3, 5)).to(getattr(torch, kind))
+    save({"state_dict": {"a.weight": x, "a.part": x[1:, :, ::2], "b": x.permute(2, 0, 1), "n": x[0, 0, 0]}, "step": 7},
+         tmp_path / "model.ckpt", new)
+    check(tmp_path / "model.ckpt", lambda loaded: loaded["state_dict"])
+
+
+@FORMATS
 def test_shared_storages_are_shared_and_mapped(tmp_path, new):
     base = torch.arange(1000.)
     save({"a": base, "b": base[10:20], "c": base.view(10, 100).t()}, tmp_path / "model.pt", new)
