@@ -209,9 +209,9 @@ def test_the_script_goes_on_after_kills(place):
     command = ["--prompts-file", "prompts.txt", "--model", "model", "--steps", 2, "--batch-size", 4, "--out"]
     process = start([*command, "undisturbed"], place, devices=2)
     assert process.wait() == 0, process.stderr.read()
-    seen = run_killed([*command, "killed"], place / "killed", place, devices=2, kills=[5, 14])
+    seen = run_killed([*command, "killed"], place / "killed", place, devices=2, kills=[9])
     check_killed(seen, place / "killed", place / "undisturbed", 24)
-    assert [len(stamp) < 24 for stamp in seen] == [True, True]
+    assert [len(stamp) < 24 for stamp in seen] == [True]
 
 
 @pytest.mark.slow

@@ -13,8 +13,7 @@ import sdjax
 from sdjax.config import EMOJI
 
 FOLDER = Path(sdjax.__file__).parent / "pretrained" / "emoji"
-COLOURS = {"red": (222, 36, 40), "yellow": (252, 220, 48), "green": (48, 160, 64), "blue": (32, 84, 214),
-           "black": (12, 12, 14), "white": (252, 252, 252)}
+COLOURS = {"red": (222, 36, 40), "yellow": (252, 220, 48), "blue": (32, 84, 214), "white": (252, 252, 252)}
 SETTINGS = {"steps": 10, "guidance_scale": 4.0}
 
 

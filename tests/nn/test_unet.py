@@ -9,6 +9,9 @@ from sdjax.model import context_keys, unet_output
 from tests.narrow import NARROW, random_params
 
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_keys_and_values_may_come_ready_made(dtype):
     config, params, dtype = NARROW.unet, random_params(NARROW.unet), jnp.dtype(dtype)
