@@ -8,7 +8,6 @@ import pytest
 from sdjax.model import context_keys, unet_output
 from tests.narrow import NARROW, random_params
 
-
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
