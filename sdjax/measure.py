@@ -8,10 +8,12 @@
 import math
 import os
 import re
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from sdjax.errors import SdjaxError
@@ -81,6 +83,20 @@ def _count(jaxpr) -> int:
             times = params["length"] if name == "scan" else 1
             total += times * sum(_count(value) for value in inner if hasattr(value, "eqns"))
     return total
+
+
+# ---- measured
+
+
+def matmul_ceiling(dtype: str) -> float:
+    """FLOP/s of a large square matrix product here, the best of some."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    x, product, seconds = jnp.ones((side, side), dtype), jax.jit(lambda x: x @ x), []
+    for _ in range(8):
+        begin = time.perf_counter()
+        product(x).block_until_ready()
+        seconds.append(time.perf_counter() - begin)
+    return 2 * side**3 / min(seconds[1:])
 
 
 # ---- compiled for TPUs that are not here
