@@ -5,13 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.test_scripts import place  # noqa: F401
-
-ROOT = Path(__file__).parent.parent
+from tests.commands import ROOT
 
 
 def python(code, *arguments, cwd=ROOT, **where):
@@ -49,7 +46,7 @@ print(json.dumps({name: counts[name] for name in ("cache_hits", "cache_misses")}
 """
 
 
-def test_a_second_process_finds_the_first_ones_programs(place, tmp_path):  # noqa: F811
+def test_a_second_process_finds_the_first_ones_programs(place, tmp_path):
     def draw(**where):
         where = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | where
         return json.loads(python(COUNT, "cat", "--model", "model", "--steps", 2, "--out", tmp_path / "out", cwd=place,
