@@ -13,7 +13,6 @@ from sdjax.errors import SdjaxError
 from sdjax.generate import txt2img
 from sdjax.model import load
 from sdjax.program import load_program, save_program
-from tests.test_scripts import place  # noqa: F401
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -70,7 +69,7 @@ def test_refusals(path, tmp_path):
             call()
 
 
-def test_the_script(place, tmp_path, capsys):  # noqa: F811
+def test_the_script(place, tmp_path, capsys):
     """And a model with CLIP's kind of tokenizer, at another size than its own."""
     options = script.Options(tmp_path / "model.sdjax", model=str(place / "model"), steps=3, height=16)
     script.main(options)
