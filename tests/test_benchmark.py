@@ -8,10 +8,9 @@ import pytest
 from sample import benchmark
 from sdjax.errors import SdjaxError
 from tests.test_cli import ROOT
-from tests.test_scripts import place  # noqa: F401
 
 
-def test_the_table(place):  # noqa: F811
+def test_the_table(place):
     command = [sys.executable, ROOT / "sample" / "benchmark.py", "--model", place / "model", "--peer", "none", "--runs",
                "2", "--steps", "2", "--sizes", "8", "16"]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, text=True,
