@@ -44,6 +44,11 @@ class PmapLayout:
         """The mean over the devices, inside of a step."""
         return lax.pmean(tree, AXIS)
 
+    def gather(self, tree: Any) -> tuple[Any, Any]:
+        """All devices' examples, inside of a step, and the number of this device's first among them."""
+        count = len(jax.tree.leaves(tree)[0])
+        return jax.tree.map(lambda leaf: lax.all_gather(leaf, AXIS, tiled=True), tree), lax.axis_index(AXIS) * count
+
     def create(self, make: Callable[[Any], Any], params: Any, seed: np.uint32) -> Any:
         """make(params) on every device. `params`: arrays, or a function of the seed that gives them."""
         return self.place(jax.jit(lambda seed: make(params(seed)))(seed) if callable(params) else jax.jit(make)(params))
@@ -109,6 +114,10 @@ class FsdpLayout:
     def average(self, tree: Any) -> Any:
         """Nothing is left to do: under jit a mean over the batch is the mean over all of it."""
         return tree
+
+    def gather(self, tree: Any) -> tuple[Any, Any]:
+        """Under jit the examples are those of all devices already."""
+        return tree, 0
 
     def sharding(self, leaf: Any) -> NamedSharding:
         """Of one array of the state, by its shape alone: slices of the longest side that divides evenly."""

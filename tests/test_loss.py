@@ -177,5 +177,8 @@ def test_contrastive(logit_scale):
     cosine = np.array([[i @ t / np.sqrt((i @ i) * (t @ t)) for t in text] for i in image])
     cross = lambda rows: [np.log(np.exp(scale * row).sum()) - scale * row[k] for k, row in enumerate(rows)]
     want = (np.array(cross(cosine)) + np.array(cross(cosine.T))) / 2
-    np.testing.assert_allclose(clip_contrastive(image, text, logit_scale), want, rtol=1e-3, atol=1e-4)
-    assert clip_contrastive(text, text, logit_scale).mean() < want.mean()
+    losses, found = clip_contrastive(image, text, logit_scale)
+    np.testing.assert_allclose(losses, want, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found, cosine.argmax(1) == np.arange(5))
+    losses, found = clip_contrastive(text, text, logit_scale)
+    assert losses.mean() < want.mean() and found.all()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import flax.linen as nn
@@ -20,12 +21,14 @@ import pytest
 
 from sdjax.config import ScheduleConfig
 from sdjax.errors import SdjaxError
-from sdjax.loss import drop_captions, noise_batch
+from sdjax.loss import clip_loss, drop_captions, noise_batch
 from sdjax.nn.attention import SpatialTransformer
 from sdjax.nn.layers import ResBlock, conv3x3, timestep_embedding
 from sdjax.parallel import PmapLayout, check_batch_size, local_part, make_layout, start_processes
 from sdjax.schedule import make_schedule
 from sdjax.train_state import make_state, make_train_step
+from sdjax.weights.convert import param_shapes
+from tests.narrow import NARROW, NARROW_VISION
 
 ROOT = Path(__file__).parent.parent
 ABAR = make_schedule(ScheduleConfig()).alphas_cumprod.astype(np.float32)
@@ -50,8 +53,12 @@ class Net(nn.Module):
 
 def net_params():
     shapes = jax.eval_shape(Net().init, jax.random.key(0), jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 3, 8)))
+    return drawn(shapes["params"])
+
+
+def drawn(shapes, size=0.2):
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * 0.2), shapes["params"])
+    return jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * size), shapes)
 
 
 def loss_fn(params, batch, key):
@@ -61,8 +68,36 @@ def loss_fn(params, batch, key):
     return jnp.square(out - noised.target).mean((1, 2, 3)), {"t": noised.t.mean()}
 
 
-KINDS = {"pmap": ("pmap", 1, 1), "fsdp": ("fsdp", 1, 1), "fsdp x 2 in parts": ("fsdp", 2, 2)}
-TRIED = {"1": ["pmap"], "2": ["pmap", "fsdp"], "4": [*KINDS], "2 x 2": ["pmap", "fsdp"]}  # [processes x] devices
+def diffusion(layout):
+    """(loss, parameters, a step's batch)"""
+    def batch(rng, n):
+        index = np.arange(SIZE, dtype=np.int32) + n * SIZE
+        return {"index": index, "context": rng.normal(size=(SIZE, 3, 8)).astype(np.float32)}
+
+    return loss_fn, net_params(), batch
+
+
+def clip(layout):
+    """A loss in which the examples meet each other."""
+    text, vision = replace(NARROW.text, layers=1), replace(NARROW_VISION, layers=1)
+    shapes = {"text": param_shapes(text), "vision": param_shapes(vision)}
+    params = drawn(shapes, 0.5) | {"text_projection": drawn(np.empty((text.width, vision.projection)), 0.5),
+                                   "logit_scale": np.float32(2.0)}
+
+    def batch(rng, n):
+        ids = rng.integers(0, text.vocab_size, (SIZE, text.length)).astype(np.int32)
+        ids[:, -1] = text.eos_token
+        return {"pixels": rng.normal(size=(SIZE, 16, 16, 3)).astype(np.float32), "ids": ids}
+
+    return clip_loss(text, vision, layout.gather), params, batch
+
+
+# layout, replicas, parts, what is trained
+KINDS = {"pmap": ("pmap", 1, 1, diffusion), "fsdp": ("fsdp", 1, 1, diffusion),
+         "fsdp x 2 in parts": ("fsdp", 2, 2, diffusion), "CLIP, pmap": ("pmap", 1, 1, clip),
+         "CLIP, fsdp": ("fsdp", 1, 1, clip)}
+TRIED = {"1": ["pmap", "CLIP, pmap"], "2": ["pmap", "fsdp"], "4": [*KINDS],  # [processes x] devices
+         "2 x 2": ["pmap", "fsdp"]}
 
 
 def child(out: str, run: str, layouts: str, *where: str):
@@ -77,24 +112,23 @@ def child(out: str, run: str, layouts: str, *where: str):
         start_processes(where[0], 2, int(where[1]))
     optimizer, found, compiled = optax.sgd(0.1, momentum=0.0), {}, []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
-    for name in layouts.split(","):
-        kind, replicas, parts = KINDS[name]
+    for name in layouts.split(";"):
+        kind, replicas, parts, trained = KINDS[name]
         layout = make_layout(kind, replicas)
-        train_step = make_train_step(loss_fn, optimizer, 0.9, layout.average, parts)
+        loss, params, batch_of = trained(layout)
+        train_step = make_train_step(loss, optimizer, 0.9, layout.average, parts)
         make = lambda params: make_state(params, optimizer)
-        state = layout.create(make, net_params(), np.uint32(0))
+        state = layout.create(make, params, np.uint32(0))
         seeded = lambda state, batch, seed, step=train_step: step(state, batch, jax.random.key(seed))
         step = layout.step(seeded, state)
         spread = {layout.shards(leaf.shape) for leaf in jax.tree.leaves(layout.fetch(state))}
         assert spread == ({1, jax.device_count() // replicas} if kind == "fsdp" else {1})
-        if kind == "fsdp":
+        if kind == "fsdp" and trained is diffusion:
             kernel = state.params["res"]["conv1"]["kernel"]
             assert kernel.addressable_data(0).size * jax.device_count() == kernel.size * replicas
         for n in range(2):
-            rng, index = np.random.default_rng(n), np.arange(SIZE, dtype=np.int32) + n * SIZE
-            context = rng.normal(size=(SIZE, 3, 8)).astype(np.float32)
-            batch = jax.tree.map(lambda leaf: leaf[local_part(SIZE)], {"index": index, "context": context})
-            batch = layout.put(batch)
+            batch = batch_of(np.random.default_rng(n), n)
+            batch = layout.put(jax.tree.map(lambda leaf: leaf[local_part(SIZE)], batch))
             compiled.clear()
             state, metrics = step(state, batch, np.uint32(5))
             found[f"{name}: compiled {n}"] = sum("backend_compile" in event for event in compiled)
@@ -121,7 +155,7 @@ def found(tmp_path_factory):
     for name in ("4", "2 x 2", "2", "1"):
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={name[-1]}", "JAX_PLATFORMS": "cpu"}
         where = f"127.0.0.1:{free_port()}"
-        one = lambda i: [folder / f"{name}, {i}.npz", folder / "run", ",".join(TRIED[name]), where, str(i)]  # noqa: B023
+        one = lambda i: [folder / f"{name}, {i}.npz", folder / "run", ";".join(TRIED[name]), where, str(i)]  # noqa: B023
         commands = [one(0), one(1)] if "x" in name else [one(0)[:3]]
         children = [subprocess.Popen([sys.executable, "-c", script, *command], cwd=ROOT, env=os.environ | flags)
                     for command in commands]
@@ -142,16 +176,16 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("count, name", [(count, name) for count, names in TRIED.items() for name in names])
 def test_gradients_and_parameters_are_those_of_one_device(found, count, name):
-    compared = 0
+    reference, compared = "CLIP, pmap" if "CLIP" in name else "pmap", 0
     for what in [what for what in found[count] if what.startswith(f"{name}: ")]:
         quantity = what.removeprefix(f"{name}: ")
         if quantity.split()[0] in ("gradient", "params", "ema", "loss", "grad_norm", "t"):
-            one = found["1"][f"pmap: {quantity}"]
+            one = found["1"][f"{reference}: {quantity}"]
             difference = np.abs(found[count][what] - one).max() / np.abs(one).max()
             assert difference < 1e-5, f"{what}: {difference}"
             assert np.abs(one).max() > 1e-2
             compared += 1
-    assert compared == 12
+    assert compared == (10 if "CLIP" in name else 12)
 
 
 def test_a_second_step_does_not_compile_again(found):

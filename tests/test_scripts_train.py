@@ -151,13 +151,13 @@ def test_half_of_a_clip_batch_is_alike(script, place, monkeypatch, tmp_path, cap
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
     options = Options(data=tmp_path, out=tmp_path, batch_size=32, alike="style,ground")
     choose = half_alike(options, tuple(record["text"] for record in records))
-    first, *others = (choose(step) for step in range(20))
+    first, *others = (choose(step).rows for step in range(20))
     for rows in (first, *others):
         alike = [records[row] for row in rows[:16]]
         assert len(rows) == 32 and len({(r["style"], r["ground"]) for r in alike}) == 1
         assert len({r["text"] for r in alike}) == 16
     assert len({tuple((records[rows[0]][name]) for name in ("style", "ground")) for rows in others}) > 3
-    np.testing.assert_array_equal(first, choose(0))
+    np.testing.assert_array_equal(first, choose(0).rows)
     monkeypatch.setattr("sdjax.config.EMOJI_VISION", NARROW_VISION)
     name = "train/train_clip.py"
     assert script(name, *arguments(name, TRAIN, {"--alike": "colour"})) == 2

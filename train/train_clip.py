@@ -6,6 +6,7 @@ in these fields of metadata.jsonl, so that what is left has to be told apart.
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,20 +17,19 @@ import numpy as np
 import sdjax
 from sdjax import cli
 from sdjax.config import EMOJI_VISION
-from sdjax.data import batches, to_pixels
+from sdjax.data import Chosen, Order, read_ahead, to_pixels
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, export, fit, open_pictures, start_model
-from sdjax.loss import clip_contrastive
-from sdjax.nn.clip import ImageTower, TextTower, pool_text
-from sdjax.parallel import is_primary
+from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
+from sdjax.loss import clip_loss
+from sdjax.nn.clip import ImageTower
+from sdjax.parallel import is_primary, local_part, make_layout
 from sdjax.text import tokenize, train_bpe
 
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
-    """Contrastive training compares each picture with every caption of its batch: large batches help.
-
-    With pmap that is the device's share of the batch, and --accumulate does not make it larger.
+    """Contrastive training compares each picture with every caption of its batch, whatever device they lie on: large
+    batches help. --accumulate does not make them larger.
     """
 
     batch_size: int = 256
@@ -37,9 +37,11 @@ class Options(TrainOptions):
     """Fields of metadata.jsonl, separated by commas, in which half of every batch agrees."""
 
 
-def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], np.ndarray]:
-    """step -> the batch's rows, [B], no caption twice in the half that agrees in the fields of --alike."""
+def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], Chosen]:
+    """step -> the batch's rows, no caption twice in the half that agrees in the fields of --alike."""
     names = options.alike.split(",")
+    if not (options.data / "metadata.jsonl").is_file():
+        raise SdjaxError(f"--alike {options.alike}: {options.data} has no metadata.jsonl with such fields")
     records = [json.loads(line) for line in (options.data / "metadata.jsonl").read_bytes().splitlines() if line.strip()]
     if lacking := [name for name in names if not any(name in record for record in records)]:
         raise SdjaxError(f"--alike {options.alike}: no line of metadata.jsonl has a field {lacking[0]!r}")
@@ -48,11 +50,12 @@ def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], np.n
         groups.setdefault(tuple(record.get(name) for name in names), {}).setdefault(texts[row], []).append(row)
     groups = [list(group.values()) for group in groups.values()]
 
-    def choose(step: int) -> np.ndarray:
+    def choose(step: int) -> Chosen:
         rng = np.random.default_rng((options.seed, step))
         group = groups[rng.integers(len(groups))]
         alike = [rng.choice(group[i]) for i in rng.permutation(len(group))[: options.examples // 2]]
-        return np.concatenate([alike, rng.integers(len(texts), size=options.examples - len(alike))])
+        rows = np.concatenate([alike, rng.integers(len(texts), size=options.examples - len(alike))]).astype(int)
+        return Chosen(rows, np.full(len(rows), step), 0)
 
     return choose
 
@@ -62,39 +65,35 @@ def main(options: Options) -> None:
     sd = start_model(options, tokenizer=False)
     text, vision = sd.config.text, replace(EMOJI_VISION, projection=sd.config.text.width)
     source = open_pictures(options, vision.size)
-    tokenizer = sd.tokenizer or train_bpe(source.texts, text.vocab_size, options.out / "tokenizer", text.length)
+    with tempfile.TemporaryDirectory() as folder:  # every process has the same: the captions are
+        tokenizer = sd.tokenizer or train_bpe(source.texts, text.vocab_size, folder, text.length)
     ids = tokenize(tokenizer, text, source.texts)
-    text_tower, image_tower = TextTower(text), ImageTower(vision)
-
-    def collate(items):
-        index = np.array([item["index"] for item in items], np.int32)
-        return {"pixels": to_pixels(np.stack([item["pixels"] for item in items])), "ids": ids[index]}
-
-    def embed(params, batch):
-        image = image_tower.apply({"params": params["vision"]}, batch["pixels"])
-        states = text_tower.apply({"params": params["text"]}, batch["ids"])
-        return image, pool_text(states, batch["ids"], text.eos_token) @ params["text_projection"]
-
-    def loss_fn(params, batch, key):
-        image, words = embed(params, batch)
-        losses = clip_contrastive(image, words, params["logit_scale"])
-        nearest = jnp.argmax(image @ words.T / jnp.linalg.norm(words, axis=-1), axis=1)
-        return losses, {"retrieval": (nearest == jnp.arange(len(words))).mean()}
-
     key = jax.random.key(options.seed)
     width = text.width
     params = {
         "text": sd.params["text"],
-        "vision": jax.jit(image_tower.init)(key, jnp.zeros((1, vision.size, vision.size, 3)))["params"],
+        "vision": jax.jit(ImageTower(vision).init)(key, jnp.zeros((1, vision.size, vision.size, 3)))["params"],
         "text_projection": jax.random.normal(jax.random.fold_in(key, 1), (width, vision.projection)) * width**-0.5,
         "logit_scale": jnp.log(jnp.float32(1 / 0.07)),  # arXiv 2103.00020, section 2.5
     }
-    stream = lambda start: batches(source, options.examples, options.seed, start, collate)
-    if options.alike:
-        choose = half_alike(options, source.texts)
-        stream = lambda start: batches(range(options.steps), 1, None, start, lambda steps: collate(
-            [source[int(i)] for i in choose(steps[0])]))
-    params = fit(options, params, loss_fn, stream)
+    loss_fn = clip_loss(text, vision, make_layout(options.parallel, options.replicas).gather)
+    if options.dry_run:
+        count, shape = options.examples, jax.ShapeDtypeStruct
+        return dry_run(options, params, loss_fn, {"pixels": shape((count, vision.size, vision.size, 3), np.float32),
+                                                  "ids": shape((count, text.length), np.int32)})
+
+    choose = half_alike(options, source.texts) if options.alike else Order(source.groups, options.examples,
+                                                                             options.seed)
+    mine = local_part(options.examples)
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        rows, epochs, _ = choose(step).part(mine)
+        items = [source.view(row, epoch) for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True)]
+        pixels, index = np.stack([item["pixels"] for item in items]), [item["index"] for item in items]
+        return {"pixels": to_pixels(pixels), "ids": ids[index]}
+
+    name_batch = lambda step: [source.files[i] for i in choose(step).rows]
+    params = fit(options, params, loss_fn, lambda start: read_ahead(batch, start), name_batch=name_batch)
     sd = replace(sd, params=sd.params | {"text": params.pop("text")}, tokenizer=tokenizer)
     export(options, sd)
     if is_primary():
