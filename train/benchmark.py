@@ -161,7 +161,7 @@ def theirs(diffusers, torch, unet, config: Config, batch: Batch) -> tuple[Callab
         optimizer.step()
         optimizer.zero_grad()
         ema.step(unet.parameters())
-        float(loss)
+        loss.item()
 
     return run, lambda seconds: ""
 
