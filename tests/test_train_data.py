@@ -9,8 +9,8 @@ from sdjax.cache import cached_latents
 from sdjax.checkpoint import read_record
 from sdjax.data import Order, open_data
 from sdjax.model import create
+from tests.commands import TRAIN, arguments
 from tests.test_data_source import make_folder, named
-from tests.test_scripts import TRAIN, arguments, place, script  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 NAME = "train/train_diffusion.py"
@@ -18,7 +18,7 @@ DEFAULTS = TRAIN | {"--log-every": 1, "--sample-every": 0, "--warmup": 0, "--che
 
 
 @pytest.mark.parametrize("count, bad", [(200, 8), pytest.param(10_000, 37, marks=pytest.mark.slow)])
-def test_bad_pictures_are_named_and_above_a_share_they_stop_the_run(script, tmp_path, capfd, count, bad):  # noqa: F811
+def test_bad_pictures_are_named_and_above_a_share_they_stop_the_run(script, tmp_path, capfd, count, bad):
     (tmp_path / "data").mkdir()
     numbers = make_folder(tmp_path / "data", count, bad)
     run = lambda out, share: script(NAME, *arguments(NAME, DEFAULTS, {
@@ -40,7 +40,7 @@ def test_bad_pictures_are_named_and_above_a_share_they_stop_the_run(script, tmp_
     assert set(named(tmp_path / "stopped")) <= set(numbers) and not (tmp_path / "stopped" / "export").exists()
 
 
-def test_a_loss_that_is_no_number(script, place, tmp_path, capfd):  # noqa: F811
+def test_a_loss_that_is_no_number(script, place, tmp_path, capfd):
     """One picture's latents: the steps that meet it are named and change nothing, and two in a row end the run."""
     sd, source = create(place / "model"), open_data(place / "pictures", 8)
     rows, order = cached_latents(sd, source, tmp_path / "cache"), Order([np.arange(16)], 8, 0)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdjax.errors import SdjaxError
-from tests.test_scripts import CONFIG, place, script  # noqa: F401 (fixtures)
+from tests.commands import CONFIG
 from train import benchmark, compile_for
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -67,7 +67,7 @@ def test_compile_for_refuses(chips, changes, message):
         compile_for.main(compile_for.Options(**settings))
 
 
-def test_a_topology_that_is_not_known_is_one_line(script, capfd, monkeypatch):  # noqa: F811
+def test_a_topology_that_is_not_known_is_one_line(script, capfd, monkeypatch):
     """Without libtpu none is."""
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_STDERR_LOG_LEVEL", "TPU_ACCELERATOR_TYPE",
                  "TPU_WORKER_HOSTNAMES"):
@@ -88,7 +88,7 @@ def test_a_tpu_s_program_says_how_its_chips_talk(capsys):
     assert "devices     4 x TPU v5" in said and "all-gather" in said
 
 
-def test_the_benchmark_needs_torch(script, capfd, monkeypatch):  # noqa: F811
+def test_the_benchmark_needs_torch(script, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert script("train/benchmark.py") == 2
     said = capfd.readouterr()

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 from sdjax.errors import SdjaxError
-from tests.test_scripts import CONFIG
+from tests.commands import CONFIG
 from train import benchmark
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
