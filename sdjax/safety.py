@@ -22,10 +22,8 @@ from sdjax.errors import SdjaxError
 from sdjax.image import pixels_to_pil, to_rgb
 from sdjax.model import FLOAT32, precise
 from sdjax.nn.clip import ImageTower
-from sdjax.nn.layers import ACTIVATIONS
 from sdjax.types import Array, Params
-from sdjax.weights.clip import FIELDS
-from sdjax.weights.configs import read_json
+from sdjax.weights.clip import read_vision_config
 from sdjax.weights.convert import from_file_tensors, param_shapes
 from sdjax.weights.folder import TRANSFORMERS, read_weights
 from sdjax.weights.names import make_rows
@@ -33,10 +31,6 @@ from sdjax.weights.names import make_rows
 MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
 CHUNK = 8  # images that go through the tower at once
 HEADS = ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
-
-#: What a field of vision_config means that is not there: transformers' CLIPVisionConfig.
-DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12,
-            "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "quick_gelu"}
 
 
 class SafetyChecker(NamedTuple):
@@ -68,23 +62,6 @@ def load_safety_checker(folder: str | Path) -> SafetyChecker:
     params = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
     concepts, thresholds, special, special_thresholds = heads.values()
     return SafetyChecker(config, params, unit(concepts), thresholds, unit(special), special_thresholds)
-
-
-def read_vision_config(path: Path) -> VisionConfig:
-    whole = read_json(path)
-    fields = whole.get("vision_config")
-    if not isinstance(fields, dict):
-        raise SdjaxError(f"{path}: has no vision_config")
-    fields = DEFAULTS | fields | {"projection_dim": whole.get("projection_dim", 512)}
-    for ours, theirs in FIELDS.items():
-        kind = str if ours == "activation" else int
-        if type(fields[theirs]) is not kind or (kind is int and fields[theirs] < 1):
-            want = "text" if kind is str else "a whole number from 1"
-            raise SdjaxError(f"{path}: {theirs} is {fields[theirs]!r}, should be {want}")
-    if fields["hidden_act"] not in ACTIVATIONS or fields.get("layer_norm_eps", 1e-5) != 1e-5:
-        raise SdjaxError(f"{path}: hidden_act {fields['hidden_act']!r} with layer_norm_eps "
-                         f"{fields.get('layer_norm_eps', 1e-5)!r}, should be {' or '.join(ACTIVATIONS)} with 1e-05")
-    return VisionConfig(**{ours: fields[theirs] for ours, theirs in FIELDS.items()})
 
 
 def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) -> np.ndarray:

@@ -10,7 +10,7 @@ read are named on standard error and left out.
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ class Options:
     model: str = "emoji"
     """Whose text tower reads the phrases: "emoji", or a folder."""
     clip: Path | None = None
-    """Folder of the image tower that train/train_clip.py exported with it; MODEL/clip, or the bundled one."""
+    """Folder of the image tower that train/train_clip.py exported with it; MODEL/clip, or the bundled one. Or of a
+    whole CLIP as transformers saves it, whose own text tower then reads the phrases."""
     batch_size: int = 64
     overwrite: bool = False
     """Replace a metadata.jsonl that is there."""
@@ -48,9 +49,7 @@ def find_pictures(root: Path) -> list[Path]:
 
 def main(options: Options) -> None:
     """Caption a folder of pictures with the phrases that CLIP ranks first."""
-    import sdjax
     from sdjax.batch import read_prompts
-    from sdjax.data import load_square
 
     table = options.data / "metadata.jsonl"
     if table.exists() and not options.overwrite:
@@ -58,16 +57,14 @@ def main(options: Options) -> None:
     if options.batch_size < 1:
         raise SdjaxError(f"--batch-size {options.batch_size}: at least 1")
     paths, phrases = find_pictures(options.data), read_prompts(options.phrases)
-    folder = options.clip or (Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip" if options.model == "emoji"
-                              else Path(options.model) / "clip")
-    rank, size = make_ranking(sdjax.load(options.model), folder, phrases)
+    read, rank = make_ranking(options, phrases)
 
     kept, progress = [], cli.Progress("picture")
     for start in range(0, len(paths), options.batch_size):
         pictures, names = [], []
         for path in paths[start : start + options.batch_size]:
             try:
-                pictures.append(load_square(path, size))
+                pictures.append(read(path))
                 names.append(path.relative_to(options.data).as_posix())
             except SdjaxError as error:
                 print(f"left out: {error}", file=sys.stderr)
@@ -86,25 +83,38 @@ def main(options: Options) -> None:
     print(table)
 
 
-def make_ranking(sd, folder: Path, phrases: list[str]):
-    """(uint8 pictures [B, size, size, 3] -> (best phrase [B], its cosine [B]), size)."""
+def make_ranking(options: Options, phrases: list[str]):
+    """(path -> what the tower sees of a picture, these [B, size, size, 3] -> (best phrase [B], its cosine [B]))."""
     import jax
 
     import sdjax
-    from sdjax.data import to_pixels
+    from sdjax.config import EMOJI
+    from sdjax.data.picture import load_picture, load_square, to_pixels
     from sdjax.model import embed_phrases
     from sdjax.nn.clip import ImageTower
+    from sdjax.safety import clip_pixels
+    from sdjax.weights.clip import load_clip_text
 
+    bundled = Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip"
+    folder = options.clip or (bundled if options.model == "emoji" else Path(options.model) / "clip")
     config, params = sdjax.load_clip(folder)
+    if text := load_clip_text(folder):
+        sd = sdjax.StableDiffusion(replace(EMOJI, text=text[0]), {"text": text[1]}, text[2])
+        read = lambda path: clip_pixels(load_picture(path), config.size)
+    else:  # train/train_clip.py shows its tower pixels in [-1, 1]
+        sd, read = sdjax.load(options.model), lambda path: to_pixels(load_square(path, config.size))
+    if sd.config.text.width != len(params["text_projection"]):
+        raise SdjaxError(f"{folder}: belongs to a text tower {len(params['text_projection'])} wide, that of --model "
+                         f"{options.model} is {sd.config.text.width} wide")
     words = np.asarray(embed_phrases(sd, phrases, params["text_projection"]))
     tower = jax.jit(ImageTower(config).apply)
 
     def rank(pictures):
-        image = np.asarray(tower({"params": params["vision"]}, to_pixels(pictures)))
+        image = np.asarray(tower({"params": params["vision"]}, pictures))
         cosine = image / np.linalg.norm(image, axis=1, keepdims=True) @ words.T
         return cosine.argmax(1), cosine.max(1)
 
-    return rank, config.size
+    return read, rank
 
 
 if __name__ == "__main__":

@@ -108,12 +108,17 @@ def fit(image: Image.Image, shape: tuple[int, int], place: tuple[float, float] =
     return pixels[:, ::-1] if flip else pixels
 
 
-def load_square(path: Path, size: int) -> np.ndarray:
-    """A picture's centre as RGB uint8 [size, size, 3]. SdjaxError that names the file."""
+def load_picture(path: Path) -> Image.Image:
+    """A picture as RGB. SdjaxError that names the file."""
     try:
-        return fit(decode(open_file(path)), (size, size))
+        return decode(open_file(path))
     except Unreadable as error:
         raise SdjaxError(f"{path}: {error}") from None
+
+
+def load_square(path: Path, size: int) -> np.ndarray:
+    """A picture's centre as RGB uint8 [size, size, 3]. SdjaxError that names the file."""
+    return fit(load_picture(path), (size, size))
 
 
 def to_pixels(pictures: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """CLIP's contrastive head beside a text tower: image tower, both projections, temperature.
 
-The folder holds transformers' CLIPModel names without the text tower, which lives in `text_encoder/`.
+Our own folders hold transformers' CLIPModel names without the text tower, which lives in `text_encoder/`; transformers'
+hold both towers and a tokenizer.
 """
 
 import json
@@ -8,14 +9,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.config import VisionConfig
+from sdjax.config import TextConfig, VisionConfig
 from sdjax.errors import SdjaxError
+from sdjax.nn.layers import ACTIVATIONS
+from sdjax.text import load_tokenizer
 from sdjax.types import Params
-from sdjax.weights.configs import read_json
+from sdjax.weights.configs import Fields, read_json, read_text
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
 from sdjax.weights.folder import TRANSFORMERS, read_weights
 from sdjax.weights.names import make_rows
@@ -24,6 +28,10 @@ from sdjax.weights.names import make_rows
 FIELDS = {"size": "image_size", "patch": "patch_size", "width": "hidden_size", "layers": "num_hidden_layers",
           "heads": "num_attention_heads", "mlp_width": "intermediate_size", "activation": "hidden_act",
           "projection": "projection_dim"}
+
+#: What a field of vision_config means that is not there: transformers' CLIPVisionConfig.
+DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "quick_gelu"}
 
 
 def save_clip(params: Params, config: VisionConfig, folder: str | Path) -> None:
@@ -47,14 +55,29 @@ def save_clip(params: Params, config: VisionConfig, folder: str | Path) -> None:
         shutil.rmtree(scratch)
 
 
+def read_vision_config(path: Path) -> VisionConfig:
+    whole = read_json(path)
+    fields = whole.get("vision_config")
+    if not isinstance(fields, dict):
+        raise SdjaxError(f"{path}: has no vision_config")
+    fields = DEFAULTS | fields | {"projection_dim": whole.get("projection_dim", 512)}
+    for ours, theirs in FIELDS.items():
+        kind = str if ours == "activation" else int
+        if type(fields[theirs]) is not kind or (kind is int and fields[theirs] < 1):
+            want = "text" if kind is str else "a whole number from 1"
+            raise SdjaxError(f"{path}: {theirs} is {fields[theirs]!r}, should be {want}")
+    if fields["hidden_act"] not in ACTIVATIONS or fields.get("layer_norm_eps", 1e-5) != 1e-5:
+        raise SdjaxError(f"{path}: hidden_act {fields['hidden_act']!r} with layer_norm_eps "
+                         f"{fields.get('layer_norm_eps', 1e-5)!r}, should be {' or '.join(ACTIVATIONS)} with 1e-05")
+    return VisionConfig(**{ours: fields[theirs] for ours, theirs in FIELDS.items()})
+
+
 def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
-    """(config, {"vision", "text_projection", "logit_scale"}) of a folder that `save_clip` wrote."""
+    """(config, {"vision", "text_projection", "logit_scale"}) of a folder that `save_clip` wrote, or of a CLIPModel."""
     folder = Path(folder)
-    fields = read_json(folder / "config.json").get("vision_config", {})
-    if missing := [name for name in FIELDS.values() if name not in fields]:
-        raise SdjaxError(f"{folder / 'config.json'}: vision_config lacks {', '.join(missing)}")
-    config = VisionConfig(**{ours: fields[theirs] for ours, theirs in FIELDS.items()})
-    tensors = read_weights(folder, TRANSFORMERS, "vision")
+    config = read_vision_config(folder / "config.json")
+    tensors = {name: value for name, value in read_weights(folder, TRANSFORMERS, "vision").items()
+               if not name.startswith("text_model.")}
     try:
         head = {"text_projection": jnp.asarray(tensors.pop("text_projection.weight").T),
                 "logit_scale": jnp.asarray(tensors.pop("logit_scale"))}
@@ -65,3 +88,15 @@ def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
         raise SdjaxError(f"{folder / 'model.safetensors'}: {shapes}, should be [{config.projection}, width] and []")
     vision = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
     return config, {"vision": vision, **head}
+
+
+def load_clip_text(folder: str | Path) -> tuple[TextConfig, Params, Any] | None:
+    """(config, parameters, tokenizer) of the text tower in a CLIPModel's folder; None in one that `save_clip` wrote."""
+    folder = Path(folder)
+    if "text_config" not in read_json(folder / "config.json"):
+        return None
+    config = read_text(Fields("text", folder / "config.json"), folder)
+    tensors = {name: value for name, value in read_weights(folder, TRANSFORMERS, "text").items()
+               if name.startswith("text_model.")}
+    params = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
+    return config, params, load_tokenizer(folder)

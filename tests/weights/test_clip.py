@@ -71,7 +71,12 @@ def test_files_that_do_not_fit_are_refused(folder, changes, message):
     assert str(folder) in str(caught.value)
 
 
-def test_a_config_without_its_fields_is_refused(folder):
-    (folder / "config.json").write_text('{"vision_config": {"image_size": 16}}')
-    with pytest.raises(sdjax.SdjaxError, match=r"config\.json: vision_config lacks patch_size, hidden_size"):
+@pytest.mark.parametrize("content, message", [
+    ({}, "has no vision_config"), ({"vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu'"),
+    ({"vision_config": {"patch_size": "4"}}, "patch_size is '4', should be a whole number"),
+    ({"vision_config": {"image_size": 32}, "projection_dim": 16}, "tensors do not fit")])  # the rest: as CLIP has it
+def test_a_config_that_does_not_fit_is_refused(folder, content, message):
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(sdjax.SdjaxError, match=message) as caught:
         sdjax.load_clip(folder)
+    assert str(folder) in str(caught.value)
