@@ -70,7 +70,7 @@ def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: i
 
     def rows_of(view: int, group: int) -> Rows:
         members, (height, width) = source.groups[group], source.shapes[group]
-        chunk = max(1, min(CHUNK, PIXELS // (height * width)))
+        chunk = max(1, min(CHUNK, PIXELS // (height * width), len(members)))
         shape = (height // config.factor, width // config.factor, 2 * config.latent_channels)
 
         def compute(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[int, int]]]:
@@ -108,9 +108,10 @@ def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tu
     name = digest(sd.params["text"], f"{config} {sd.dtype} {tokenizer} {json.dumps(unique)}")
 
     def compute(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[int, int]]]:
-        for first in range(start, stop, CHUNK):
-            prompts = unique[first : min(first + CHUNK, stop)]
-            ids = tokenize(sd, prompts + [""] * (CHUNK - len(prompts)))
+        chunk = min(CHUNK, len(unique))
+        for first in range(start, stop, chunk):
+            prompts = unique[first : min(first + chunk, stop)]
+            ids = tokenize(sd, prompts + [""] * (chunk - len(prompts)))
             states = text_states(sd.params["text"], ids, config, sd.dtype)
             yield np.asarray(states)[: len(prompts)].astype(np.float16), {}
 

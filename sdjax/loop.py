@@ -170,13 +170,23 @@ class _Loop:
                     if is_primary():
                         on_sample(step, drawn, run)
                 if save:
-                    run.save(step, layout.fetch(self.state, everywhere=False), {"examples": step * options.examples})
+                    self.save(step)
                 if stopping:
                     run.preempted(step)
                     raise SystemExit(0)
         if self.start >= options.steps:
             run.start(self.start)  # nothing was left to do
-        return layout.fetch(trained_params(self.state))
+        params = trained_params(self.state)
+        return params if isinstance(jax.tree.leaves(params)[0], np.ndarray) else layout.fetch(params)
+
+    def save(self, step: int) -> None:
+        """Begins to write a checkpoint. After the last one of a single process the state is on the host alone, so that
+        memory does not have to hold it twice."""
+        last = step == self.options.steps and jax.process_count() == 1
+        whole = self.layout.fetch(self.state, everywhere=False, free=last)
+        self.run.save(step, whole, {"examples": step * self.options.examples})
+        if last:
+            self.state = whole
 
     def begin(self, batch: Any) -> None:
         """Compiles, says what there is, and starts the clock."""

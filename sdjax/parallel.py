@@ -83,11 +83,19 @@ class PmapLayout:
         """Compiles function(params, batch, seed) -> scalars."""
         return jax.pmap(function, axis_name=AXIS, in_axes=(0, 0, None))
 
-    def fetch(self, tree: Any, everywhere: bool = True) -> Any:
-        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others)."""
+    def fetch(self, tree: Any, everywhere: bool = True, free: bool = False) -> Any:
+        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others). `free` gives
+        the devices' memory back, one array after the other: the tree is used up."""
         if not everywhere and jax.process_index():
             return None
-        return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0)).reshape(leaf.shape[1:]), tree)
+
+        def fetch(leaf):
+            copy = np.array(leaf.addressable_data(0)).reshape(leaf.shape[1:])
+            if free:
+                leaf.delete()
+            return copy
+
+        return jax.tree.map(fetch, tree)
 
     def shards(self, shape: tuple[int, ...]) -> int:
         """Over how many devices an array of the state is spread."""
@@ -171,14 +179,18 @@ class FsdpLayout:
         """Compiles function(params, batch, seed) -> scalars."""
         return jax.jit(function, out_shardings=self.whole)
 
-    def fetch(self, tree: Any, everywhere: bool = True) -> Any:
-        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others)."""
+    def fetch(self, tree: Any, everywhere: bool = True, free: bool = False) -> Any:
+        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others). `free` gives
+        the devices' memory back, one array after the other: the tree is used up."""
         gather = jax.jit(lambda leaf: leaf, out_shardings=self.whole)
         wanted = everywhere or jax.process_index() == 0
 
         def fetch(leaf):  # one at a time: no more than one of them is whole on a device
-            leaf = leaf if leaf.is_fully_addressable else gather(leaf).addressable_data(0)
-            return np.array(leaf) if wanted else None
+            whole = leaf if leaf.is_fully_addressable else gather(leaf).addressable_data(0)
+            copy = np.array(whole) if wanted else None
+            if free:
+                leaf.delete()
+            return copy
 
         fetched = jax.tree.map(fetch, tree)
         return fetched if wanted else None
