@@ -102,10 +102,44 @@ def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = Fal
         return blocked_large(q, k, v, causal, upcast)  # checks know, and they only raise
 
 
+def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """The Pallas kernels of flash.py, for TPUs; their logits are float32."""
+    assert not causal
+    q, k, v = (x.transpose(0, 2, 3, 1) for x in (q, k, v))  # as the projections then write them, no pass of its own
+    return flash_split(q, k, v).transpose(0, 3, 1, 2)
+
+
+@jax.custom_vjp
+def flash_split(q: Array, k: Array, v: Array) -> Array:
+    """q [B, H, D, T], k and v [B, H, D, S] -> [B, H, D, T]."""
+    return flash_forward(q, k, v)[0]
+
+
+def flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    from sdjax.nn import flash as kernels
+
+    return split_by_batch(kernels.forward, "b h d t, b h d s, b h d s -> b h d t, b h o t")(q, k, v)
+
+
+def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
+    y, lse = flash_forward(q, k, v)
+    return y, (q, k, v, y, lse)
+
+
+def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
+    from sdjax.nn import flash as kernels
+
+    rule = "b h d t, b h d s, b h d s, b h d t, b h o t, b h d t -> b h d t, b h d s, b h d s"
+    return split_by_batch(kernels.backward, rule)(*kept, dy)
+
+
+flash_split.defvjp(flash_kept, flash_backward)
+
+
 def split_by_batch(function: Callable, rule: str) -> Callable:
     """`function`, which on a mesh each device computes for its part of the batch: XLA cannot split Pallas' kernels.
 
-    rule: its arrays' axes as `custom_partitioning` takes them, the first array "b t h d", all with the batch "b" first.
+    rule: its arrays' axes as `custom_partitioning` takes them, all with the batch "b" first.
     """
     def partition(mesh, arguments, results):
         spec = PartitionSpec(*arguments[0].sharding.spec[:1])
@@ -113,60 +147,9 @@ def split_by_batch(function: Callable, rule: str) -> Callable:
         return mesh, function, place(results), place(arguments)
 
     split = custom_partitioning(function)
-    split.def_partition(partition, sharding_rule=rule, need_replication_factors=("t", "h", "d", "s"))
+    whole = tuple(name for name in "hdtso" if name in rule)
+    split.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
     return split
-
-
-def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
-    """JAX's Pallas flash attention for TPUs; its logits are float32, and computed again in the backward pass."""
-    assert not causal
-    return flash_split(q, k, v)
-
-
-@jax.custom_vjp
-def flash_split(q: Array, k: Array, v: Array) -> Array:
-    return split_by_batch(flash_padded, "b t h d, b s h d, b s h d -> b t h d")(q, k, v)
-
-
-def flash_gradients(q: Array, k: Array, v: Array, dy: Array) -> tuple[Array, Array, Array]:
-    return jax.vjp(flash_padded, q, k, v)[1](dy)
-
-
-flash_split.defvjp(
-    lambda *qkv: (flash_split(*qkv), qkv),
-    lambda qkv, dy: split_by_batch(flash_gradients, "b t h d, b s h d, b s h d, b t h d -> b t h d, b s h d, b s h d")(
-        *qkv, dy))
-
-
-def flash_padded(q: Array, k: Array, v: Array) -> Array:
-    """Lengths are padded to tiles. Padded keys get weight 0 through one more feature, 1 in q and very negative in them.
-    """
-    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
-
-    (_, t, _, d), s = q.shape, k.shape[1]
-    scale, lanes = d**-0.5, 128
-    t_block, t_padded = tile(t, 512)
-    s_block, s_padded = tile(s, 1024 if d <= lanes else 512)
-    width = d + (s_padded > s)
-    width = width if width <= lanes else math.ceil(width / lanes) * lanes
-    first = lambda x, length: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, length - x.shape[1]), (0, width - d)))
-    q, k, v = first(q, t_padded), first(k, s_padded), first(v, s_padded)
-    if s_padded > s:
-        q, k = q.at[..., d].set(1), k.at[..., s:, d].set(-1e30)
-    whole = s_padded * math.ceil(width / lanes) * lanes * k.dtype.itemsize <= 2**20  # keys that stay on the chip
-    sizes = BlockSizes(
-        block_b=1, block_q=t_block, block_k_major=s_padded if whole else s_block, block_k=s_block,
-        block_q_major_dkv=t_block, block_k_major_dkv=s_block, block_k_dkv=s_block, block_q_dkv=t_block,
-        block_k_major_dq=s_block, block_k_dq=s_block, block_q_dq=t_block)
-    y = flash_attention(q, k, v, sm_scale=scale, block_sizes=sizes)
-    return y[:, :, :t, :d].swapaxes(1, 2)
-
-
-def tile(length: int, most: int) -> tuple[int, int]:
-    """A block of at most `most`, a multiple of 128, and the length padded to whole blocks."""
-    count = math.ceil(length / most)
-    block = math.ceil(length / count / 128) * 128
-    return block, count * block
 
 
 # ---- which way

@@ -1,0 +1,187 @@
+"""Flash attention for TPUs (arXiv 2205.14135), forward and backward, as Pallas kernels with the tokens in the lanes.
+
+q [B, H, D, T], k and v [B, H, D, S]: heads are 40, 64, 80 or 160 features wide, which as rows of a tile fill it, and as
+its 128 lanes would not; a projection writes [B, C, T] as easily as [B, T, C], so nothing is padded or transposed on the
+way. Logits are [S, T], float32; what is kept of them is one number a query, lse = log sum_s exp(logits), float32
+[B, H, 1, T], from which the backward pass makes them again:
+
+    p = exp(scale k^T q - lse)    y = v p    dv = dy p^T    ds = scale p (v^T dy - sum_d y dy)    dk = q ds^T    dq = k ds
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sdjax.types import Array
+
+ROWS = ((0,), (0,))  # contracts D of two [D, ...]
+LANES = ((1,), (1,))  # contracts tokens of two [..., tokens]
+PLAIN = ((1,), (0,))
+
+
+class Blocks(NamedTuple):
+    """How a length is walked: `count` blocks in the grid, each in pieces of `piece`; what is past `length` is padding."""
+
+    length: int
+    count: int
+    block: int
+    piece: int
+
+    @property
+    def padding(self) -> int:
+        return self.count * self.block - self.length
+
+
+def blocks(length: int, most: int, piece: int) -> Blocks:
+    """Blocks of at most `most` tokens, whole pieces of at most `piece`, both multiples of 128 where there are several.
+    """
+    if length <= piece:
+        return Blocks(length, 1, length, length)
+    pieces = math.ceil(length / piece)
+    piece = math.ceil(length / pieces / 128) * 128
+    count = math.ceil(pieces * piece / most)
+    return Blocks(length, count, math.ceil(pieces / count) * piece, piece)
+
+
+def product(a: Array, b: Array, axes: tuple) -> Array:
+    """float32; of float32 without rounding the factors to bfloat16."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return lax.dot_general(a, b, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def scaled_logits(k: Array, q: Array, first: Array, keys: Blocks) -> Array:
+    """[keys, queries]; keys past the end get -inf. `first`: number of the first key."""
+    logits = q.shape[0] ** -0.5 * product(k, q, ROWS)
+    if keys.padding:
+        row = first + lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+        logits = jnp.where(row < keys.length, logits, -jnp.inf)
+    return logits
+
+
+def forward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, top, total, mean, *, keys: Blocks):
+    """Queries of one block against the keys of one: a running maximum, and sums relative to it."""
+    j = pl.program_id(3)
+
+    @pl.when(j == 0)
+    def _():
+        top[...] = jnp.full_like(top, -jnp.inf)
+        total[...] = jnp.zeros_like(total)
+        mean[...] = jnp.zeros_like(mean)
+
+    def piece(n, _):
+        here = pl.ds(n * keys.piece, keys.piece)
+        v = v_ref[0, 0, :, here]
+        logits = scaled_logits(k_ref[0, 0, :, here], q_ref[0, 0], j * keys.block + n * keys.piece, keys)
+        higher = jnp.maximum(top[...], logits.max(0, keepdims=True))
+        p, shrink = jnp.exp(logits - higher), jnp.exp(top[...] - higher)
+        top[...] = higher
+        total[...] = shrink * total[...] + p.sum(0, keepdims=True)
+        mean[...] = shrink * mean[...] + product(v, p.astype(v.dtype), PLAIN)
+
+    lax.fori_loop(0, keys.block // keys.piece, piece, None)
+
+    @pl.when(j == keys.count - 1)
+    def _():
+        y_ref[0, 0] = (mean[...] / total[...]).astype(y_ref.dtype)
+        lse_ref[0, 0] = top[...] + jnp.log(total[...])
+
+
+def backward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, dy_ref, dq_ref, dk_ref, dv_ref, dq, dk, dv, *,
+                    queries: Blocks, keys: Blocks):
+    """Keys of one block, the queries' blocks one after the other; dq, of all queries, stays until the last keys."""
+    j, i = pl.program_id(2), pl.program_id(3)
+    mine = pl.ds(i * queries.block, queries.block) if queries.count > 1 else slice(None)
+
+    @pl.when(i == 0)
+    def _():
+        dk[...], dv[...] = jnp.zeros_like(dk), jnp.zeros_like(dv)
+
+    @pl.when(j == 0)
+    def _():
+        dq[:, mine] = jnp.zeros(q_ref.shape[2:], jnp.float32)
+
+    q, dy, lse = q_ref[0, 0], dy_ref[0, 0], lse_ref[0, 0]
+    inner = (y_ref[0, 0].astype(jnp.float32) * dy.astype(jnp.float32)).sum(0, keepdims=True)
+
+    def piece(n, _):
+        here = pl.ds(n * keys.piece, keys.piece)
+        k, v = k_ref[0, 0, :, here], v_ref[0, 0, :, here]
+        p = jnp.exp(scaled_logits(k, q, j * keys.block + n * keys.piece, keys) - lse)
+        ds = (q.shape[0] ** -0.5 * p * (product(v, dy, ROWS) - inner)).astype(q.dtype)
+        dv[:, here] += product(dy, p.astype(dy.dtype), LANES)
+        dk[:, here] += product(q, ds, LANES)
+        dq[:, mine] += product(k, ds, PLAIN)
+
+    lax.fori_loop(0, keys.block // keys.piece, piece, None)
+
+    @pl.when(i == queries.count - 1)
+    def _():
+        dk_ref[0, 0], dv_ref[0, 0] = dk[...].astype(dk_ref.dtype), dv[...].astype(dv_ref.dtype)
+
+    @pl.when(j == keys.count - 1)
+    def _():
+        dq_ref[0, 0, :, mine] = dq[:, mine].astype(dq_ref.dtype)
+
+
+def plan(q: Array, k: Array) -> tuple[Blocks, Blocks]:
+    """Of queries and keys; the keys of a head stay on the chip as long as they are no more than half a megabyte."""
+    width = q.shape[2] * q.dtype.itemsize
+    return blocks(q.shape[3], 512, 512), blocks(k.shape[3], max(512, 2**19 // width), 512)
+
+
+def pad(x: Array, tokens: Blocks) -> Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, tokens.padding))) if tokens.padding else x
+
+
+def specs(width: int, queries: Blocks, keys: Blocks, place: callable) -> tuple:
+    """Of a block of queries' features, keys' features and queries' single numbers; place(grid indices) -> (i, j)."""
+    spec = lambda rows, tokens, which: pl.BlockSpec(
+        (1, 1, rows, tokens.block), lambda b, h, *ij: (b, h, 0, place(*ij)[which]))
+    return spec(width, queries, 0), spec(width, keys, 1), spec(1, queries, 0)
+
+
+def cost(q: Array, k: Array, products: int, *arrays: Array) -> pl.CostEstimate:
+    """Of `products` matrix products and an exponential a logit. `arrays` are read or written once."""
+    logits = math.prod(q.shape[:2]) * q.shape[3] * k.shape[3]
+    moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+    return pl.CostEstimate(flops=2 * products * logits * q.shape[2], transcendentals=logits, bytes_accessed=moved)
+
+
+def forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """(y [B, H, D, T], lse [B, H, 1, T])."""
+    (b, h, d, t), (queries, keys) = q.shape, plan(q, k)
+    q, k, v = pad(q, queries), pad(k, keys), pad(v, keys)
+    one, other, single = specs(d, queries, keys, lambda i, j: (i, j))
+    out = jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, h, 1, q.shape[3]), jnp.float32)
+    scratch = [pltpu.VMEM((rows, queries.block), jnp.float32) for rows in (1, 1, d)]
+    again = [k, v] * (queries.count if keys.count > 1 else 1)
+    y, lse = pl.pallas_call(
+        partial(forward_kernel, keys=keys), out, grid=(b, h, queries.count, keys.count),
+        in_specs=[one, other, other], out_specs=[one, single], scratch_shapes=scratch,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+        cost_estimate=cost(q, k, 2, q, *again, *out), name="flash_forward")(q, k, v)
+    return y[..., :t], lse[..., :t]
+
+
+def backward(q: Array, k: Array, v: Array, y: Array, lse: Array, dy: Array) -> tuple[Array, Array, Array]:
+    """(dq, dk, dv), shaped as q, k and v."""
+    (b, h, d, t), s, (queries, keys) = q.shape, k.shape[3], plan(q, k)
+    q, y, lse, dy = (pad(x, queries) for x in (q, y, lse, dy))
+    k, v = pad(k, keys), pad(v, keys)
+    one, other, single = specs(d, queries, keys, lambda j, i: (i, j))
+    whole = pl.BlockSpec((1, 1, d, q.shape[3]), lambda b, h, j, i: (b, h, 0, 0))
+    out = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
+    scratch = [pltpu.VMEM((d, length), jnp.float32) for length in (q.shape[3], keys.block, keys.block)]
+    again = [q, y, lse, dy] * (keys.count if queries.count > 1 else 1)
+    dq, dk, dv = pl.pallas_call(
+        partial(backward_kernel, queries=queries, keys=keys), out, grid=(b, h, keys.count, queries.count),
+        in_specs=[one, other, other, one, single, one], out_specs=[whole, other, other], scratch_shapes=scratch,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
+        cost_estimate=cost(q, k, 5, *again, k, v, *out), name="flash_backward")(q, k, v, y, lse, dy)
+    return dq[..., :t], dk[..., :s], dv[..., :s]
