@@ -50,7 +50,7 @@ FLOORS = {
     "batch": 5,
     "loop": 6,
 }
-NN = {"layers": 0, "tiles": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2,
+NN = {"layers": 0, "tiles": 0, "flash": 0, "attention": 1, "unet": 2, "vae": 2, "clip": 2, "discriminator": 2,
       "lpips": 0}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,
            "single": 4, "clip": 5, "hub": 5, "lpips": 4}  # within weights/

@@ -169,6 +169,11 @@ class Size(NamedTuple):
     def logits(self) -> int:
         return self.heads * self.t * self.s
 
+    @property
+    def bytes(self) -> int:
+        """Of one head's queries or keys."""
+        return max(self.t, self.s) * self.width * self.dtype.itemsize
+
 
 HALF = (jnp.bfloat16, jnp.float16)
 ALWAYS = lambda size: True
@@ -182,7 +187,7 @@ TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
              (plain, lambda size: size.logits <= 2**23),
              (blocked_large, ALWAYS)),
     "tpu": ((plain, lambda size: size.causal or size.logits <= 2**20),
-            (flash, lambda size: size.dtype != jnp.float16),
+            (flash, lambda size: size.dtype != jnp.float16 and size.bytes <= 3 * 2**19),
             (blocked_large, ALWAYS)),
     "default": ((plain, lambda size: size.causal or size.logits <= 2**23), (blocked_large, ALWAYS)),
 }

@@ -5,7 +5,8 @@ its 128 lanes would not; a projection writes [B, C, T] as easily as [B, T, C], s
 way. Logits are [S, T], float32; what is kept of them is one number a query, lse = log sum_s exp(logits), float32
 [B, H, 1, T], from which the backward pass makes them again:
 
-    p = exp(scale k^T q - lse)    y = v p    dv = dy p^T    ds = scale p (v^T dy - sum_d y dy)    dk = q ds^T    dq = k ds
+    p = exp(scale k^T q - lse)                 y = v p
+    ds = scale p (v^T dy - sum_d y dy)         dq = k ds     dk = q ds^T     dv = dy p^T
 """
 
 import math
@@ -26,7 +27,7 @@ PLAIN = ((1,), (0,))
 
 
 class Blocks(NamedTuple):
-    """How a length is walked: `count` blocks in the grid, each in pieces of `piece`; what is past `length` is padding."""
+    """How a length is walked: `count` blocks in the grid, each in pieces of `piece`; the end may be padding."""
 
     length: int
     count: int
@@ -45,8 +46,9 @@ def blocks(length: int, most: int, piece: int) -> Blocks:
         return Blocks(length, 1, length, length)
     pieces = math.ceil(length / piece)
     piece = math.ceil(length / pieces / 128) * 128
-    count = math.ceil(pieces * piece / most)
-    return Blocks(length, count, math.ceil(pieces / count) * piece, piece)
+    least = math.ceil(pieces * piece / most)
+    count = next(n for n in range(least, pieces + 1) if pieces % n == 0)
+    return Blocks(length, count, pieces // count * piece, piece)
 
 
 def product(a: Array, b: Array, axes: tuple) -> Array:

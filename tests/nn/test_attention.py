@@ -14,7 +14,7 @@ from jax import export
 from jax.experimental.pallas import tpu as pltpu
 
 from sdjax.config import EMOJI, SD15, SD21, SD21_BASE, Config
-from sdjax.nn.attention import TABLE, Size, attention, blocked, blocked_large, choose, cudnn, flash, flash_padded, plain
+from sdjax.nn.attention import TABLE, Size, attention, blocked, blocked_large, choose, cudnn, flash, plain
 
 F32 = jnp.dtype("float32")
 
@@ -83,21 +83,53 @@ def test_blocks_of_any_size(way, t, s, most, dtype, limit):
         assert error(ours, theirs) < 2 * limit
 
 
-@pytest.mark.parametrize("t, s, width", [(200, 77, 40), (128, 256, 128), (96, 154, 160), (130, 128, 64)])
-def test_the_tpu_kernel_is_padded_right(t, s, width):
-    """In Pallas' interpreter."""
-    qkv = [jnp.concatenate([x, x[:, ::-1]], 2) for x in draw(t, s, width)]
-    with pltpu.force_tpu_interpret_mode():
-        assert error(jax.jit(flash_padded)(*qkv), formula(*qkv)) < 2e-6
+SMALL = ((128, 128, 128), (256, 256, 128))  # (most of a block, of a piece) for queries and for keys
 
 
-def test_the_tpu_kernel_has_the_right_gradient():
-    qkv = draw(200, 77, 40)
-    seed = draw(200, 1, 40)[0]
+@pytest.fixture(params=[None, 0, 1], ids=["as planned", "blocks", "pieces"])
+def planned(request, monkeypatch):
+    """The TPU kernels in Pallas' interpreter (which cannot be split over devices), with several blocks, or several
+    pieces in a block, at small lengths too."""
+    from sdjax.nn import flash as kernels
+
+    monkeypatch.setattr("sdjax.nn.attention.split_by_batch", lambda function, rule: function)
+
+    if request.param is not None:
+        most = SMALL[request.param]
+        monkeypatch.setattr(kernels, "plan", lambda q, k: (kernels.blocks(q.shape[3], most[2], most[2]),
+                                                           kernels.blocks(k.shape[3], most[0], most[2])))
     with pltpu.force_tpu_interpret_mode():
-        ours = gradients(flash_padded, qkv, seed, 200)
-    for a, b in zip(ours, gradients(plain, qkv, seed, 200), strict=True):
-        assert error(a, b) < 5e-6
+        yield
+
+
+@pytest.mark.parametrize("t, s, width", [(200, 77, 40), (256, 600, 64), (300, 256, 160)])
+def test_the_tpu_kernels_compute_the_formula(planned, t, s, width):
+    """Forward and backward, two examples of two heads."""
+    qkv = [jnp.concatenate([x, x[:, ::-1]], 2).repeat(2, 0) for x in draw(t, s, width)]
+    assert error(jax.jit(flash)(*qkv), formula(*qkv)) < 2e-6
+    seed = draw(t, 1, width, seed=1)[0]
+    for ours, theirs in zip(gradients(flash, qkv, seed, t), gradients(plain, qkv, seed, t), strict=True):
+        assert error(ours, theirs) < 5e-6
+
+
+@pytest.mark.parametrize("planned", [0], indirect=True)
+def test_the_tpu_kernels_in_bfloat16(planned):
+    qkv, seed = draw(300, 400, 40, dtype=jnp.bfloat16), draw(300, 1, 40, seed=1)[0]
+    assert error(jax.jit(flash)(*qkv), formula(*qkv)) < 1e-2
+    full = [x.astype(jnp.float32) for x in qkv]
+    for ours, theirs in zip(gradients(flash, qkv, seed, 300), gradients(plain, full, seed, 300), strict=True):
+        assert ours.dtype == jnp.bfloat16 and error(ours, theirs) < 2e-2
+
+
+@pytest.mark.parametrize("length, most, piece", [(64, 512, 512), (4096, 8192, 512), (77, 128, 128), (9216, 4096, 512),
+                                                 (10816, 4096, 512), (1, 128, 128), (1025, 1024, 512)])
+def test_blocks_of_the_tpu_kernels(length, most, piece):
+    from sdjax.nn.flash import blocks
+
+    found = blocks(length, most, piece)
+    assert found.count * found.block == length + found.padding and 0 <= found.padding < max(found.block, 1)
+    assert found.block % found.piece == 0 and found.piece <= max(piece, 128)
+    assert found.block == length or found.piece % 128 == 0
 
 
 def test_causal_rows_see_what_is_before_them():
@@ -126,7 +158,7 @@ def test_all_logits_are_never_held_at_512_pixels(platform, dtype):
 def test_what_each_backend_takes():
     wide, half = Size(2, 4096, 4096, 512, F32, False), Size(16, 4096, 4096, 40, jnp.dtype("bfloat16"), False)
     assert choose("cuda", half) is cudnn and choose("tpu", half) is flash and choose("cpu", half) is blocked
-    assert choose("cuda", wide) is choose("default", wide) is blocked_large and choose("tpu", wide) is flash
+    assert choose("cuda", wide) is choose("default", wide) is choose("tpu", wide) is blocked_large
     assert choose("cuda", half._replace(width=512)) is blocked_large
 
 
@@ -167,15 +199,20 @@ both = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=split)
 shape = jax.ShapeDtypeStruct((8, 256, 2, 40), jnp.bfloat16)
 lowered = both.trace(shape, shape, shape).lower(lowering_platforms=("tpu",)).as_text()
 assert "CustomSPMDPartitioning" in lowered
+from sdjax.nn import flash as kernels
 seen = []
 def stand_in(q, k, v):
     seen.append(q.shape)
-    return attention.plain(q, k, v)
-attention.flash_padded = stand_in
+    logits = jnp.einsum("bhds,bhdt->bhst", k, q) * q.shape[2] ** -0.5
+    lse = jax.nn.logsumexp(logits, 2, keepdims=True)
+    return jnp.einsum("bhds,bhst->bhdt", v, jnp.exp(logits - lse)), lse
+def stand_in_backward(q, k, v, y, lse, dy):
+    return jax.vjp(lambda *qkv: stand_in(*qkv)[0], q, k, v)[1](dy)
+kernels.forward, kernels.backward = stand_in, stand_in_backward
 both = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=split)
 q, k, v = (jax.random.normal(jax.random.key(i), (8, 16, 2, 8)) for i in range(3))
 value, grads = both(q, k, v)
-assert (2, 16, 2, 8) in seen, seen
+assert (2, 2, 8, 16) in seen, seen
 wanted, wanted_grads = jax.value_and_grad(lambda *qkv: attention.plain(*qkv).sum(), (0, 1, 2))(q, k, v)
 np.testing.assert_allclose(value, wanted, rtol=1e-5)
 for a, b in zip(grads, wanted_grads):
