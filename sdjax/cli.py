@@ -62,14 +62,14 @@ def keep_programs() -> None:
     """Compiled programs stay on disk, for the next process: in the folder that SDJAX_CACHE names, or ~/.cache/sdjax;
     nowhere where SDJAX_CACHE is "off", or where JAX was told a folder of its own (JAX_COMPILATION_CACHE_DIR).
 
-    They are known by their text, XLA's flags and versions. Only the kernels of attention.py are not in a program's text
+    They are known by their text, XLA's flags and versions. Only the kernels of sdjax/nn are not in a program's text
     where it is split over devices: instead there is their address, another one in each process, which JAX is told to
     leave out. What they say is in the folder's name.
     """
     folder = os.path.expanduser(os.environ.get("SDJAX_CACHE") or "~/.cache/sdjax")
     if folder == "off" or folder.startswith("~") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    kernels = zlib.crc32(Path(__file__).with_name("nn").joinpath("attention.py").read_bytes())
+    kernels = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).with_name("nn").glob("*.py"))))
     settings = {"jax_compilation_cache_dir": os.path.join(folder, f"programs-{kernels:08x}"),
                 "jax_persistent_cache_min_compile_time_secs": 0.1,
                 "jax_remove_custom_partitioning_ptr_from_cache_key": True}
