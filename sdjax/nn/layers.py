@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdjax.nn.convolution import convolve, convolve_enlarged
 from sdjax.types import Array
 
 
@@ -48,10 +49,30 @@ class LayerNorm(nn.Module):
         return norm(x).astype(x.dtype)
 
 
-def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None) -> nn.Conv:
-    """3x3 convolution with torch's padding, explicit because XLA's SAME differs at stride 2."""
+class Conv3x3(nn.Module):
+    """3x3 convolution with torch's padding, explicit because XLA's SAME differs at stride 2. `enlarge`: of the picture
+    with each pixel doubled."""
+
+    features: int
+    dtype: jnp.dtype
+    stride: int
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    kernel_init: nn.initializers.Initializer
+    enlarge: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        y = convolve_enlarged(x, kernel) if self.enlarge else convolve(x, kernel, self.stride, self.padding)
+        return y + bias
+
+
+def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None,
+            enlarge: bool = False) -> Conv3x3:
     init = init or nn.initializers.lecun_normal()
-    return nn.Conv(features, (3, 3), (stride, stride), padding, dtype=dtype, kernel_init=init, name=name)
+    return Conv3x3(features, dtype, stride, padding, init, enlarge, name=name)
 
 
 def timestep_embedding(t: Array, width: int) -> Array:
@@ -63,11 +84,6 @@ def timestep_embedding(t: Array, width: int) -> Array:
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def upsample_nearest(x: Array) -> Array:
-    """[B, H, W, C] -> [B, 2H, 2W, C], each pixel repeated."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 class ResBlock(nn.Module):

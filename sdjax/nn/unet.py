@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sdjax.config import UNetConfig
 from sdjax.nn.attention import SpatialTransformer
-from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3, timestep_embedding, upsample_nearest
+from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3, timestep_embedding
 from sdjax.types import Array, Params
 
 KeysValues = dict[str, tuple[Array, Array]]  # a cross-attention's keys and values, [B, L, C] each
@@ -74,7 +74,7 @@ class UNet(nn.Module):
                 if config.attention[level]:
                     h = attend(f"up_{level}_attn_{i}", h, level)
             if level != 0:
-                h = conv3x3(config.channels[level], f"up_{level}_upsample", dtype)(upsample_nearest(h))
+                h = conv3x3(config.channels[level], f"up_{level}_upsample", dtype, enlarge=True)(h)
 
         h = nn.silu(GroupNorm(config.groups, 1e-5, name="norm_out")(h))
         h = conv3x3(config.out_channels, "conv_out", dtype, init=nn.initializers.zeros_init())(h)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sdjax.config import VAEConfig
 from sdjax.nn.attention import Attention
-from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3, upsample_nearest
+from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3
 from sdjax.types import Array
 
 
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
             for i in range(config.blocks + 1):
                 h = ResBlock(channels, config.groups, 1e-6, dtype, name=f"up_{level}_res_{i}")(h)
             if level != 0:
-                h = conv3x3(channels, f"up_{level}_upsample", dtype)(upsample_nearest(h))
+                h = conv3x3(channels, f"up_{level}_upsample", dtype, enlarge=True)(h)
         h = nn.silu(GroupNorm(config.groups, 1e-6, name="norm_out")(h))
         return conv3x3(3, "conv_out", dtype)(h)
 

@@ -46,6 +46,14 @@ def padded(wrong):
     return make
 
 
+def enlarged(wrong):
+    def make(*args, enlarge=False, **kwargs):
+        conv = layers.conv3x3(*args, **kwargs)
+        return (lambda x: conv(wrong(x))) if enlarge else conv
+
+    return make
+
+
 def shim(**wrong):
     """jax.numpy with some functions replaced, for one file."""
     return SimpleNamespace(**{name: getattr(jnp, name) for name in dir(jnp)} | wrong)
@@ -149,8 +157,8 @@ MISTAKES = {
                           peers.unet_error, UNET),
     "attention not scaled": (scaled_by(lambda width, heads: (width // heads) ** 0.5), peers.unet_error, UNET),
     "attention scaled by the whole width": (scaled_by(lambda width, heads: heads ** -0.5), peers.unet_error, UNET),
-    "upsampled by tiles": ([(unet, "upsample_nearest", lambda x: jnp.tile(x, (1, 2, 2, 1)))], peers.unet_error, UNET),
-    "upsampled bilinearly": ([(vae, "upsample_nearest", bilinear)], peers.decode_error, VAE),
+    "upsampled by tiles": ([(unet, "conv3x3", enlarged(lambda x: jnp.tile(x, (1, 2, 2, 1))))], peers.unet_error, UNET),
+    "upsampled bilinearly": ([(vae, "conv3x3", enlarged(bilinear))], peers.decode_error, VAE),
     "VAE attention of two heads": (
         [(vae, "Attention", changed(attention.Attention, heads=2))], peers.encode_error, VAE),
     "mean and log variance exchanged": ([(vae.VAE, "encode", swapped_moments)], peers.encode_error, VAE),

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from sdjax.nn.convolution import as_product, by_phase, convolve, convolve_enlarged, direct, upsample_nearest
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def definition(x, kernel):
+    """The sum itself, float64."""
+    (_, h, w, _), x = x.shape, np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(x[:, i:i + h, j:j + w] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3))
+
+
+def doubled(x):
+    return x.repeat(2, 1).repeat(2, 2)
+
+
+def error(found, wanted):
+    return np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
+
+
+WAYS = [(direct, lambda x: x), (as_product, lambda x: x), (by_phase, doubled),
+        (lambda x, kernel: direct(upsample_nearest(x), kernel), doubled)]
+
+
+@pytest.mark.parametrize("shape, features", [((1, 1, 1, 3), 5), ((2, 5, 3, 4), 4), ((1, 8, 8, 640), 64)])
+@pytest.mark.parametrize("way, prepare", WAYS)
+def test_each_way_is_the_sum(way, prepare, shape, features):
+    x, kernel = draw(*shape), draw(3, 3, shape[3], features, seed=1)
+    assert error(jax.jit(way)(x, kernel), definition(prepare(x), kernel)) < 2e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 512), (2, 2, 3, 512), (1, 8, 9, 4), (1, 4, 4, 512)])
+@pytest.mark.parametrize("function, plain", [(convolve, direct), (
+    convolve_enlarged, lambda x, kernel: direct(upsample_nearest(x), kernel))])
+def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape):
+    x, kernel = draw(*shape), draw(3, 3, shape[3], 8, seed=1)
+    weight = draw(*plain(x, kernel).shape, seed=2)
+    both = lambda way: jax.jit(jax.value_and_grad(lambda x, kernel: (way(x, kernel) * weight).sum(), (0, 1)))(x, kernel)
+    (value, found), (wanted, gradients) = both(function), both(plain)
+    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    for a, b in zip(found, gradients, strict=True):
+        assert error(a, np.asarray(b)) < 3e-6
+
+
+def test_which_way_is_taken_where():
+    products = lambda *args: text(*args).count("stablehlo.dot_general")
+    convolutions = lambda *args: text(*args).count("stablehlo.convolution")
+
+    def text(platform, function, *shape):
+        shapes = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((3, 3, shape[3], 8), jnp.float32)
+        return export.export(jax.jit(function), platforms=[platform])(*shapes).mlir_module()
+
+    assert products("cpu", convolve, 1, 8, 8, 1280) == 1
+    for platform in ("cuda", "tpu"):
+        assert products(platform, convolve, 1, 8, 8, 1280) == 0
+        assert convolutions(platform, convolve_enlarged, 1, 64, 64, 16) == 1
+    assert convolutions("cpu", convolve_enlarged, 1, 64, 64, 16) == 4
+    assert convolutions("cpu", convolve, 1, 64, 64, 320) == 1
