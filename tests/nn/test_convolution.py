@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from jax import export
 
-from sdjax.nn.convolution import as_product, by_phase, convolve, convolve_enlarged, direct, upsample_nearest
+from sdjax.nn.convolution import (
+    as_product,
+    by_phase,
+    convolve,
+    convolve_enlarged,
+    direct,
+    upsample_nearest,
+    with_depth,
+)
 
 
 def draw(*shape, seed=0):
@@ -25,7 +33,7 @@ def error(found, wanted):
     return np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
 
 
-WAYS = [(direct, lambda x: x), (as_product, lambda x: x), (by_phase, doubled),
+WAYS = [(direct, lambda x: x), (with_depth, lambda x: x), (as_product, lambda x: x), (by_phase, doubled),
         (lambda x, kernel: direct(upsample_nearest(x), kernel), doubled)]
 
 
@@ -49,6 +57,12 @@ def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape
         assert error(a, np.asarray(b)) < 3e-6
 
 
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 1), (0, 1))])
+def test_depth_takes_strides_and_padding(padding):
+    x, kernel = draw(2, 6, 8, 3), draw(3, 3, 3, 5, seed=1)
+    np.testing.assert_allclose(with_depth(x, kernel, 2, padding), direct(x, kernel, 2, padding), atol=1e-5)
+
+
 def test_which_way_is_taken_where():
     products = lambda *args: text(*args).count("stablehlo.dot_general")
     convolutions = lambda *args: text(*args).count("stablehlo.convolution")
@@ -63,3 +77,6 @@ def test_which_way_is_taken_where():
         assert convolutions(platform, convolve_enlarged, 1, 64, 64, 16) == 1
     assert convolutions("cpu", convolve_enlarged, 1, 64, 64, 16) == 4
     assert convolutions("cpu", convolve, 1, 64, 64, 320) == 1
+    deep = lambda *args: "[b, 0, 1, 2, f]" in text(*args)
+    assert deep("tpu", convolve, 2, 64, 64, 320) and not deep("tpu", convolve, 8, 64, 64, 320)
+    assert not deep("cuda", convolve, 2, 64, 64, 320) and not deep("cpu", convolve, 2, 64, 64, 320)
