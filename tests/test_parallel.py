@@ -227,7 +227,9 @@ def test_one_of_two_processes_is_lost(tmp_path):
 
     first, second = start(10_000, 5)
     second.kill()
+    killed = time.monotonic()
     said = first.communicate(timeout=60)[1]
+    assert time.monotonic() - killed < 10 + 10, "--patience 10, and a busy machine's delay"
     assert first.returncode not in (0, None) and "another" in said
     first, second = start(10_000, 3)
     second.terminate()
