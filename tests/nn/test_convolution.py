@@ -12,6 +12,7 @@ from sdjax.nn.convolution import (
     direct,
     upsample_nearest,
     with_depth,
+    winograd,
 )
 
 
@@ -29,11 +30,16 @@ def doubled(x):
     return x.repeat(2, 1).repeat(2, 2)
 
 
+def even(x):
+    return (0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)
+
+
 def error(found, wanted):
     return np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
 
 
 WAYS = [(direct, lambda x: x), (with_depth, lambda x: x), (as_product, lambda x: x), (by_phase, doubled),
+        (lambda x, kernel: winograd(jnp.pad(x, even(x)), kernel)[:, :x.shape[1], :x.shape[2]], lambda x: x),
         (lambda x, kernel: direct(upsample_nearest(x), kernel), doubled)]
 
 
@@ -44,7 +50,7 @@ def test_each_way_is_the_sum(way, prepare, shape, features):
     assert error(jax.jit(way)(x, kernel), definition(prepare(x), kernel)) < 2e-6
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8, 512), (2, 2, 3, 512), (1, 8, 9, 4), (1, 4, 4, 512)])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 512), (2, 2, 3, 512), (1, 8, 9, 4), (1, 4, 4, 512), (2, 16, 18, 256)])
 @pytest.mark.parametrize("function, plain", [(convolve, direct), (
     convolve_enlarged, lambda x, kernel: direct(upsample_nearest(x), kernel))])
 def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape):
@@ -76,7 +82,16 @@ def test_which_way_is_taken_where():
         assert products(platform, convolve, 1, 8, 8, 1280) == 0
         assert convolutions(platform, convolve_enlarged, 1, 64, 64, 16) == 1
     assert convolutions("cpu", convolve_enlarged, 1, 64, 64, 16) == 4
-    assert convolutions("cpu", convolve, 1, 64, 64, 320) == 1
+    assert convolutions("cpu", convolve, 1, 256, 256, 320) == convolutions("tpu", convolve, 1, 64, 64, 320) == 1
+    assert products("cpu", convolve, 1, 64, 64, 320) == 16 and convolutions("cpu", convolve, 1, 64, 64, 320) == 0
     deep = lambda *args: "[b, 0, 1, 2, f]" in text(*args)
     assert deep("tpu", convolve, 2, 64, 64, 320) and not deep("tpu", convolve, 8, 64, 64, 320)
     assert not deep("cuda", convolve, 2, 64, 64, 320) and not deep("cpu", convolve, 2, 64, 64, 320)
+
+
+def test_winograd_is_differentiated_both_ways():
+    x, kernel, dx = draw(1, 4, 6, 3), draw(3, 3, 3, 2, seed=1), draw(1, 4, 6, 3, seed=2)
+    tangent = jax.jvp(lambda x: winograd(x, kernel), (x,), (dx,))[1]
+    assert error(tangent, definition(dx, kernel)) < 2e-6
+    inner = lambda way: jax.grad(lambda x: jnp.vdot(jax.grad(lambda x: (way(x, kernel) ** 3).sum())(x), dx))(x)
+    assert error(inner(winograd), np.asarray(inner(direct))) < 1e-5
