@@ -11,8 +11,8 @@ from sdjax.nn.convolution import (
     convolve_enlarged,
     direct,
     upsample_nearest,
-    with_depth,
     winograd,
+    with_depth,
 )
 
 
