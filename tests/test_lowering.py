@@ -39,6 +39,16 @@ def calls(exported) -> set[str]:
     return set(re.findall(r"custom_call @([\w$]+)", exported.mlir_module()))
 
 
+def holds(exported, *sides) -> set[str]:
+    """Its arrays that have these sides last."""
+    return set(re.findall(rf"tensor<[0-9x]*\b{'x'.join(map(str, sides))}x[a-z]+\d+>", exported.mlir_module()))
+
+
+def transposed(exported) -> set[str]:
+    """The shapes of all arrays whose axes are put in another order."""
+    return set(re.findall(r"stablehlo\.transpose .* : \(tensor<([0-9x]+)x[a-z]+\d+>\)", exported.mlir_module()))
+
+
 def test_text_to_image_at_512_pixels():
     """bfloat16, guided: the UNet on batches of 2."""
     shapes = {part: param_shapes(getattr(SD15, part)) for part in ("text", "unet", "vae")}
@@ -46,6 +56,11 @@ def test_text_to_image_at_512_pixels():
     programs, _ = export_program(sd, check(SD15, "cat", Options(steps=20)), ("cuda", "tpu"))
     assert calls(programs["cuda"]) & OURS == {CUDNN} and calls(programs["tpu"]) & OURS == {PALLAS}
     assert programs["tpu"].out_avals[0].shape == (1, 512, 512, 3)
+    heads = {"8", "40"}, {"8", "80"}, {"8", "160"}, {"12", "64"}, {"1", "512"}  # UNet, text tower, VAE; their width
+    for program in programs.values():
+        assert not holds(program, 4096, 4096) and not holds(program, 1024, 1024)  # no layer's logits
+        shapes = [shape.split("x") for shape in transposed(program)]
+        assert shapes and all(len(sides) >= 4 and any(head <= set(sides) for head in heads) for sides in shapes), shapes
 
 
 SHALLOW = replace(SD15, unet=replace(SD15.unet, channels=(320, 640), blocks=1, attention=(True, True), heads=(8, 8)))
@@ -66,3 +81,4 @@ def test_training_step_at_512_pixels(config):
         exported = export.export(step, platforms=[platform], disabled_checks=checks)(
             state, (batch, shape((8,), np.float32)), shape((), np.uint32))
         assert calls(exported) & OURS == kernels
+        assert not holds(exported, 4096, 4096) and not holds(exported, 1024, 1024)

@@ -80,7 +80,7 @@ def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = F
 
 
 def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False,
-                  most: int = 2**25) -> Array:
+                  most: int = 2**23) -> Array:
     """Some rows of all heads at a time, for accelerators: small blocks would leave them idle, and blocks of heads would
     not lie where XLA has split the batch over devices."""
     assert not causal
