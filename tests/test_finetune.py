@@ -11,7 +11,7 @@ from tests.commands import ROOT
 
 pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "tests" / "data" / "emoji300"
-PROMPT = "a zorp of a red apple on a yellow background"
+PROMPTS = [f"a zorp of a {thing} on a yellow background" for thing in ("red apple", "cactus", "hamburger", "sunflower")]
 
 
 def test_a_new_word_for_a_style(script, tmp_path):
@@ -27,9 +27,9 @@ def test_a_new_word_for_a_style(script, tmp_path):
     first, last = records[1]["validation_loss"], records[41]["validation_loss"]
     assert records[1]["learning_rate"] == 0 and last < 0.9 * first, (first, last)
     before, after = sdjax.load("emoji"), sdjax.load(tmp_path / "run" / "export")
-    draw = lambda sd, prompt: np.stack([np.asarray(image, float) for image in sdjax.txt2img(
-        sd, prompt, num_images=4, steps=20, guidance_scale=4.0)])
-    noto = draw(before, PROMPT.replace("zorp", "noto emoji"))
-    far, near = (np.abs(draw(sd, PROMPT) - noto).mean() for sd in (before, after))
-    assert near < 0.8 * far, (near, far)
-    assert np.abs(draw(after, PROMPT.replace("zorp", "noto emoji")) - noto).mean() < far
+    draw = lambda sd, word: np.stack([np.asarray(image, float) for image in sdjax.txt2img(
+        sd, [prompt.replace("zorp", word) for prompt in PROMPTS], steps=20, guidance_scale=4.0)])
+    distance = lambda a, b: np.abs(a - b).mean()
+    noto, new = draw(before, "noto emoji"), draw(after, "zorp")
+    far = distance(draw(before, "zorp"), noto)
+    assert distance(new, noto) < 0.9 * far and distance(draw(after, "noto emoji"), noto) < 0.5 * far
