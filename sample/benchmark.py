@@ -321,6 +321,7 @@ def compare(options: Options, config, sizes: list[int], folder: str) -> None:
     for size in sizes:
         work = work_of(config, options, size)
         for part in options.parts:
+            ceiling = max(ceiling, matmul_ceiling(options.dtype))
             first = {name: worker.ask(part, size) for name, worker in workers.items()}
             turns = [{name: worker.ask(part, size)[:2] for name, worker in workers.items()}
                      for _ in range(options.runs)]
@@ -335,8 +336,8 @@ def compare(options: Options, config, sizes: list[int], folder: str) -> None:
                           f"{work[part] / median / ceiling:.0%}", *last), flush=True)
     for worker in workers.values():
         worker.end()
-    print("compile: what the first call took longer; share: of the speed of a matrix product; ratio: sdjax' time by "
-          "the other's, median of turns; apart: largest difference by largest value")
+    print("compile: what the first call took longer; share: of the speed of a matrix product, by the model's own "
+          "FLOPs; ratio: sdjax' time by the other's, median of turns; apart: largest difference by largest value")
 
 
 if __name__ == "__main__":
