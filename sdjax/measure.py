@@ -54,6 +54,41 @@ def memory(compiled: Any) -> dict[str, int]:
     return found | {"total": sum(found.values()) - stats.alias_size_in_bytes}
 
 
+OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*?)\)(.*)")
+ARRAY = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\](\{[^}]*\})?")
+NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+
+
+def main_memory_traffic(text: str) -> int:
+    """Bytes that a program moves to and from the device's main memory, from its text, `jax.stages.Compiled.as_text`.
+
+    Operands and results of every operation count, but for those that lie in a TPU's on-chip memory (S(1) in their
+    layout), and copies between the two, once. XLA's own "bytes accessed" counts both memories, and copies several
+    times. A loop's body counts once.
+    """
+    fused, inside, kinds, total = set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text)), False, {}, 0
+    for line in text.splitlines():
+        if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            inside = start[1] not in fused
+        elif inside and (found := OPERATION.match(line)):
+            name, kind, operation, operands, rest = found.groups()
+            kinds[name] = kind
+            if operation in NAMES or operation.endswith("-start") or "ConcatBitcast" in rest:
+                continue
+            if operation.endswith("-done"):
+                total += array_bytes(kind, everywhere=True)
+            else:
+                total += array_bytes(kind) + sum(array_bytes(kinds.get(operand, ""))
+                                                 for operand in re.findall(r"%([\w.\-]+)", operands))
+    return total
+
+
+def array_bytes(kind: str, everywhere: bool = False) -> int:
+    """Of the arrays in an HLO type, without those in on-chip memory unless `everywhere`."""
+    return sum(math.prod(int(side) for side in sides.split(",") if side) * int(bits) // 8
+               for _, bits, sides, layout in ARRAY.findall(kind) if everywhere or "S(1)" not in layout)
+
+
 # ---- counted
 
 

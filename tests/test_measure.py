@@ -44,3 +44,33 @@ def test_unknown_slices_are_refused():
 
 def test_chips_have_peaks():
     assert all(measure.peak_flops(f"TPU {name}") for name in measure.CHIPS)
+
+
+PROGRAM = """HloModule jit_f
+
+%fused_computation (param_0: f32[1000,8]) -> f32[1000,8] {
+  ROOT %add.1 = f32[1000,8]{1,0:T(8,128)} add(%param_0, %param_0)
+}
+
+ENTRY %main.5 (x.1: f32[1000,8], w.1: bf16[8,8]) -> f32[1000,8] {
+  %x.1 = f32[1000,8]{1,0:T(8,128)} parameter(0)
+  %w.1 = bf16[8,8]{1,0:T(8,128)(2,1)} parameter(1)
+  %copy-start = (bf16[8,8]{1,0:T(8,128)(2,1)S(1)}, bf16[8,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%w.1)
+  %fusion = f32[1000,8]{1,0:T(8,128)S(1)} fusion(%x.1), kind=kLoop, calls=%fused_computation
+  %copy-done = bf16[8,8]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  ROOT %dot.3 = f32[1000,8]{1,0:T(8,128)} convolution(%fusion, %copy-done), dim_labels=bf_io->bf
+}
+"""
+
+
+def test_traffic_of_main_memory():
+    """x into the fusion, w into on-chip memory, and the result out of the product."""
+    assert measure.main_memory_traffic(PROGRAM) == 32000 + 128 + 32000
+    everywhere = PROGRAM.replace("S(1)", "")
+    assert measure.main_memory_traffic(everywhere) == 64000 + 128 + (32000 + 128 + 32000)
+
+
+def test_traffic_of_a_program_compiled_here():
+    """y = x w: each of the three once."""
+    compiled = jax.jit(lambda x, w: x @ w).lower(shape(64, 32), shape(32, 16)).compile()
+    assert measure.main_memory_traffic(compiled.as_text()) == 4 * (64 * 32 + 32 * 16 + 64 * 16)

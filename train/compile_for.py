@@ -21,7 +21,7 @@ from sdjax.config import NAMED, Config
 from sdjax.errors import SdjaxError
 from sdjax.loop import build, state_shapes
 from sdjax.loss import diffusion_loss
-from sdjax.measure import Costs, compile_lowered, topology_devices
+from sdjax.measure import Costs, compile_lowered, main_memory_traffic, topology_devices
 from sdjax.model import initial_params
 from sdjax.parallel import KINDS, FsdpLayout
 from sdjax.report import describe_state, megabytes
@@ -83,11 +83,12 @@ def main(options: Options) -> None:
         compiled = compile_lowered(lowered)
     except SdjaxError as error:
         raise SdjaxError(f"--batch-size {options.batch_size}: {error}") from None
-    costs = Costs(compiled, options.accumulate)
+    costs, moved = Costs(compiled, options.accumulate), main_memory_traffic(compiled.as_text()) * options.accumulate
     memory = costs.memory
     print(f"memory      {megabytes(memory['total'])} a chip: arguments {megabytes(memory['arguments'])}, temporary "
           f"{megabytes(memory['temporary'])}")
-    print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written")
+    print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written by "
+          f"XLA's count, {megabytes(moved)} to and from the chip's main memory")
     for name, (count, size) in collectives(compiled.as_text()).items():
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
 
