@@ -80,6 +80,8 @@ def winograd(x: Array, kernel: Array) -> Array:
     product over the channels of all tiles.
     """
     (b, h, w, channels), padded = x.shape, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    never = x[0, 0, 0, 0] - 1 > x[0, 0, 0, 0]  # makes the kernel wait for x: else XLA's scheduler transforms those of
+    kernel = jnp.where(never, 0, kernel)  # the whole network first, and they lie there, twice as large
 
     def transform(d: Array, axis: int) -> list[Array]:  # B^T d: of every second four along an axis
         d0, d1, d2, d3 = (jax.lax.slice_in_dim(d, i, i + x.shape[axis] - 1, 2, axis) for i in range(4))
