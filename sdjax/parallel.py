@@ -12,6 +12,7 @@ never on the device that it falls to.
 """
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -172,12 +173,12 @@ class FsdpLayout:
     def step(self, step: Callable, state: Any) -> Callable:
         """Compiles step(state, batch, seed) -> (state, metrics); the old state's memory is given to the new one."""
         shardings = self.shardings(state)
-        return jax.jit(step, in_shardings=(shardings, self.batch, self.whole), out_shardings=(shardings, self.whole),
-                       donate_argnums=0)
+        return jax.jit(on_mesh(step, self.mesh), in_shardings=(shardings, self.batch, self.whole),
+                       out_shardings=(shardings, self.whole), donate_argnums=0)
 
     def evaluate(self, function: Callable) -> Callable:
         """Compiles function(params, batch, seed) -> scalars."""
-        return jax.jit(function, out_shardings=self.whole)
+        return jax.jit(on_mesh(function, self.mesh), out_shardings=self.whole)
 
     def fetch(self, tree: Any, everywhere: bool = True, free: bool = False) -> Any:
         """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others). `free` gives
@@ -198,6 +199,17 @@ class FsdpLayout:
     def shards(self, shape: tuple[int, ...]) -> int:
         """Over how many devices an array of the state is spread."""
         return 1 if self.sharding(np.broadcast_to(0, shape)).is_fully_replicated else self.mesh.shape["fsdp"]
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """`function`, traced where `jax.sharding.get_abstract_mesh` tells of the mesh: what XLA cannot split needs it."""
+
+    @functools.wraps(function)
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 Layout = PmapLayout | FsdpLayout

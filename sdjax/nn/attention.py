@@ -12,8 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm
 from sdjax.types import Array
@@ -118,7 +117,7 @@ def flash_split(q: Array, k: Array, v: Array) -> Array:
 def flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     from sdjax.nn import flash as kernels
 
-    return split_by_batch(kernels.forward, "b h d t, b h d s, b h d s -> b h d t, b h o t")(q, k, v)
+    return split_by_batch(kernels.forward, q, k, v)
 
 
 def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
@@ -129,27 +128,23 @@ def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
 def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
     from sdjax.nn import flash as kernels
 
-    rule = "b h d t, b h d s, b h d s, b h d t, b h o t, b h d t -> b h d t, b h d s, b h d s"
-    return split_by_batch(kernels.backward, rule)(*kept, dy)
+    return split_by_batch(kernels.backward, *kept, dy)
 
 
 flash_split.defvjp(flash_kept, flash_backward)
 
 
-def split_by_batch(function: Callable, rule: str) -> Callable:
-    """`function`, which on a mesh each device computes for its part of the batch: XLA cannot split Pallas' kernels.
-
-    rule: its arrays' axes as `custom_partitioning` takes them, all with the batch "b" first.
+def split_by_batch(function: Callable, *arrays: Array):
+    """function(*arrays), all of them [B, ...] as its results are. On the mesh that is set (`parallel.on_mesh`) each
+    device computes its part of the batch: XLA cannot split Pallas' kernels, and libtpu knows no `custom_partitioning`.
     """
-    def partition(mesh, arguments, results):
-        spec = PartitionSpec(*arguments[0].sharding.spec[:1])
-        place = lambda tree: jax.tree.map(lambda _: NamedSharding(mesh, spec), tree)
-        return mesh, function, place(results), place(arguments)
-
-    split = custom_partitioning(function)
-    whole = tuple(name for name in "hdtso" if name in rule)
-    split.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
-    return split
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    count = math.prod(mesh.shape[name] for name in axes)
+    if count == 1:
+        return function(*arrays)
+    spec = PartitionSpec(tuple(axes)) if arrays[0].shape[0] % count == 0 else PartitionSpec()
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(*arrays)
 
 
 # ---- which way

@@ -88,11 +88,9 @@ SMALL = ((128, 128, 128), (256, 256, 128))  # (most of a block, of a piece) for 
 
 @pytest.fixture(params=[None, 0, 1], ids=["as planned", "blocks", "pieces"])
 def planned(request, monkeypatch):
-    """The TPU kernels in Pallas' interpreter (which cannot be split over devices), with several blocks, or several
-    pieces in a block, at small lengths too."""
+    """The TPU kernels in Pallas' interpreter, with several blocks, or several pieces in a block, at small lengths too.
+    """
     from sdjax.nn import flash as kernels
-
-    monkeypatch.setattr("sdjax.nn.attention.split_by_batch", lambda function, rule: function)
 
     if request.param is not None:
         most = SMALL[request.param]
@@ -192,13 +190,14 @@ import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdjax.nn import attention
+from sdjax.parallel import on_mesh
 mesh = Mesh(np.array(jax.devices()), "data")
 split = NamedSharding(mesh, PartitionSpec("data"))
 loss = lambda q, k, v: attention.flash(q, k, v).astype(jnp.float32).sum()
-both = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=split)
+both = jax.jit(on_mesh(jax.value_and_grad(loss, (0, 1, 2)), mesh), in_shardings=split)
 shape = jax.ShapeDtypeStruct((8, 256, 2, 40), jnp.bfloat16)
 lowered = both.trace(shape, shape, shape).lower(lowering_platforms=("tpu",)).as_text()
-assert "CustomSPMDPartitioning" in lowered
+assert lowered.count("tpu_custom_call") == 2 and "tensor<2x2x40x256xbf16>" in lowered
 from sdjax.nn import flash as kernels
 seen = []
 def stand_in(q, k, v):
@@ -209,7 +208,7 @@ def stand_in(q, k, v):
 def stand_in_backward(q, k, v, y, lse, dy):
     return jax.vjp(lambda *qkv: stand_in(*qkv)[0], q, k, v)[1](dy)
 kernels.forward, kernels.backward = stand_in, stand_in_backward
-both = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), in_shardings=split)
+both = jax.jit(on_mesh(jax.value_and_grad(loss, (0, 1, 2)), mesh), in_shardings=split)
 q, k, v = (jax.random.normal(jax.random.key(i), (8, 16, 2, 8)) for i in range(3))
 value, grads = both(q, k, v)
 assert (2, 2, 8, 16) in seen, seen
