@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -60,20 +59,11 @@ def run(main: Callable[[Options], None], options: type[Options],
 
 def keep_programs() -> None:
     """Compiled programs stay on disk, for the next process: in the folder that SDJAX_CACHE names, or ~/.cache/sdjax;
-    nowhere where SDJAX_CACHE is "off", or where JAX was told a folder of its own (JAX_COMPILATION_CACHE_DIR).
-
-    They are known by their text, XLA's flags and versions. Only the kernels of sdjax/nn are not in a program's text
-    where it is split over devices: instead there is their address, another one in each process, which JAX is told to
-    leave out. What they say is in the folder's name.
-    """
+    nowhere where SDJAX_CACHE is "off", or where JAX was told a folder of its own (JAX_COMPILATION_CACHE_DIR)."""
     folder = os.path.expanduser(os.environ.get("SDJAX_CACHE") or "~/.cache/sdjax")
     if folder == "off" or folder.startswith("~") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    kernels = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).with_name("nn").glob("*.py"))))
-    settings = {"jax_compilation_cache_dir": os.path.join(folder, f"programs-{kernels:08x}"),
-                "jax_persistent_cache_min_compile_time_secs": 0.1,
-                "jax_remove_custom_partitioning_ptr_from_cache_key": True}
-    for name, value in settings.items():
+    for name, value in {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.1}.items():
         if not os.environ.get(name.upper()):
             os.environ[name.upper()] = str(value)  # read when JAX is imported, which a refusal need not wait for
             if "jax" in sys.modules:

@@ -55,18 +55,18 @@ def test_a_second_process_finds_the_first_ones_programs(place, tmp_path):
     cache = tmp_path / "cache"
     first, second = draw(SDJAX_CACHE=str(cache)), draw(SDJAX_CACHE=str(cache))
     assert first["cache_misses"] > 5 and second == {"cache_hits": sum(first.values()), "cache_misses": 0}
-    assert all(path.name.startswith("programs-") for path in cache.iterdir())
+    assert any(cache.iterdir())
     pictures = sorted((tmp_path / "out").iterdir())
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
 @pytest.mark.parametrize("where, expected", [
     ({"SDJAX_CACHE": "off"}, "None"), ({"JAX_COMPILATION_CACHE_DIR": "elsewhere"}, "elsewhere"),
-    ({"SDJAX_CACHE": "here"}, "here/programs-"), ({"HOME": "home"}, "home/.cache/sdjax/programs-")])
+    ({"SDJAX_CACHE": "here"}, "here"), ({"HOME": "home"}, "home/.cache/sdjax")])
 @pytest.mark.parametrize("imports", ["sdjax.cli, jax", "jax, sdjax.cli"])
 def test_where_programs_are_kept(imports, where, expected):
     first, second = imports.split(", ")
     code = f"import {first}; sdjax = __import__('sdjax.cli'); sdjax.cli.keep_programs(); import {second}, jax\n"
     found = python(code + "print(jax.config.jax_compilation_cache_dir or None)",
                    **{"SDJAX_CACHE": "", "JAX_COMPILATION_CACHE_DIR": ""} | where)[1]
-    assert found.startswith(expected)
+    assert found == expected
