@@ -1,9 +1,9 @@
 """Checkpoints through Orbax: whole or not there, verified before use, kept by number and age.
 
-RUN/checkpoints/<step>/ holds `state/`, which Orbax wrote, and `digests.json`: the SHA-256 of every array in memory
-before it was written, of every file after it was written, and of digests.json itself. A folder appears under its step
-by one rename after everything in it is on the disk. Process 0 writes, from copies in host memory and in the
-background; every process reads.
+RUN/checkpoints/<step>/ holds `state/0`, `state/1` .., groups of arrays that Orbax wrote, and `digests.json`: the
+SHA-256 of every array in memory before it was written, of every file after it was written, and of digests.json itself.
+A folder appears under its step by one rename after everything in it is on the disk. Process 0 writes, from copies in
+host memory and in the background; every process reads.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 
-GROUP = 2**28  # bytes of arrays that are read, verified and placed at a time
+GROUP = 2**28  # bytes of arrays that are written at a time, and read, verified and placed
 DIGESTS = "digests.json"
 
 
@@ -82,11 +82,13 @@ class Checkpoints:
         leaves = dict(_named(tree))
         try:
             _remove(scratch)
-            scratch.mkdir(parents=True)
+            (scratch / "state").mkdir(parents=True)
             record = {"step": step, "time": time.time(), **notes,
                       "leaves": {name: _signature(leaf) for name, leaf in leaves.items()}}
-            with _quiet():
-                _orbax().save(scratch / "state", leaves)
+            record["groups"] = [*_groups(record["leaves"])]
+            for number, group in enumerate(record["groups"]):  # Orbax copies, more than once, what it saves at a time
+                with _quiet():
+                    _orbax().save(scratch / "state" / str(number), {name: leaves[name] for name in group})
             record["files"] = {name: _file_digest(scratch / name, sync=True) for name in _files(scratch)}
             record["digest"] = _record_digest(record)
             with open(scratch / DIGESTS, "w", encoding="utf-8") as file:
@@ -167,10 +169,10 @@ class Checkpoints:
             if _file_digest(path / name) != digest:
                 raise Damaged(f"{name} is not what was written")
         leaves = {}
-        for group in _groups(record["leaves"]):
+        for number, group in enumerate(record["groups"]):
             try:
                 with _quiet():
-                    values = _orbax().restore(path / "state", group)
+                    values = _orbax().restore(path / "state" / str(number), dict.fromkeys(group, 0))
             except Exception as error:
                 raise Damaged(_reason(error)) from None
             for name in group:
@@ -222,15 +224,16 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     return [(".".join(map(name, path)), leaf) for path, leaf in leaves]
 
 
-def _groups(leaves: dict[str, list]) -> Iterator[dict[str, Any]]:
+def _groups(leaves: dict[str, list]) -> Iterator[list[str]]:
     """The names in groups of at most GROUP bytes, or of one."""
-    group, size = {}, 0
+    group, size = [], 0
     for name, (_, dtype, shape) in leaves.items():
         more = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if group and size + more > GROUP:
             yield group
-            group, size = {}, 0
-        group[name], size = 0, size + more
+            group, size = [], 0
+        group.append(name)
+        size += more
     if group:
         yield group
 

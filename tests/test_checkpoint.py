@@ -120,7 +120,7 @@ def test_truncated_and_deleted_files_are_found(tmp_path, damage):
 def test_where_none_is_whole_nothing_begins_anew(tmp_path):
     checkpoints = saved(tmp_path)
     for step in (2, 3):
-        (tmp_path / "checkpoints" / str(step) / "state" / "manifest.ocdbt").unlink()
+        (tmp_path / "checkpoints" / str(step) / "state" / "0" / "manifest.ocdbt").unlink()
     with pytest.raises(SdjaxError, match=r"none of its checkpoints is whole .*manifest.ocdbt is missing"):
         checkpoints.restore(STATE, log=lambda line: None)
 
