@@ -20,7 +20,7 @@ from sdjax.config import Config, TextConfig
 from sdjax.image import feather_masks, pixels_to_pil
 from sdjax.model import StableDiffusion, context_keys, prompt_tower, read_prompts, text_context
 from sdjax.options import Request
-from sdjax.parallel import copy_over, split_over
+from sdjax.parallel import copy_over, over, split_over
 from sdjax.prompt import Tokens, group
 from sdjax.sampler import Plan, start
 from sdjax.types import Array, Cond
@@ -94,8 +94,9 @@ def run(sd: StableDiffusion, request: Request, plan: Plan, pictures=None, masks=
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(tokens=part.tokens)
         done, total = before + n * rows, before + len(work) * rows + after
         report = partial(tell, request, part.places[: part.length], done, total)
-        images = generate(sd, copy_over(sd.params, part.devices), request, plan, split_over(chunk, part.devices),
-                          part.negative, report, stream)
+        params, chunk = copy_over(sd.params, part.devices), split_over(chunk, part.devices)
+        with over(part.devices):
+            images = generate(sd, params, request, plan, chunk, part.negative, report, stream)
         for i, place in enumerate(part.places[: part.length]):
             results[place] = jax.tree.map(itemgetter(i), images)
     result = jax.tree.map(lambda *leaves: np.stack(leaves), *results)

@@ -316,5 +316,12 @@ def copy_over(tree: Any, devices: list[jax.Device]) -> Any:
     return jax.device_put(tree) if len(devices) == 1 else jax.device_put(tree, _sharding(devices))
 
 
+def over(devices: list[jax.Device]) -> contextlib.AbstractContextManager:
+    """For sampling: what is traced in here knows that its batches lie over `devices`, as in `on_mesh`."""
+    if len(devices) == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(Mesh(np.array(devices), (AXIS,)).abstract_mesh)
+
+
 def _sharding(devices: list[jax.Device], *axes: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
