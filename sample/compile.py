@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sdjax.cli import run
-from sdjax.errors import SdjaxError
+from sdjax.cli import prefixed, run
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ def main(options: Options) -> None:
     """Export a generation program."""
     import sdjax
 
-    try:
+    with prefixed("--model: "):
         sd = sdjax.load(options.model, dtype=options.dtype)
-    except SdjaxError as error:
-        raise SdjaxError(f"--model: {error}") from None
     sdjax.save_program(sd, options.out, options.steps, options.num_images, options.height, options.width,
                        options.platforms)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB for {', '.join(options.platforms)}")

@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sdjax.cli import Progress, check_folder, run
+from sdjax.cli import Progress, check_folder, prefixed, run
 from sdjax.errors import SdjaxError
 from sdjax.sample_options import NAMES, Options, check_options, settings_of_picture
 
@@ -48,10 +48,8 @@ class Task:
             raise SdjaxError(f"--watermark: takes {watermark.PIXELS} pixels, 256 x 256, and more, these pictures have "
                              f"{self.width} x {self.height}")
         if options.safety_checker is not None:
-            try:
+            with prefixed(f"--safety-checker {options.safety_checker}: "):
                 self.checker = sdjax.load_safety_checker(options.safety_checker)
-            except SdjaxError as error:
-                raise SdjaxError(f"--safety-checker {options.safety_checker}: {error}") from None
 
     def check(self, prompts: list[str], **changes) -> None:
         """Refuses before the first picture what a later one would be refused for."""
@@ -106,10 +104,8 @@ def main(options: Options) -> None:
     from sdjax.grid import read_axes
 
     check_options(options)
-    try:
+    with prefixed("--"):
         axes = read_axes(options.grid)
-    except SdjaxError as error:
-        raise SdjaxError(f"--{error}") from None
     prompts = read_prompts(options.prompts_file) if options.prompts_file else list(options.prompt)
     image, mask = (read_picture(name, getattr(options, name)) for name in ("init_image", "mask"))
     check_folder(options.out)
@@ -118,15 +114,11 @@ def main(options: Options) -> None:
     from sdjax.parallel import start_processes
 
     start_processes(options.coordinator, options.num_processes, options.process_id)
-    try:
+    with prefixed("--model: "):
         sd = sdjax.load(options.model, dtype=options.dtype)
-    except SdjaxError as error:
-        raise SdjaxError(f"--model: {error}") from None
-    try:
+    with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    except SdjaxError as error:
-        raise SdjaxError(f"--embedding {error}") from None
     try:
         task = Task(sd, options, image, mask)
         if options.prompts_file:

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,6 +74,15 @@ def refuse(message: str) -> None:
     """Prints `error: message` in one line and leaves with status 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+@contextlib.contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """What is refused in here says first which flag it is about."""
+    try:
+        yield
+    except SdjaxError as error:
+        raise SdjaxError(f"{prefix}{error}") from None
 
 
 def check_folder(folder: str | Path) -> None:
