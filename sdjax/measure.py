@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +55,7 @@ def memory(compiled: Any) -> dict[str, int]:
 
 
 OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*?)\)(.*)")
-ARRAY = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\](\{[^}]*\})?")
+ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 
 
@@ -66,27 +66,34 @@ def main_memory_traffic(text: str) -> int:
     layout), and copies between the two, once. XLA's own "bytes accessed" counts both memories, and copies several
     times. A loop's body counts once.
     """
-    fused, inside, kinds, total = set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text)), False, {}, 0
-    for line in text.splitlines():
-        if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            inside = start[1] not in fused
-        elif inside and (found := OPERATION.match(line)):
-            name, kind, operation, operands, rest = found.groups()
-            kinds[name] = kind
-            if operation in NAMES or operation.endswith("-start") or "ConcatBitcast" in rest:
-                continue
-            if operation.endswith("-done"):
-                total += array_bytes(kind, everywhere=True)
-            else:
-                total += array_bytes(kind) + sum(array_bytes(kinds.get(operand, ""))
-                                                 for operand in re.findall(r"%([\w.\-]+)", operands))
+    kinds, total = {}, 0
+    stored = lambda kind: sum(array_sizes(kind, on_chip=False))
+    for name, kind, operation, operands, rest in operations(text, fused=False):
+        kinds[name] = kind
+        if operation in NAMES or operation.endswith("-start") or "ConcatBitcast" in rest:
+            continue
+        if operation.endswith("-done"):
+            total += sum(array_sizes(kind))
+        else:
+            total += stored(kind) + sum(stored(kinds.get(operand, ""))
+                                        for operand in re.findall(r"%([\w.\-]+)", operands))
     return total
 
 
-def array_bytes(kind: str, everywhere: bool = False) -> int:
-    """Of the arrays in an HLO type, without those in on-chip memory unless `everywhere`."""
-    return sum(math.prod(int(side) for side in sides.split(",") if side) * int(bits) // 8
-               for _, bits, sides, layout in ARRAY.findall(kind) if everywhere or "S(1)" not in layout)
+def operations(text: str, fused: bool = True) -> Iterator[tuple[str, str, str, str, str]]:
+    """(name, type, operation, operands, attributes) of all in a program's text, or of those not inside of fusions."""
+    within, listed = set() if fused else set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text)), fused
+    for line in text.splitlines():
+        if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            listed = start[1] not in within
+        elif listed and (found := OPERATION.match(line)):
+            yield found.groups()
+
+
+def array_sizes(kind: str, on_chip: bool = True) -> list[int]:
+    """Bytes of each array in an HLO type; without those in a TPU's on-chip memory unless `on_chip`."""
+    return [math.prod(int(side) for side in sides.split(",") if side) * int(bits or 8) // 8
+            for bits, sides, layout in ARRAY.findall(kind) if on_chip or "S(1)" not in layout]
 
 
 # ---- counted

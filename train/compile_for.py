@@ -7,7 +7,6 @@ Works on any Linux machine with a CPU; the full step of SD 1.5 compiles in some 
 the compiler's, for one chip.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from sdjax.config import NAMED, Config
 from sdjax.errors import SdjaxError
 from sdjax.loop import build, state_shapes
 from sdjax.loss import diffusion_loss
-from sdjax.measure import Costs, compile_lowered, main_memory_traffic, topology_devices
+from sdjax.measure import Costs, array_sizes, compile_lowered, main_memory_traffic, operations, topology_devices
 from sdjax.model import initial_params
 from sdjax.parallel import KINDS, FsdpLayout
 from sdjax.report import describe_state, megabytes
@@ -29,7 +28,6 @@ from sdjax.train_options import TrainOptions
 from sdjax.types import Batch
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,8 @@ def main(options: Options) -> None:
     if options.dtype not in ("float32", "bfloat16"):
         raise SdjaxError(f"--dtype {options.dtype}: expected float32 or bfloat16")
     config = NAMED[options.model]
-    try:
+    with cli.prefixed("--topology "):
         devices = topology_devices(options.topology)
-    except SdjaxError as error:
-        raise SdjaxError(f"--topology {error}") from None
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, accumulate=options.accumulate,
                             optimizer=options.optimizer, ema_decay=options.ema_decay, parallel=options.parallel,
                             replicas=options.replicas)
@@ -79,17 +75,16 @@ def main(options: Options) -> None:
     print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
     batch = batch_shapes(config, options.size or config.size, settings.examples)
     lowered = layout.step(step, shapes).lower(shapes, batch, np.uint32(0))
-    try:
+    with cli.prefixed(f"--batch-size {options.batch_size}: "):
         compiled = compile_lowered(lowered)
-    except SdjaxError as error:
-        raise SdjaxError(f"--batch-size {options.batch_size}: {error}") from None
-    costs, moved = Costs(compiled, options.accumulate), main_memory_traffic(compiled.as_text()) * options.accumulate
+    text, costs = compiled.as_text(), Costs(compiled, options.accumulate)
+    moved = main_memory_traffic(text) * options.accumulate
     memory = costs.memory
     print(f"memory      {megabytes(memory['total'])} a chip: arguments {megabytes(memory['arguments'])}, temporary "
           f"{megabytes(memory['temporary'])}")
     print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written by "
           f"XLA's count, {megabytes(moved)} to and from the chip's main memory")
-    for name, (count, size) in collectives(compiled.as_text()).items():
+    for name, (count, size) in collectives(text).items():
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
 
 
@@ -106,11 +101,12 @@ def batch_shapes(config: Config, size: int, count: int) -> tuple[Batch, jax.Shap
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Name -> (how many, bytes of their results) in a compiled program's text; what is in a loop counts once."""
     counts, sizes = Counter(), Counter()
-    for kind, name, start in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", text):
-        results = [BYTES.get(dtype, 4) * int(np.prod([int(side) for side in shape.split(",") if side]))
-                   for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", kind)]
-        counts[name] += 1
-        sizes[name] += max(results, default=0) if start else sum(results)  # a start's type holds its operands too
+    for _, kind, operation, *_ in operations(text):
+        name = operation.removesuffix("-start")
+        if name in COLLECTIVES:
+            results = array_sizes(kind)
+            counts[name] += 1  # the type of a start holds its operands too
+            sizes[name] += sum(results) if name == operation else max(results, default=0)
     return {name: (counts[name], sizes[name]) for name in COLLECTIVES if counts[name]}
 
 
