@@ -86,9 +86,10 @@ class Checkpoints:
             record = {"step": step, "time": time.time(), **notes,
                       "leaves": {name: _signature(leaf) for name, leaf in leaves.items()}}
             record["groups"] = [*_groups(record["leaves"])]
-            for number, group in enumerate(record["groups"]):  # Orbax copies, more than once, what it saves at a time
-                with _quiet():
-                    _orbax().save(scratch / "state" / str(number), {name: leaves[name] for name in group})
+            with _quiet():
+                orbax = _orbax()
+                for number, group in enumerate(record["groups"]):  # Orbax copies, more than once, what it saves at once
+                    orbax.save(scratch / "state" / str(number), {name: leaves[name] for name in group})
             record["files"] = {name: _file_digest(scratch / name, sync=True) for name in _files(scratch)}
             record["digest"] = _record_digest(record)
             with open(scratch / DIGESTS, "w", encoding="utf-8") as file:
@@ -169,10 +170,12 @@ class Checkpoints:
             if _file_digest(path / name) != digest:
                 raise Damaged(f"{name} is not what was written")
         leaves = {}
+        with _quiet():
+            orbax = _orbax()
         for number, group in enumerate(record["groups"]):
             try:
                 with _quiet():
-                    values = _orbax().restore(path / "state" / str(number), dict.fromkeys(group, 0))
+                    values = orbax.restore(path / "state" / str(number), dict.fromkeys(group, 0))
             except Exception as error:
                 raise Damaged(_reason(error)) from None
             for name in group:
