@@ -1,6 +1,8 @@
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -11,6 +13,24 @@ from sdjax.text import train_bpe
 from tests.commands import CONFIG, ROOT
 from tests.narrow import random_model_params
 from tests.test_text import captions
+
+#: XLA's passes for the CPU that cost as much time as the rest of a compilation, off
+QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+
+
+def pytest_configure(config):
+    """For this process and all that it starts. Parity and the slow tests run what users run.
+
+    XLA ends a process that names a flag which it does not know, and versions differ: each is tried in one of its own.
+    """
+    if "not parity" in config.option.markexpr and not os.environ.get("SDJAX_TESTS_QUICK"):
+        given = os.environ.get("XLA_FLAGS", "")
+        for flag in QUICK:
+            trial = [sys.executable, "-c", "import jax; jax.devices()"]
+            environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+            if not subprocess.run(trial, env=environment, capture_output=True).returncode:
+                given += f" {flag}"
+        os.environ |= {"XLA_FLAGS": given, "SDJAX_TESTS_QUICK": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,8 @@ print(json.dumps({name: counts[name] for name in ("cache_hits", "cache_misses")}
 
 def test_a_second_process_finds_the_first_ones_programs(place, tmp_path):
     def draw(**where):
-        where = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | where
+        where |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                  "JAX_COMPILATION_CACHE_DIR": ""}
         return json.loads(python(COUNT, "cat", "--model", "model", "--steps", 2, "--out", tmp_path / "out", cwd=place,
                                  **where)[1])
 

@@ -1,6 +1,7 @@
 """Cross-attention maps against a second computation, from the UNet's own q and k."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -44,8 +45,9 @@ def enlarge(a, axis, size):
 def by_hand(sd, x, t, context):
     """Softmax of the captured q and k of all cross-attentions, in float64."""
     taken = lambda module, _: module.name in ("q", "k") and "cross" in module.path
-    _, found = UNet(sd.config.unet).apply({"params": sd.params["unet"]}, x, np.broadcast_to(np.float32(t), len(x)),
-                                          context, capture_intermediates=taken, mutable=["intermediates"])
+    apply = partial(UNet(sd.config.unet).apply, capture_intermediates=taken, mutable=["intermediates"])
+    t = np.broadcast_to(np.float32(t), len(x))
+    _, found = jax.jit(apply)({"params": sd.params["unet"]}, x, t, context)
     maps = []
     for name, transformer in found["intermediates"].items():
         q, k = (np.asarray(transformer["block"]["cross"][part]["__call__"][0], np.float64) for part in "qk")

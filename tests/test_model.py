@@ -17,6 +17,7 @@ from sdjax.weights.configs import folder_configs, read_config
 from tests.narrow import NARROW, NARROW_V2, random_model_params
 from tests.test_text import captions
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 TINY = replace(
     NARROW, name="tiny", size=16, text=replace(NARROW.text, layers=1),
     vae=replace(NARROW.vae, channels=(8, 16), blocks=1),

@@ -153,7 +153,7 @@ def found(tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("devices"), {}
     script = "import sys; from tests.test_parallel import child; child(*sys.argv[1:])"
     for name in ("4", "2 x 2", "2", "1"):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={name[-1]}", "JAX_PLATFORMS": "cpu"}
+        flags = {"JAX_NUM_CPU_DEVICES": name[-1], "JAX_PLATFORMS": "cpu"}
         where = f"127.0.0.1:{free_port()}"
         one = lambda i: [folder / f"{name}, {i}.npz", folder / "run", ";".join(TRIED[name]), where, str(i)]  # noqa: B023
         commands = [one(0), one(1)] if "x" in name else [one(0)[:3]]
@@ -212,7 +212,7 @@ def test_one_of_two_processes_is_lost(tmp_path):
     script = ("import sys; from tests.test_loop import *; from sdjax.parallel import *\n"
               "start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)\n"
               "toy(options(sys.argv[3], steps=int(sys.argv[4]), sample_every=0), pause=0.1)")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
     records = lambda: (tmp_path / "metrics.jsonl").read_bytes().count(b"\n")
 
     def start(steps, more):
