@@ -70,8 +70,10 @@ def ours(folder: str, options: Options) -> Callable:
     import jax
 
     import sdjax
+    from sdjax.cli import return_memory
     from sdjax.types import Cond
 
+    return_memory()
     sd = sdjax.load(folder, dtype=options.dtype)
     sd = replace(sd, params=jax.tree.map(jax.device_put, sd.params))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -71,3 +72,28 @@ def test_where_programs_are_kept(imports, where, expected):
     found = python(code + "print(jax.config.jax_compilation_cache_dir or None)",
                    **{"SDJAX_CACHE": "", "JAX_COMPILATION_CACHE_DIR": ""} | where)[1]
     assert found == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library, which has ways of its own")
+def test_what_compiling_took_is_given_back():
+    """300 MB of small blocks, freed but for one that lies behind them; then JAX says that it compiled for 2 s."""
+    code = """
+import ctypes, jax
+from sdjax.cli import return_memory
+resident = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if "VmRSS" in line) // 1000
+return_memory()
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(10_000) for _ in range(30_000)]
+for block in blocks:
+    ctypes.memset(block, 1, 10_000)
+full = resident()
+for block in blocks[:-1]:
+    libc.free(block)
+given_back = []
+for seconds in (0.1, 2.0):
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", seconds)
+    given_back.append(full - resident())
+print(given_back[0] < 50, given_back[1] > 250)
+"""
+    assert python(code)[1] == "True True"
