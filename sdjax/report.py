@@ -35,9 +35,14 @@ def describe_step(costs: Costs, batch_size: int, accumulate: int, devices: int) 
     lines = [f"step        {batch_size * accumulate} pictures{parts}, {flops / 1e9:,.1f} GFLOP" if flops else
              f"step        {batch_size * accumulate} pictures{parts}"]
     if found:
-        lines.append(f"memory      {megabytes(found['total'])} a device: arguments {megabytes(found['arguments'])}, "
-                     f"temporary {megabytes(found['temporary'])}")
+        lines.append(describe_memory(found))
     return lines
+
+
+def describe_memory(found: dict[str, int], where: str = "device") -> str:
+    """found: `sdjax.measure.memory`."""
+    return (f"memory      {megabytes(found['total'])} a {where}: arguments {megabytes(found['arguments'])}, "
+            f"temporary {megabytes(found['temporary'])}")
 
 
 def utilisation(flops: float, seconds: float, kind: str) -> float | None:

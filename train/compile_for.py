@@ -23,7 +23,7 @@ from sdjax.loss import diffusion_loss
 from sdjax.measure import Costs, array_sizes, compile_lowered, main_memory_traffic, operations, topology_devices
 from sdjax.model import initial_params
 from sdjax.parallel import KINDS, FsdpLayout
-from sdjax.report import describe_state, megabytes
+from sdjax.report import describe_memory, describe_state, megabytes
 from sdjax.train_options import TrainOptions
 from sdjax.types import Batch
 
@@ -79,9 +79,7 @@ def main(options: Options) -> None:
         compiled = compile_lowered(lowered)
     text, costs = compiled.as_text(), Costs(compiled, options.accumulate)
     moved = main_memory_traffic(text) * options.accumulate
-    memory = costs.memory
-    print(f"memory      {megabytes(memory['total'])} a chip: arguments {megabytes(memory['arguments'])}, temporary "
-          f"{megabytes(memory['temporary'])}")
+    print(describe_memory(costs.memory, "chip"))
     print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written by "
           f"XLA's count, {megabytes(moved)} to and from the chip's main memory")
     for name, (count, size) in collectives(text).items():
