@@ -69,6 +69,7 @@ def main(options: Options) -> None:
         raise SdjaxError(f"--batch-size {options.batch_size}: expected a positive multiple of the {len(devices)} chips")
     # pmap compiles for devices that are here; jit with the state on every chip is the same arrangement
     layout = FsdpLayout(options.replicas if options.parallel == "fsdp" else len(devices), devices)
+    layout.kind = options.parallel
     null = np.zeros((config.text.length, config.text.width), np.float32)
     make, step = build(settings, diffusion_loss(config, null, options.dtype, options.remat, 0.1), layout)
     shapes = state_shapes(make, partial(initial_params, config, "unet"))
