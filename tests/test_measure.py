@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -74,3 +76,16 @@ def test_traffic_of_a_program_compiled_here():
     """y = x w: each of the three once."""
     compiled = jax.jit(lambda x, w: x @ w).lower(shape(64, 32), shape(32, 16)).compile()
     assert measure.main_memory_traffic(compiled.as_text()) == 4 * (64 * 32 + 32 * 16 + 64 * 16)
+
+
+@pytest.mark.parametrize("said, expected", [
+    ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.76G of 15.75G hbm. Exceeded hbm "
+     "capacity by 7.6M.", "15.76G of the chip's 15.75G"),
+    ("Ran out of memory on HBM, the total memory required for HLO temporaries (16.88G) exceeds available HBM (15.75G).",
+     "16.88G of the chip's 15.75G"), ("In another way.", "RESOURCE_EXHAUSTED: In another way.")])
+def test_what_does_not_fit_is_refused(said, expected):
+    def fail():
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+    with pytest.raises(SdjaxError, match=f"does not fit, the program needs {expected}"):
+        measure.compile_lowered(SimpleNamespace(compile=fail))
