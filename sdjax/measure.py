@@ -185,6 +185,6 @@ def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"(?:Used|temporaries) \(?([\d.]+\w)\)? (?:of|exceeds available HBM) \(?([\d.]+\w)", str(error))
+        used = re.search(r"(?:Used|temporaries) \(?([\d.]+\w)\)? (?:of|exceeds [\w ]+) \(?([\d.]+\w)", str(error))
         what = f"{used[1]} of the chip's {used[2]}" if used else str(error).splitlines()[0][:200]
         raise SdjaxError(f"does not fit, the program needs {what}") from None
