@@ -48,7 +48,8 @@ class Net(nn.Module):
         h = conv3x3(16, "conv_in", jnp.float32)(x)
         h = ResBlock(16, 4, 1e-5, jnp.float32, name="res")(h, time)
         h = SpatialTransformer(2, 4, False, jnp.float32, name="attn")(h, context)
-        return conv3x3(4, "conv_out", jnp.float32)(h)
+        h = conv3x3(16, "upsample", jnp.float32, enlarge=True)(h)
+        return conv3x3(4, "conv_out", jnp.float32, stride=2)(h)
 
 
 def net_params():

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
 
-from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm
+from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm, split_by_batch
 from sdjax.types import Array
 
 Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them
@@ -132,19 +131,6 @@ def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
 
 
 flash_split.defvjp(flash_kept, flash_backward)
-
-
-def split_by_batch(function: Callable, *arrays: Array):
-    """function(*arrays), all of them [B, ...] as its results are. On the mesh that is set (`parallel.on_mesh`) each
-    device computes its part of the batch: XLA cannot split Pallas' kernels, and libtpu knows no `custom_partitioning`.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-    count = math.prod(mesh.shape[name] for name in axes)
-    if count == 1:
-        return function(*arrays)
-    spec = PartitionSpec(tuple(axes)) if arrays[0].shape[0] % count == 0 else PartitionSpec()
-    return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(*arrays)
 
 
 # ---- which way

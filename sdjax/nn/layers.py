@@ -5,10 +5,13 @@ and give back the computation's dtype. Epsilons have no default on purpose: they
 """
 
 import contextlib
+import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 
 from sdjax.nn.convolution import convolve, convolve_enlarged
 from sdjax.types import Array
@@ -65,14 +68,31 @@ class Conv3x3(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        y = convolve_enlarged(x, kernel) if self.enlarge else convolve(x, kernel, self.stride, self.padding)
-        return y + bias
+        if self.enlarge:
+            return split_by_batch(convolve_enlarged, x, whole=(kernel,)) + bias
+        return convolve(x, kernel, self.stride, self.padding) + bias
 
 
 def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None,
             enlarge: bool = False) -> Conv3x3:
     init = init or nn.initializers.lecun_normal()
     return Conv3x3(features, dtype, stride, padding, init, enlarge, name=name)
+
+
+def split_by_batch(function: Callable, *arrays: Array, whole: tuple[Array, ...] = ()):
+    """function(*arrays, *whole), where `arrays` are [B, ...] as its results are. On the mesh that is set
+    (`parallel.on_mesh`) each device computes its part of the batch, where XLA cannot split, as Pallas' kernels (libtpu
+    knows no `custom_partitioning`), or does not: to enlarge pictures it gathers all of them on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    count = math.prod(mesh.shape[name] for name in axes)
+    if count == 1:
+        return function(*arrays, *whole)
+    spec = PartitionSpec(tuple(axes)) if arrays[0].shape[0] % count == 0 else PartitionSpec()
+    specs = (*[spec] * len(arrays), *[PartitionSpec()] * len(whole))
+    split = jax.shard_map(function, in_specs=specs, out_specs=spec, axis_names=set(axes), check_vma=False)
+    return split(*arrays, *whole)
 
 
 def timestep_embedding(t: Array, width: int) -> Array:
