@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sdjax.cli import Progress, check_folder, prefixed, run
+from sdjax.cli import Progress, check_folder, prefixed, return_memory, run
 from sdjax.errors import SdjaxError
 from sdjax.sample_options import NAMES, Options, check_options, settings_of_picture
 
@@ -114,6 +114,7 @@ def main(options: Options) -> None:
     from sdjax.parallel import start_processes
 
     start_processes(options.coordinator, options.num_processes, options.process_id)
+    return_memory()
     with prefixed("--model: "):
         sd = sdjax.load(options.model, dtype=options.dtype)
     with prefixed("--embedding "):

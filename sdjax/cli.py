@@ -49,7 +49,6 @@ def run(main: Callable[[Options], None], options: type[Options],
             parsed = parse(options, main.__doc__ or "", default)
         if getattr(parsed, "cache", True):
             keep_programs()
-        return_memory()
         main(parsed)
     except (SdjaxError, OSError) as error:
         refuse(str(error))

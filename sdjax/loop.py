@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.cli import check_folder, prefixed
+from sdjax.cli import check_folder, prefixed, return_memory
 from sdjax.data import Pictures, open_data
 from sdjax.errors import SdjaxError
 from sdjax.measure import Costs
@@ -47,6 +47,7 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     export = options.out / "export"
     if export.exists() and not (export / "model_index.json").is_file():
         raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
+    return_memory()
     with prefixed("--model: "):
         sd = create(options.model, options.seed, without)
     if tokenizer and sd.tokenizer is None:
