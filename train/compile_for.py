@@ -34,6 +34,8 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 class Options:
     topology: str
     """Of the TPU slice, such as v5e:2x2, v5e:8x8, v4:2x2x2, v5p:4x4x4."""
+    chips: int | None = None
+    """So many of its chips; all when not given."""
     model: str = "SD15"
     """A preset: EMOJI, SD15, SD21, ..."""
     batch_size: int = 64
@@ -62,6 +64,9 @@ def main(options: Options) -> None:
     config = NAMED[options.model]
     with cli.prefixed("--topology "):
         devices = topology_devices(options.topology)
+    if options.chips is not None and not 1 <= options.chips <= len(devices):
+        raise SdjaxError(f"--chips {options.chips}: expected 1 to {len(devices)}, of {options.topology}")
+    devices = devices[:options.chips]
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, accumulate=options.accumulate,
                             optimizer=options.optimizer, ema_decay=options.ema_decay, parallel=options.parallel,
                             replicas=options.replicas)

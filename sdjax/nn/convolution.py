@@ -24,12 +24,12 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)))
     return jax.lax.platform_dependent(x, kernel, cpu=cpu, tpu=deep if b < 8 else whole, default=whole)
 
 
-def convolve_enlarged(x: Array, kernel: Array) -> Array:
-    """`upsample_nearest` and then `convolve`: [B, H, W, C] -> [B, 2H, 2W, D]."""
-    whole = lambda x, kernel: convolve(upsample_nearest(x), kernel)
+def convolve_enlarged(x: Array, kernel: Array, bias: Array) -> Array:
+    """`upsample_nearest`, then `convolve`, plus bias [D]: [B, H, W, C] -> [B, 2H, 2W, D]."""
+    whole = lambda x, kernel, bias: convolve(upsample_nearest(x), kernel) + bias
     if x.shape[1] * x.shape[2] < 64:
-        return whole(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=by_phase, default=whole)
+        return whole(x, kernel, bias)
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=by_phase, default=whole)
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -59,17 +59,22 @@ def as_product(x: Array, kernel: Array) -> Array:
     return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * channels, -1)
 
 
-def by_phase(x: Array, kernel: Array) -> Array:
+def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
     """Of an enlarged picture's 3 x 3 neighbours some are the same pixel: for each of the four places in a doubled pixel
-    a 2x2 convolution of the small picture is left, with sums of the kernel's rows and columns."""
+    a 2x2 convolution of the small picture is left, with sums of the kernel's rows and columns.
+
+    They are put together as a sum of pictures with zeros in the other places, the bias already in them: of a large
+    picture stacked and reshaped, or with the bias added later, XLA makes another copy for each of its readers.
+    """
     def halves(kernel: Array, axis: int) -> list[Array]:
         a, b, c = jnp.split(kernel, 3, axis)
         return [jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)]
 
-    rows = [jnp.stack([direct(x, both, padding=((1 - i, i), (1 - j, j))) for j, both in enumerate(halves(row, 1))], 3)
-            for i, row in enumerate(halves(kernel, 0))]
-    b, h, w, _ = x.shape
-    return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, -1)
+    def placed(part: Array, i: int, j: int) -> Array:
+        y = direct(x, part, padding=((1 - i, i), (1 - j, j))) + bias
+        return jax.lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), (i, 1 - i, 1), (j, 1 - j, 1), (0, 0, 0)))
+
+    return sum(placed(part, i, j) for i, row in enumerate(halves(kernel, 0)) for j, part in enumerate(halves(row, 1)))
 
 
 @jax.custom_jvp

@@ -33,11 +33,14 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, channels // self.groups)
-        mean = grouped.mean((1, 3), keepdims=True)
-        centred = grouped - mean
-        variance = jnp.square(centred).mean((1, 3), keepdims=True)
-        y = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        x32, pixels = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+
+        def mean(x: Array) -> Array:  # over the pixels first: x keeps its shape, in which its neighbours read it too
+            groups = x.mean(pixels, keepdims=True).reshape(*x.shape[:1], *[1] * len(pixels), self.groups, -1)
+            return jnp.repeat(groups.mean(-1), channels // self.groups, axis=-1)
+
+        centred = x32 - mean(x32)
+        y = centred * jax.lax.rsqrt(mean(jnp.square(centred)) + self.eps)
         return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -69,7 +72,7 @@ class Conv3x3(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.enlarge:
-            return split_by_batch(convolve_enlarged, x, whole=(kernel,)) + bias
+            return split_by_batch(convolve_enlarged, x, whole=(kernel, bias))
         return convolve(x, kernel, self.stride, self.padding) + bias
 
 

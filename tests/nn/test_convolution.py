@@ -38,7 +38,9 @@ def error(found, wanted):
     return np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
 
 
-WAYS = [(direct, lambda x: x), (with_depth, lambda x: x), (as_product, lambda x: x), (by_phase, doubled),
+BIAS = draw(64, seed=3)
+WAYS = [(direct, lambda x: x), (with_depth, lambda x: x), (as_product, lambda x: x),
+        (lambda x, kernel: by_phase(x, kernel, BIAS[:kernel.shape[3]]) - BIAS[:kernel.shape[3]], doubled),
         (lambda x, kernel: winograd(jnp.pad(x, even(x)), kernel)[:, :x.shape[1], :x.shape[2]], lambda x: x),
         (lambda x, kernel: direct(upsample_nearest(x), kernel), doubled)]
 
@@ -52,7 +54,8 @@ def test_each_way_is_the_sum(way, prepare, shape, features):
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 512), (2, 2, 3, 512), (1, 8, 9, 4), (1, 4, 4, 512), (2, 16, 18, 256)])
 @pytest.mark.parametrize("function, plain", [(convolve, direct), (
-    convolve_enlarged, lambda x, kernel: direct(upsample_nearest(x), kernel))])
+    lambda x, kernel: convolve_enlarged(x, kernel, BIAS[:8]),
+    lambda x, kernel: direct(upsample_nearest(x), kernel) + BIAS[:8])])
 def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape):
     x, kernel = draw(*shape), draw(3, 3, shape[3], 8, seed=1)
     weight = draw(*plain(x, kernel).shape, seed=2)
@@ -74,7 +77,8 @@ def test_which_way_is_taken_where():
     convolutions = lambda *args: text(*args).count("stablehlo.convolution")
 
     def text(platform, function, *shape):
-        shapes = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((3, 3, shape[3], 8), jnp.float32)
+        sides = [shape, (3, 3, shape[3], 8), (8,)][:2 + (function is convolve_enlarged)]
+        shapes = [jax.ShapeDtypeStruct(side, jnp.float32) for side in sides]
         return export.export(jax.jit(function), platforms=[platform])(*shapes).mlir_module()
 
     assert products("cpu", convolve, 1, 8, 8, 1280) == 1
