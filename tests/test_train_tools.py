@@ -34,6 +34,9 @@ def test_compile_for_prints_what_a_step_takes(chips, capsys):
     assert [line.split()[0] for line in lines[:5]] == ["devices", "parameters", "state", "memory", "arithmetic"]
     assert " a chip: arguments " in lines[3] and " TFLOP a chip and step, " in lines[4]
     assert count > 1 or len(lines) == 5, "one device has nobody to talk to"
+    compile_for.main(compile_for.Options("v5e:2x2", "EMOJI", batch_size=4, parallel="pmap", chips=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[1] == "1" and len(lines) == 5
 
 
 HLO = """
@@ -59,8 +62,9 @@ def test_collectives_are_counted_with_their_results_bytes():
 
 @pytest.mark.parametrize("changes, message", [
     ({"model": "SD3"}, "--model SD3: expected one of "), ({"parallel": "tp"}, "--parallel tp: expected pmap or fsdp"),
-    ({"dtype": "float16"}, "--dtype float16"), ({"size": -1}, "--size -1: expected a positive multiple of 1"),
-    ({"batch_size": 0}, "--batch-size 0"), ({"replicas": 77}, "--replicas 77"), ({"optimizer": "sgd"}, "--optimizer")])
+    ({"chips": 0}, "--chips 0: expected 1 to "), ({"dtype": "float16"}, "--dtype float16"),
+    ({"size": -1}, "--size -1: expected a positive multiple of 1"), ({"batch_size": 0}, "--batch-size 0"),
+    ({"replicas": 77}, "--replicas 77"), ({"optimizer": "sgd"}, "--optimizer")])
 def test_compile_for_refuses(chips, changes, message):
     settings = {"topology": "v5e:2x2", "model": "EMOJI", "batch_size": 8} | changes
     with pytest.raises(SdjaxError, match=message):

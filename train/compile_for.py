@@ -34,8 +34,6 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 class Options:
     topology: str
     """Of the TPU slice, such as v5e:2x2, v5e:8x8, v4:2x2x2, v5p:4x4x4."""
-    chips: int | None = None
-    """So many of its chips; all when not given."""
     model: str = "SD15"
     """A preset: EMOJI, SD15, SD21, ..."""
     batch_size: int = 64
@@ -51,6 +49,8 @@ class Options:
     ema_decay: float = 0.9999
     dtype: str = "bfloat16"
     remat: bool = False
+    chips: int | None = None
+    """So many of the slice's chips; all when not given."""
 
 
 def main(options: Options) -> None:
