@@ -50,7 +50,7 @@ def plain(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = Fal
     return jnp.einsum("bhts,bshd->bthd", weights, v)
 
 
-def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**20) -> Array:
+def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**22) -> Array:
     """Some rows of some heads at a time, at most about `most` logits, computed again in the backward pass."""
     assert not causal
     (b, t, h, d), s = q.shape, k.shape[1]
