@@ -43,8 +43,8 @@ class Options:
     """What is measured: unet (sdjax.predict), decode (sdjax.decode), image (sdjax.txt2img)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the computation; with random parameters theirs too."""
-    peer: Literal["eager", "compile", "none"] = "eager"
-    """diffusers as it is, through torch.compile, or not at all."""
+    peer: tuple[Literal["eager", "compile", "graphs", "none"], ...] = ("eager",)
+    """diffusers as it is, through torch.compile, through torch.compile with CUDA graphs, or not at all."""
     runs: int = 5
     """Turns that each takes after a first one, which compiles."""
     aot_tpu: str | None = None
@@ -103,8 +103,9 @@ def theirs(folder: str, options: Options) -> Callable:
         library.utils.logging.set_verbosity_error(), library.utils.logging.disable_progress_bar()
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None).to(device)
     pipe.set_progress_bar_config(disable=True)
-    if options.peer == "compile":
-        pipe.unet.compile(), pipe.vae.decoder.compile()
+    if "eager" not in options.peer:
+        mode = "reduce-overhead" if "graphs" in options.peer else "default"
+        pipe.unet.compile(mode=mode), pipe.vae.decoder.compile(mode=mode)
 
     def calls(part: str, size: int) -> Callable:
         given = inputs(config, options, size)
@@ -148,13 +149,15 @@ def serve(pipe, make: Callable, *arguments) -> None:
     try:
         begin, calls = time.perf_counter(), {}
         side = make(*arguments)
-        pipe.send((time.perf_counter() - begin, peak_memory(), None))
-        while (asked := pipe.recv()) is not None:
+        pipe.send((time.perf_counter() - begin, peak_memory(make), None))
+        while asked := pipe.recv():
             calls = calls if asked in calls else {asked: side(*asked)}
             forget_peak()
             begin = time.perf_counter()
             result = calls[asked]()
-            pipe.send((time.perf_counter() - begin, peak_memory(), result))
+            pipe.send((time.perf_counter() - begin, peak_memory(make), result))
+    except EOFError:  # no more questions
+        return
     except Exception as error:  # so that the other side says it instead of waiting
         pipe.send(error if isinstance(error, SdjaxError) else SdjaxError(f"{make.__name__}: {error!r}"))
 
@@ -182,10 +185,6 @@ class Worker:
         self.pipe.send((part, size))
         return self.answer()
 
-    def end(self) -> None:
-        self.pipe.send(None)
-        self.process.join()
-
 
 def forget_peak() -> None:
     """On Linux the highest memory use can be set back to the present one."""
@@ -193,11 +192,11 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory() -> float:
+def peak_memory(make: Callable) -> float:
     """Bytes: the accelerator's where there is one, else the process'."""
-    if "jax" in sys.modules and (stats := sys.modules["jax"].local_devices()[0].memory_stats()):
+    if make is ours and (stats := sys.modules["jax"].local_devices()[0].memory_stats()):
         return stats["peak_bytes_in_use"]
-    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_available():
+    if make is theirs and (cuda := sys.modules["torch"].cuda).is_available():
         return cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -311,14 +310,17 @@ def main(options: Options) -> None:
 
 
 def compare(options: Options, config, sizes: list[int], folder: str) -> None:
+    import jax
+
     from sdjax.measure import matmul_ceiling
 
-    makes = {"sdjax": ours} | ({} if options.peer == "none" else {f"diffusers {options.peer}": theirs})
-    workers = {name: Worker(make, folder, options) for name, make in makes.items()}
-    ceiling = matmul_ceiling(options.dtype)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", *(("torch", "diffusers") * (len(makes) > 1))))
+    workers = {"sdjax": Worker(ours, folder, options)}
+    for peer in options.peer if options.peer != ("none",) else ():
+        workers[f"diffusers {peer}"] = Worker(theirs, folder, replace(options, peer=(peer,)))
+    kind, ceiling = jax.devices()[0].device_kind, matmul_ceiling(options.dtype)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", *(("torch", "diffusers") * (len(workers) > 1))))
     print(f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps; {os.cpu_count()} "
-          f"cores, load {os.getloadavg()[0]:.1f}, {ceiling / 1e9:.0f} GFLOP/s in a matrix product; {versions}")
+          f"cores, load {os.getloadavg()[0]:.1f}, {kind}, {ceiling / 1e9:.0f} GFLOP/s in a matrix product; {versions}")
     row = "{:7s}{:>5s}  {:18s}{:>10s}{:>10s}{:>17s}{:>9s}{:>7s}{:>7s}{:>9s}".format
     print(row("part", "px", "", "compile s", "median s", "range", "peak GB", "share", "ratio", "apart"), flush=True)
     for name, worker in workers.items():
@@ -340,8 +342,6 @@ def compare(options: Options, config, sizes: list[int], folder: str) -> None:
                 print(row(part, f"{size}", name, f"{max(0, first[name][0] - median):.1f}", f"{median:.3f}",
                           f"{min(seconds):.3f}-{max(seconds):.3f}", f"{peak / 1e9:.2f}",
                           f"{work[part] / median / ceiling:.0%}", *last), flush=True)
-    for worker in workers.values():
-        worker.end()
     print("compile: what the first call took longer; share: of the speed of a matrix product, by the model's own "
           "FLOPs; ratio: sdjax' time by the other's, median of turns; apart: largest difference by largest value")
 

@@ -76,17 +76,16 @@ def as_x0(x: Array, x0: Array, sigma: Array) -> Array:
 TO_X0 = {"epsilon": eps_to_x0, "v": v_to_x0, "x0": as_x0}
 
 
+def timesteps_of(config: ScheduleConfig, sigma: Array) -> Array:
+    """t of sigma, of the same shape, as models are called with it."""
+    t = sigma_to_t(make_schedule(config), sigma, jnp)
+    whole = jnp.round(t)  # float32 logarithms miss whole timesteps by 1e-4; models were trained on whole ones
+    return jnp.where(jnp.abs(t - whole) < 1e-3, whole, t)
+
+
 def at_timesteps(config: ScheduleConfig, predict: Callable[..., Array]) -> Predictor:
     """A model of (x, t [B], ...) as a predictor of (x, sigma, ...)."""
-    schedule = make_schedule(config)
-
-    def predictor(x: Array, sigma: Array, *rest) -> Array:
-        t = sigma_to_t(schedule, sigma, jnp)
-        whole = jnp.round(t)  # float32 logarithms miss whole timesteps by 1e-4; models were trained on whole ones
-        t = jnp.where(jnp.abs(t - whole) < 1e-3, whole, t)
-        return predict(x, jnp.broadcast_to(t, x.shape[:1]), *rest)
-
-    return predictor
+    return lambda x, sigma, *rest: predict(x, jnp.broadcast_to(timesteps_of(config, sigma), x.shape[:1]), *rest)
 
 
 def to_denoiser(config: ScheduleConfig, predict: Predictor) -> Denoiser:

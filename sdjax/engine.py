@@ -25,7 +25,7 @@ from sdjax.prompt import Tokens, group
 from sdjax.sampler import Plan, start
 from sdjax.types import Array, Cond
 
-POSITIONS = 2**13  # latent positions that a device takes at once: 32 pictures of 16 x 16, 2 of 64 x 64; guided by one
+POSITIONS = 2**13  # latent positions that a CPU takes at once: 32 pictures of 16 x 16, 2 of 64 x 64; guided by one
 
 
 class Trajectory(NamedTuple):
@@ -199,6 +199,13 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
 def chunk_size(count: int, positions: int) -> tuple[int, list]:
     """How many pictures go through at once, and the devices that share them evenly."""
     devices = jax.local_devices()[:count]
-    most = max(1, POSITIONS // positions) * len(devices)
+    most = max(1, positions_at_once(devices[0]) // positions) * len(devices)
     size = math.ceil(count / math.ceil(count / most))
     return math.ceil(size / len(devices)) * len(devices), devices
+
+
+def positions_at_once(device: jax.Device) -> int:
+    """Latent positions that a device takes: an accelerator a picture of 512 px for every 2 GiB of its memory, up to 16,
+    which keep the largest busy."""
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    return POSITIONS if memory is None else 2**12 * min(16, max(1, memory // 2**31))

@@ -87,8 +87,8 @@ def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def unet_output(params: Params, x: Array, t: Array, context: Array | KeysValues, config: UNetConfig,
                 dtype=FLOAT32) -> Array:
-    """UNet parameters, x [B, h, w, C], t [B], context [B, L, D] or its `context_keys` -> float32 [B, h, w, 4], the raw
-    output."""
+    """UNet parameters, x [B, h, w, C], t [B] or its shifts, context [B, L, D] or its `context_keys` -> float32
+    [B, h, w, 4], the raw output."""
     with precise(dtype):
         return UNet(config, dtype).apply({"params": params}, x, t, context)
 

@@ -96,5 +96,7 @@ def t_to_sigma(schedule: NoiseSchedule, t, xp=np):
 
 def sigma_to_t(schedule: NoiseSchedule, sigma, xp=np):
     """The inverse, clamped to [0, N-1]. With xp = jax.numpy it is traceable, float32 and within 2e-4 of the true t."""
-    log_sigmas = xp.asarray(np.log(schedule.sigmas))
-    return xp.interp(xp.log(xp.asarray(sigma)), log_sigmas, xp.arange(schedule.timesteps, dtype=log_sigmas.dtype))
+    log_sigmas, log_sigma = xp.asarray(np.log(schedule.sigmas)), xp.log(xp.asarray(sigma))
+    i = xp.sum(log_sigmas[1:-1] <= log_sigma[..., None], axis=-1)  # compared with all: jnp.interp's search is a loop
+    low, high = log_sigmas[i], log_sigmas[i + 1]
+    return xp.clip(i + (log_sigma - low) / (high - low), 0, schedule.timesteps - 1)

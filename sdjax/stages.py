@@ -18,6 +18,7 @@ from sdjax.denoise import (
     at_timesteps,
     by_level,
     in_interval,
+    timesteps_of,
     to_denoiser,
     with_channels,
     with_function,
@@ -25,6 +26,8 @@ from sdjax.denoise import (
     with_known_region,
 )
 from sdjax.model import StableDiffusion, unet_output, vae_pixels, vae_posterior
+from sdjax.nn.layers import precise
+from sdjax.nn.unet import computed_in, time_shifts
 from sdjax.sampler import Row, State, sample
 from sdjax.types import Array, Cond
 
@@ -113,10 +116,20 @@ def denoiser(sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidan
     return to_denoiser(config.schedule, with_guidance(predict, uncond, cond, guidance_scale, rescale))
 
 
-def unet_denoiser(params, cond: Cond, uncond: Cond, guide: Guide, extra: Array | None = None,
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def unet_ahead(params, t: Array, *, config: Config, dtype):
+    """UNet parameters, t [R] -> parameters and shifts [R, ...] for `unet_output` with their share of the work done."""
+    with precise(dtype):
+        return computed_in(params, dtype), time_shifts(params, t, config.unet, dtype)
+
+
+def unet_denoiser(params, sigmas: Array, cond: Cond, uncond: Cond, guide: Guide, extra: Array | None = None,
                   known: Known | None = None, function: Callable | None = None, *, config: Config, dtype) -> Denoiser:
-    """The UNet, wrapped in all that was asked for."""
-    unet = lambda x, t, cond: unet_output(params, x, t, cond.context, config.unet, dtype)
+    """The UNet, wrapped in all that was asked for; to be called at `sigmas` [R] alone."""
+    steps = timesteps_of(config.schedule, sigmas)
+    params, shifts = unet_ahead(params, steps, config=config, dtype=dtype)
+    at = lambda t: shifts[jnp.argmin(jnp.abs(t[:, None] - steps), axis=1)]
+    unet = lambda x, t, cond: unet_output(params, x, at(t), cond.context, config.unet, dtype)
     predict = at_timesteps(config.schedule, unet)
     predict = predict if extra is None else with_channels(predict, extra)
     scale = in_interval(by_level(guide.levels, guide.scales), guide.low, guide.high)
@@ -136,7 +149,8 @@ def enlarge(image: Array, height: int, width: int, pixels: bool) -> Array:
 def walk(params, cond: Cond, uncond: Cond, guide: Guide, draws: Draws, extra: Array | None, known: Known | None,
          rows: Row, state: State, *, config: Config, dtype, function: Callable | None = None, keep: bool = False):
     """`sampler.sample`: the state `rows` further on, with `keep` also its Trace."""
-    denoiser = unet_denoiser(params, cond, uncond, guide, extra, known, function, config=config, dtype=dtype)
+    denoiser = unet_denoiser(params, rows.sigma, cond, uncond, guide, extra, known, function, config=config,
+                             dtype=dtype)
     return sample(rows, denoiser, state, lambda row: fresh(draws, row, state.x.shape[1:]), keep=keep)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -76,6 +77,12 @@ def test_chunks_do_not_show(monkeypatch):
     assert [engine.chunk_size(count, 64)[0] for count in (1, 3, 4, 5, 7)] == [1, 3, 2, 3, 3]
     np.testing.assert_allclose(make(num_images=4), whole, atol=1e-4)
     np.testing.assert_allclose(make(num_images=2, seed=2), whole[2:], atol=1e-4)
+
+
+def test_accelerators_take_what_their_memory_holds():
+    device = lambda gigabytes: SimpleNamespace(memory_stats=lambda: {"bytes_limit": int(gigabytes * 2**30)})
+    assert [engine.positions_at_once(device(size)) // 64**2 for size in (1, 7.5, 15.75, 60, 140)] == [1, 3, 7, 16, 16]
+    assert engine.positions_at_once(SimpleNamespace(memory_stats=lambda: None)) == engine.POSITIONS
 
 
 def test_composed_prompts_go_through_fewer_at_a_time(monkeypatch):

@@ -163,8 +163,7 @@ ALWAYS = lambda size: True
 TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
     "cpu": ((plain, lambda size: size.causal or size.t * size.s <= 2**14), (blocked, ALWAYS)),
     "cuda": ((plain, lambda size: size.causal),
-             (cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256
-                                  and size.t % 2 == size.s % 2 == 0),  # JAX refuses gradients of odd lengths
+             (cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256),
              (plain, lambda size: size.logits <= 2**23),
              (blocked_large, ALWAYS)),
     "tpu": ((plain, lambda size: size.causal or size.logits <= 2**20),
