@@ -95,9 +95,27 @@ def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = Fal
     """cuDNN's flash attention (arXiv 2307.08691) on NVIDIA GPUs; its logits are float32."""
     assert not causal
     try:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return cudnn_any(q, k, v)
     except (RuntimeError, NotImplementedError):  # no cuDNN here, or heads too wide for this GPU: only JAX's own
         return blocked_large(q, k, v, causal, upcast)  # checks know, and they only raise
+
+
+@jax.custom_vjp
+def cudnn_any(q: Array, k: Array, v: Array) -> Array:
+    """Of any lengths: JAX refuses gradients where one is odd, as a prompt's 77, so there it gets one token more."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def cudnn_even(q: Array, k: Array, v: Array) -> Array:
+    even, lengths = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))), {}
+    if q.shape[1] % 2 or k.shape[1] % 2:
+        lengths = {name: jnp.full(x.shape[0], x.shape[1], jnp.int32)
+                   for name, x in (("query_seq_lengths", q), ("key_value_seq_lengths", k))}
+    y = jax.nn.dot_product_attention(even(q), even(k), even(v), implementation="cudnn", **lengths)
+    return y[:, : q.shape[1]]
+
+
+cudnn_any.defvjp(lambda q, k, v: jax.vjp(cudnn_even, q, k, v), lambda gradients, dy: gradients(dy))
 
 
 def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
