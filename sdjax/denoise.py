@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from sdjax.config import ScheduleConfig
 from sdjax.errors import SdjaxError
-from sdjax.schedule import make_schedule, sigma_to_t
+from sdjax.schedule import NoiseSchedule, make_schedule, sigma_to_t
 from sdjax.types import Array, Cond
 
 Denoiser = Callable[[Array, Array], Array]  # (x [B, h, w, C], sigma [] or [B]) -> x0 [B, h, w, C]
@@ -76,16 +76,17 @@ def as_x0(x: Array, x0: Array, sigma: Array) -> Array:
 TO_X0 = {"epsilon": eps_to_x0, "v": v_to_x0, "x0": as_x0}
 
 
-def timesteps_of(config: ScheduleConfig, sigma: Array) -> Array:
+def timesteps_of(schedule: NoiseSchedule, sigma: Array) -> Array:
     """t of sigma, of the same shape, as models are called with it."""
-    t = sigma_to_t(make_schedule(config), sigma, jnp)
+    t = sigma_to_t(schedule, sigma, jnp)
     whole = jnp.round(t)  # float32 logarithms miss whole timesteps by 1e-4; models were trained on whole ones
     return jnp.where(jnp.abs(t - whole) < 1e-3, whole, t)
 
 
 def at_timesteps(config: ScheduleConfig, predict: Callable[..., Array]) -> Predictor:
     """A model of (x, t [B], ...) as a predictor of (x, sigma, ...)."""
-    return lambda x, sigma, *rest: predict(x, jnp.broadcast_to(timesteps_of(config, sigma), x.shape[:1]), *rest)
+    schedule = make_schedule(config)
+    return lambda x, sigma, *rest: predict(x, jnp.broadcast_to(timesteps_of(schedule, sigma), x.shape[:1]), *rest)
 
 
 def to_denoiser(config: ScheduleConfig, predict: Predictor) -> Denoiser:

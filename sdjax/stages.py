@@ -29,6 +29,7 @@ from sdjax.model import StableDiffusion, unet_output, vae_pixels, vae_posterior
 from sdjax.nn.layers import precise
 from sdjax.nn.unet import computed_in, time_shifts
 from sdjax.sampler import Row, State, sample
+from sdjax.schedule import make_schedule
 from sdjax.types import Array, Cond
 
 
@@ -126,7 +127,7 @@ def unet_ahead(params, t: Array, *, config: Config, dtype):
 def unet_denoiser(params, sigmas: Array, cond: Cond, uncond: Cond, guide: Guide, extra: Array | None = None,
                   known: Known | None = None, function: Callable | None = None, *, config: Config, dtype) -> Denoiser:
     """The UNet, wrapped in all that was asked for; to be called at `sigmas` [R] alone."""
-    steps = timesteps_of(config.schedule, sigmas)
+    steps = timesteps_of(make_schedule(config.schedule), sigmas)
     params, shifts = unet_ahead(params, steps, config=config, dtype=dtype)
     at = lambda t: shifts[jnp.argmin(jnp.abs(t[:, None] - steps), axis=1)]
     unet = lambda x, t, cond: unet_output(params, x, at(t), cond.context, config.unet, dtype)
