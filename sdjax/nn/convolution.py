@@ -66,6 +66,8 @@ def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
     They are put together as a sum of pictures with zeros in the other places, the bias already in them: of a large
     picture stacked and reshaped, or with the bias added later, XLA makes another copy for each of its readers.
     """
+    kernel = after(x, kernel)
+
     def halves(kernel: Array, axis: int) -> list[Array]:
         a, b, c = jnp.split(kernel, 3, axis)
         return [jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)]
@@ -77,6 +79,13 @@ def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
     return sum(placed(part, i, j) for i, row in enumerate(halves(kernel, 0)) for j, part in enumerate(halves(row, 1)))
 
 
+def after(x: Array, kernel: Array) -> Array:
+    """The kernel, once x is there: else XLA's scheduler transforms those of the whole network first, and they lie there,
+    twice as large."""
+    never = x[0, 0, 0, 0] - 1 > x[0, 0, 0, 0]
+    return jnp.where(never, 0, kernel)
+
+
 @jax.custom_jvp
 def winograd(x: Array, kernel: Array) -> Array:
     """16 products for 4 outputs instead of 36: F(2 x 2, 3 x 3) of arXiv 1509.09308, for even H and W.
@@ -85,8 +94,7 @@ def winograd(x: Array, kernel: Array) -> Array:
     product over the channels of all tiles.
     """
     (b, h, w, channels), padded = x.shape, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    never = x[0, 0, 0, 0] - 1 > x[0, 0, 0, 0]  # makes the kernel wait for x: else XLA's scheduler transforms those of
-    kernel = jnp.where(never, 0, kernel)  # the whole network first, and they lie there, twice as large
+    kernel = after(x, kernel)
 
     def transform(d: Array, axis: int) -> list[Array]:  # B^T d: of every second four along an axis
         d0, d1, d2, d3 = (jax.lax.slice_in_dim(d, i, i + x.shape[axis] - 1, 2, axis) for i in range(4))
