@@ -150,7 +150,8 @@ def serve(pipe, make: Callable, *arguments) -> None:
         begin, calls = time.perf_counter(), {}
         side = make(*arguments)
         pipe.send((time.perf_counter() - begin, peak_memory(make), None))
-        while asked := pipe.recv():
+        while True:
+            asked = pipe.recv()
             calls = calls if asked in calls else {asked: side(*asked)}
             forget_peak()
             begin = time.perf_counter()
@@ -267,9 +268,8 @@ def aot(options: Options, config, sizes: list[int]) -> None:
             whole = part != "image"  # XLA counts a loop's body once
             print(row(part, f"{size}", f"{costs.flops / 1e9:.0f}" if whole else "", f"{work[part] / 1e9:.0f}",
                       *(f"{count / 1e9:.2f}" if whole else "" for count in (costs.bytes, moved)),
-                      f"{costs.memory['arguments'] / 1e9:.2f}",
-                      f"{costs.memory['temporary'] / 1e9:.2f}", f"{1e3 * least:.1f}" if whole else "",
-                      f"{seconds:.0f}"), flush=True)
+                      f"{costs.memory['arguments'] / 1e9:.2f}", f"{costs.memory['temporary'] / 1e9:.2f}",
+                      f"{1e3 * least:.1f}" if whole else "", f"{seconds:.0f}"), flush=True)
     print("GFLOP: XLA's count; model's: of matrix products and convolutions; GB, XLA's: read and written by its "
           "operations, in on-chip memory too; GB moved: to and from main memory; ms: at least, by the chip's FLOP/s "
           "and bytes/s")
@@ -315,8 +315,8 @@ def compare(options: Options, config, sizes: list[int], folder: str) -> None:
     from sdjax.measure import matmul_ceiling
 
     workers = {"sdjax": Worker(ours, folder, options)}
-    for peer in options.peer if options.peer != ("none",) else ():
-        workers[f"diffusers {peer}"] = Worker(theirs, folder, replace(options, peer=(peer,)))
+    workers |= {f"diffusers {peer}": Worker(theirs, folder, replace(options, peer=(peer,)))
+                for peer in options.peer if peer != "none"}
     kind, ceiling = jax.devices()[0].device_kind, matmul_ceiling(options.dtype)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", *(("torch", "diffusers") * (len(workers) > 1))))
     print(f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps; {os.cpu_count()} "
