@@ -22,7 +22,7 @@ from sdjax.errors import SdjaxError
 from sdjax.nn.clip import TextTower, pool_text
 from sdjax.nn.layers import precise
 from sdjax.nn.tiles import in_tiles
-from sdjax.nn.unet import KeysValues, UNet, keys_values
+from sdjax.nn.unet import KeysValues, TimeShifts, UNet, keys_values
 from sdjax.nn.vae import VAE
 from sdjax.types import Array, Cond, Params
 from sdjax.weights.convert import cast_params
@@ -85,7 +85,7 @@ def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def unet_output(params: Params, x: Array, t: Array, context: Array | KeysValues, config: UNetConfig,
+def unet_output(params: Params, x: Array, t: Array | TimeShifts, context: Array | KeysValues, config: UNetConfig,
                 dtype=FLOAT32) -> Array:
     """UNet parameters, x [B, h, w, C], t [B] or its shifts, context [B, L, D] or its `context_keys` -> float32
     [B, h, w, 4], the raw output."""

@@ -6,6 +6,7 @@ text tower. Guidance, eta, seeds, strength, steps and the sampler itself are tra
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -119,7 +120,7 @@ def denoiser(sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidan
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def unet_ahead(params, t: Array, *, config: Config, dtype):
-    """UNet parameters, t [R] -> parameters and shifts [R, ...] for `unet_output` with their share of the work done."""
+    """UNet parameters, t [R] -> parameters and shifts [R, C] for `unet_output`, with their share of the work done."""
     with precise(dtype):
         return computed_in(params, dtype), time_shifts(params, t, config.unet, dtype)
 
@@ -129,9 +130,12 @@ def unet_denoiser(params, sigmas: Array, cond: Cond, uncond: Cond, guide: Guide,
     """The UNet, wrapped in all that was asked for; to be called at `sigmas` [R] alone."""
     steps = timesteps_of(make_schedule(config.schedule), sigmas)
     params, shifts = unet_ahead(params, steps, config=config, dtype=dtype)
-    at = lambda t: shifts[jnp.argmin(jnp.abs(t[:, None] - steps), axis=1)]
-    unet = lambda x, t, cond: unet_output(params, x, at(t), cond.context, config.unet, dtype)
-    predict = at_timesteps(config.schedule, unet)
+
+    def predict(x: Array, sigma: Array, cond: Cond) -> Array:
+        row = jnp.argmin(jnp.abs(jnp.expand_dims(sigma, -1) - sigmas), axis=-1)
+        rows = jnp.broadcast_to(row, x.shape[:1])
+        return unet_output(params, x, jax.tree.map(itemgetter(rows), shifts), cond.context, config.unet, dtype)
+
     predict = predict if extra is None else with_channels(predict, extra)
     scale = in_interval(by_level(guide.levels, guide.scales), guide.low, guide.high)
     denoiser = to_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale, guide.rescale))

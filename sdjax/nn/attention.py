@@ -107,8 +107,8 @@ def cudnn_any(q: Array, k: Array, v: Array) -> Array:
 
 
 def cudnn_even(q: Array, k: Array, v: Array) -> Array:
-    even, lengths = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))), {}
-    if q.shape[1] % 2 or k.shape[1] % 2:
+    lengths, even = {}, lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    if q.shape[1] % 2 or k.shape[1] % 2:  # the token more does not count
         lengths = {name: jnp.full(x.shape[0], x.shape[1], jnp.int32)
                    for name, x in (("query_seq_lengths", q), ("key_value_seq_lengths", k))}
     y = jax.nn.dot_product_attention(even(q), even(k), even(v), implementation="cudnn", **lengths)

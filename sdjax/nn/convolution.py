@@ -80,8 +80,8 @@ def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
 
 
 def after(x: Array, kernel: Array) -> Array:
-    """The kernel, once x is there: else XLA's scheduler transforms those of the whole network first, and they lie there,
-    twice as large."""
+    """The kernel, once x is there: else XLA's scheduler transforms those of the whole network first, and they lie
+    there, twice as large."""
     never = x[0, 0, 0, 0] - 1 > x[0, 0, 0, 0]
     return jnp.where(never, 0, kernel)
 

@@ -1,7 +1,8 @@
 """The small layers that all networks share, with the constants of the original implementations.
 
-Norms compute in float32 with two-pass variance (flax's fast variance loses three digits at mean / std = 100)
-and give back the computation's dtype. Epsilons have no default on purpose: they differ from place to place.
+Norms compute in float32, with two-pass variance (flax's fast variance loses three digits at mean / std = 100) or, of
+half precision on GPUs, one as good in one pass, and give back the computation's dtype. Epsilons have no default on
+purpose: they differ from place to place.
 """
 
 import contextlib
@@ -35,8 +36,8 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         x32, half = x.astype(jnp.float32), x.dtype != jnp.float32
-        ways = [partial(way, groups=self.groups) for way in (two_pass, by_rows if half else two_pass)]
-        mean, variance = jax.lax.platform_dependent(x32, cuda=ways[1], default=ways[0])
+        exact, fast = partial(two_pass, groups=self.groups), partial(by_rows, groups=self.groups)
+        mean, variance = jax.lax.platform_dependent(x32, cuda=fast if half else exact, default=exact)
         y = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
         return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
@@ -44,20 +45,23 @@ class GroupNorm(nn.Module):
 def two_pass(x: Array, groups: int) -> tuple[Array, Array]:
     """Mean and variance of each channel's group, x [B, ..., C] -> [B, 1, .., C] each. The mean over pixels comes first:
     x keeps its shape, in which its neighbours read it too."""
-    pixels = partial(jnp.mean, axis=tuple(range(1, x.ndim - 1)), keepdims=True)
-    mean = of_groups(pixels(x), groups)
-    return mean, of_groups(pixels(jnp.square(x - mean)), groups)
+    mean = of_groups(over_pixels(x), groups)
+    return mean, of_groups(over_pixels(jnp.square(x - mean)), groups)
 
 
 def by_rows(x: Array, groups: int) -> tuple[Array, Array]:
     """The same in one reading, for GPUs, which a sum over all pixels at once leaves half idle and a second pass makes
     write x - mean: variances within rows, of rows in a channel and of channels in a group add up."""
-    pixels = partial(jnp.mean, axis=tuple(range(1, x.ndim - 1)), keepdims=True)
     rows = x.mean(-2, keepdims=True)
     within = jnp.square(x).mean(-2, keepdims=True) - jnp.square(rows)
-    channels = pixels(rows)
+    channels = over_pixels(rows)
     mean = of_groups(channels, groups)
-    return mean, of_groups(pixels(within + jnp.square(rows - channels)) + jnp.square(channels - mean), groups)
+    return mean, of_groups(over_pixels(within + jnp.square(rows - channels)) + jnp.square(channels - mean), groups)
+
+
+def over_pixels(x: Array) -> Array:
+    """[B, ..., C] -> [B, 1, .., C], the mean."""
+    return x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
 
 
 def of_groups(x: Array, groups: int) -> Array:

@@ -7,7 +7,6 @@ ResBlock. Shapes at 512 px: x [B, 64, 64, 4]; levels of 64, 32, 16 and 8 latent 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sdjax.config import UNetConfig
 from sdjax.nn.attention import SpatialTransformer
@@ -15,6 +14,7 @@ from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3, timestep_embedding
 from sdjax.types import Array, Params
 
 KeysValues = dict[str, tuple[Array, Array]]  # a cross-attention's keys and values, [B, L, C] each
+TimeShifts = dict[str, Array]  # what the time adds in a ResBlock, [B, C]
 
 
 def keys_values(params: Params, context: Array, dtype: jnp.dtype) -> KeysValues:
@@ -24,13 +24,12 @@ def keys_values(params: Params, context: Array, dtype: jnp.dtype) -> KeysValues:
     return {name: (project(cross["k"]["kernel"]), project(cross["v"]["kernel"])) for name, cross in crosses.items()}
 
 
-def time_shifts(params: Params, t: Array, config: UNetConfig, dtype: jnp.dtype) -> Array:
-    """UNet parameters, t [B] -> what the time adds to each ResBlock, [B, their channels one behind the other]: a call
-    takes it in place of t, so that a walk computes it once for all its steps."""
+def time_shifts(params: Params, t: Array, config: UNetConfig, dtype: jnp.dtype) -> TimeShifts:
+    """UNet parameters, t [B] -> what the time adds to every ResBlock, once for all steps of a walk."""
     dense = lambda part, dtype, x: nn.Dense(part["bias"].shape[0], dtype=dtype).apply({"params": part}, x)
     time = dense(params["time_in"], jnp.float32, timestep_embedding(t, config.channels[0]))
     time = nn.silu(dense(params["time_out"], jnp.float32, nn.silu(time))).astype(dtype)
-    return jnp.concatenate([dense(params[name]["time"], dtype, time) for name in resblocks(config)], axis=-1)
+    return {name: dense(part["time"], dtype, time) for name, part in params.items() if "time" in part}
 
 
 def computed_in(params: Params, dtype: jnp.dtype) -> Params:
@@ -39,21 +38,13 @@ def computed_in(params: Params, dtype: jnp.dtype) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if own(path) else leaf.astype(dtype), params)
 
 
-def resblocks(config: UNetConfig) -> dict[str, int]:
-    """Their names and channels."""
-    levels = [*enumerate(config.channels)]
-    down = {f"down_{level}_res_{i}": width for level, width in levels for i in range(config.blocks)}
-    middle = {f"mid_res_{i}": config.channels[-1] for i in range(2)}
-    return down | middle | {f"up_{level}_res_{i}": width for level, width in levels for i in range(config.blocks + 1)}
-
-
 class UNet(nn.Module):
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False  # keep each block's input alone for the backward pass and compute the rest again
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, context: Array | KeysValues) -> Array:
+    def __call__(self, x: Array, t: Array | TimeShifts, context: Array | KeysValues) -> Array:
         """x [B, h, w, in_channels], t [B], context [B, L, context_dim] -> float32 [B, h, w, out_channels].
 
         t may be its `time_shifts` instead, context the `keys_values` of such states.
@@ -71,14 +62,12 @@ class UNet(nn.Module):
             block = Transformer(config.heads[level], config.groups, config.upcast_attention, dtype, name=name)
             return block(h, context[name] if isinstance(context, dict) else context)
 
-        width, time, shifts = 4 * config.channels[0], None, {}
-        if t.ndim == 1:
-            time = timestep_embedding(t, config.channels[0])
+        time, shifts = (None, t) if isinstance(t, dict) else (t, {})
+        if time is not None:
+            width = 4 * config.channels[0]
+            time = timestep_embedding(time, config.channels[0])
             time = nn.Dense(width, dtype=jnp.float32, name="time_in")(time)
             time = nn.Dense(width, dtype=jnp.float32, name="time_out")(nn.silu(time))
-        else:
-            names = resblocks(config)
-            shifts = dict(zip(names, jnp.split(t, np.cumsum([*names.values()])[:-1], axis=-1), strict=True))
         context = context if isinstance(context, dict) else context.astype(dtype)
 
         h = conv3x3(config.channels[0], "conv_in", dtype)(x.astype(dtype))
