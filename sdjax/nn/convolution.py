@@ -3,6 +3,7 @@
 All are the same sum, in another order or under another name. What is neither takes XLA's convolution.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -12,8 +13,14 @@ from jax.custom_derivatives import SymbolicZero
 from sdjax.types import Array
 
 
-def convolve(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1))) -> Array:
-    """x [B, H, W, C], kernel [3, 3, C, D] -> [B, H', W', D]."""
+def convolve(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)),
+             before: Callable[[Array], Array] | None = None) -> Array:
+    """x [B, H, W, C], kernel [3, 3, C, D] -> [B, H', W', D]; of before(x), if given, which treats each pixel alone."""
+    if before is not None:
+        whole = lambda x, kernel: convolve(before(x), kernel, stride, padding)
+        if stride != 1 or padding != ((1, 1), (1, 1)) or x[0].size < 2**24:
+            return whole(x, kernel)
+        return jax.lax.platform_dependent(x, kernel, cpu=partial(in_bands, before=before), default=whole)
     whole, deep = (partial(way, stride=stride, padding=padding) for way in (direct, with_depth))
     (b, h, w, channels), cpu = x.shape, whole
     if stride == 1 and padding == ((1, 1), (1, 1)):
@@ -51,6 +58,16 @@ def with_depth(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)
     return y[:, :, :, 0]
 
 
+def in_bands(x: Array, kernel: Array, before: Callable[[Array], Array], rows: int = 64) -> Array:
+    """`direct` of before(x), some rows after the other: of before(x) there are never more than these."""
+    height, bands = x.shape[1], []
+    for top in range(0, height, rows):
+        band = x[:, max(0, top - 1):top + rows + 1]
+        band = before(after(bands[-1], band) if bands else band)
+        bands.append(direct(band, kernel, padding=((int(top == 0), int(top + rows >= height)), (1, 1))))
+    return jnp.concatenate(bands, 1)
+
+
 def as_product(x: Array, kernel: Array) -> Array:
     """The nine neighbours side by side, and one matrix product: on small pictures with many channels, what takes time
     is reading the kernel, and a product reads it once."""
@@ -79,11 +96,11 @@ def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
     return sum(placed(part, i, j) for i, row in enumerate(halves(kernel, 0)) for j, part in enumerate(halves(row, 1)))
 
 
-def after(x: Array, kernel: Array) -> Array:
-    """The kernel, once x is there: else XLA's scheduler transforms those of the whole network first, and they lie
-    there, twice as large."""
+def after(x: Array, y: Array) -> Array:
+    """y, once x is there: XLA's scheduler computes what is ready first, such as the transformed kernels of a whole
+    network, and there it lies."""
     never = x[0, 0, 0, 0] - 1 > x[0, 0, 0, 0]
-    return jnp.where(never, 0, kernel)
+    return jnp.where(never, 0, y)
 
 
 @jax.custom_jvp

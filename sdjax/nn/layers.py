@@ -30,16 +30,21 @@ class GroupNorm(nn.Module):
     groups: int
     eps: float
 
-    @nn.compact
     def __call__(self, x: Array) -> Array:
+        return self.of(x)(x)
+
+    @nn.compact
+    def of(self, x: Array) -> Callable[[Array], Array]:
+        """What normalises x, or some rows of x."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         x32, half = x.astype(jnp.float32), x.dtype != jnp.float32
         exact, fast = partial(two_pass, groups=self.groups), partial(by_rows, groups=self.groups)
         mean, variance = jax.lax.platform_dependent(x32, cuda=fast if half else exact, default=exact)
-        y = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
-        return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+        scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
+        factor = jax.lax.rsqrt(variance + self.eps)
+        return lambda x: ((x.astype(jnp.float32) - mean) * factor * scale + bias).astype(x.dtype)
 
 
 def two_pass(x: Array, groups: int) -> tuple[Array, Array]:
@@ -93,13 +98,14 @@ class Conv3x3(nn.Module):
     enlarge: bool
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, before: Callable[[Array], Array] | None = None) -> Array:
+        """Of before(x), if given."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if self.enlarge:
             return split_by_batch(convolve_enlarged, x, whole=(kernel, bias))
-        return convolve(x, kernel, self.stride, self.padding) + bias
+        return convolve(x, kernel, self.stride, self.padding, before) + bias
 
 
 def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None,
@@ -147,15 +153,15 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None, shift: Array | None = None) -> Array:
         """x: [B, H, W, C]; time: [B, T] embedding after its MLP, before SiLU; or what it adds, [B, channels]."""
-        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x))
-        h = conv3x3(self.channels, "conv1", self.dtype)(h)
+        norm = GroupNorm(self.groups, self.eps, name="norm1").of(x)
+        h = conv3x3(self.channels, "conv1", self.dtype)(x, lambda x: nn.silu(norm(x)))
         if time is not None:
             shift = nn.Dense(self.channels, dtype=self.dtype, name="time")(nn.silu(time).astype(x.dtype))
         if shift is not None:
             h = h + shift[:, None, None, :]
-        h = nn.silu(GroupNorm(self.groups, self.eps, name="norm2")(h))
+        norm = GroupNorm(self.groups, self.eps, name="norm2").of(h)
         init = nn.initializers.zeros_init() if self.zero_init else None
-        h = conv3x3(self.channels, "conv2", self.dtype, init=init)(h)
+        h = conv3x3(self.channels, "conv2", self.dtype, init=init)(h, lambda h: nn.silu(norm(h)))
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
         return x + h

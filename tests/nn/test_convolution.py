@@ -10,6 +10,7 @@ from sdjax.nn.convolution import (
     convolve,
     convolve_enlarged,
     direct,
+    in_bands,
     upsample_nearest,
     winograd,
     with_depth,
@@ -91,6 +92,29 @@ def test_which_way_is_taken_where():
     deep = lambda *args: "[b, 0, 1, 2, f]" in text(*args)
     assert deep("tpu", convolve, 2, 64, 64, 320) and not deep("tpu", convolve, 8, 64, 64, 320)
     assert not deep("cuda", convolve, 2, 64, 64, 320) and not deep("cpu", convolve, 2, 64, 64, 320)
+
+
+@pytest.mark.parametrize("height, rows", [(1, 2), (5, 2), (8, 2), (7, 64)])
+def test_bands_are_the_whole(height, rows):
+    x, kernel, bias = draw(2, height, 3, 4), draw(3, 3, 4, 5, seed=1), draw(4, seed=2)
+    weight = draw(2, height, 3, 5, seed=3)
+    whole = lambda x, kernel, bias: (direct(jnp.tanh(x) + bias, kernel) * weight).sum()
+    bands = lambda x, kernel, bias: (in_bands(x, kernel, lambda x: jnp.tanh(x) + bias, rows) * weight).sum()
+    found = in_bands(x, kernel, lambda x: jnp.tanh(x) + bias, rows)
+    assert error(found, definition(np.tanh(x) + bias, kernel)) < 2e-6
+    gradients = lambda function: jax.grad(function, (0, 1, 2))(x, kernel, bias)
+    for a, b in zip(gradients(bands), gradients(whole), strict=True):
+        assert error(a, np.asarray(b)) < 3e-6
+
+
+def test_what_large_pictures_are_activated_to_is_not_held():
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 256, 512, 128), (3, 3, 128, 8))]
+    function = jax.jit(lambda x, kernel: convolve(x, kernel, before=jnp.tanh))
+    text = lambda platform: export.export(function, platforms=[platform])(*shapes).mlir_module()
+    assert [text(platform).count("stablehlo.convolution") for platform in ("cpu", "cuda", "tpu")] == [4, 1, 1]
+    if jax.default_backend() == "cpu":
+        held = function.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+        assert held < 0.6 * 4 * shapes[0].size
 
 
 def test_winograd_is_differentiated_both_ways():
