@@ -79,6 +79,13 @@ def main_memory_traffic(text: str) -> int:
     return total
 
 
+def renamed(text: str) -> int:
+    """Bytes in XLA's "bytes accessed" that nothing reads or writes: slices that a TPU's compiler put side by side in
+    on-chip memory and now takes for one array (ConcatBitcast)."""
+    return sum(2 * sum(array_sizes(kind)) for _, kind, _, _, rest in operations(text, fused=False)
+               if "ConcatBitcast" in rest)
+
+
 def operations(text: str, fused: bool = True) -> Iterator[tuple[str, str, str, str, str]]:
     """(name, type, operation, operands, attributes) of all in a program's text, or of those not inside of fusions."""
     within, listed = set() if fused else set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text)), fused

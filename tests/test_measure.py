@@ -72,6 +72,13 @@ def test_traffic_of_main_memory():
     assert measure.main_memory_traffic(everywhere) == 64000 + 128 + (32000 + 128 + 32000)
 
 
+def test_what_only_gets_another_name_is_neither_read_nor_written():
+    halves = "".join(f"  %half.{i} = f32[500,8]{{1,0:T(8,128)S(1)}} slice-done(%start.{i})\n" for i in range(2))
+    both = '  %both = f32[1000,8]{1,0:T(8,128)S(1)} custom-call(%half.0, %half.1), custom_call_target="ConcatBitcast"\n'
+    assert measure.renamed(PROGRAM.replace("  %fusion =", halves + both + "  %fusion =")) == 2 * 32000
+    assert measure.renamed(PROGRAM) == 0
+
+
 def test_traffic_of_a_program_compiled_here():
     """y = x w: each of the three once."""
     compiled = jax.jit(lambda x, w: x @ w).lower(shape(64, 32), shape(32, 16)).compile()

@@ -254,11 +254,10 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Context) -> Array:
-        channels = x.shape[-1]
+        shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])  # tokens, so that a TPU keeps one layout for all
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
-        h = nn.Dense(channels, dtype=self.dtype, name="proj_in")(h)
-        h = TransformerBlock(self.heads, self.upcast, self.dtype, name="block")(
-            h.reshape(x.shape[0], -1, channels), context)
+        h = nn.Dense(shape[-1], dtype=self.dtype, name="proj_in")(h)
+        h = TransformerBlock(self.heads, self.upcast, self.dtype, name="block")(h, context)
         zeros = nn.initializers.zeros_init()
-        h = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h.reshape(x.shape))
-        return x + h
+        h = nn.Dense(shape[-1], dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
+        return (x + h).reshape(shape)
