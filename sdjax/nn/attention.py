@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm, split_by_batch
+from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm, by_platform, split_by_batch
 from sdjax.types import Array
 
 Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them
@@ -29,10 +29,7 @@ def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, up
     size = Size(q.shape[0] * heads, q.shape[1], k.shape[1], q.shape[3], q.dtype, causal)
     chosen = {platform: choose(platform, size) for platform in TABLE}
     ways = {way: partial(way, causal=causal, upcast=upcast) for way in chosen.values()}
-    if len(ways) == 1:
-        y = ways[chosen["default"]](q, k, v)
-    else:
-        y = jax.lax.platform_dependent(q, k, v, **{platform: ways[way] for platform, way in chosen.items()})
+    y = by_platform(q, k, v, **{platform: ways[way] for platform, way in chosen.items()})
     return y.reshape(*q.shape[:2], -1)
 
 

@@ -25,6 +25,12 @@ def precise(dtype):
     return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
+def by_platform(*args: Array, default: Callable, **ways: Callable):
+    """`jax.lax.platform_dependent`, but what is the same as the default is not traced again."""
+    ways = {platform: way for platform, way in ways.items() if way is not default}
+    return jax.lax.platform_dependent(*args, default=default, **ways) if ways else default(*args)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation over [B, H, W, C] or [B, T, C] (arXiv 1803.08494), statistics in float32."""
 
@@ -41,9 +47,9 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         exact, rows, squares = (partial(way, groups=self.groups) for way in (two_pass, by_rows, by_squares))
-        mean, variance = jax.lax.platform_dependent(
-            x.astype(jnp.float32), default=exact, cuda=exact if x.dtype == jnp.float32 else rows,
-            tpu=squares if x.dtype == jnp.bfloat16 else exact)
+        mean, variance = by_platform(x.astype(jnp.float32), default=exact,
+                                     cuda=exact if x.dtype == jnp.float32 else rows,
+                                     tpu=squares if x.dtype == jnp.bfloat16 else exact)
         scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
         factor = jax.lax.rsqrt(variance + self.eps)
         return lambda x: ((x.astype(jnp.float32) - mean) * factor * scale + bias).astype(x.dtype)
@@ -93,11 +99,15 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        norm = partial(nn.LayerNorm, epsilon=self.eps, dtype=jnp.float32, parent=None)
-        params = self.param("norm", lambda key: norm().init(key, x)["params"])
-        exact, fast = (lambda x, fast=fast: norm(use_fast_variance=fast).apply({"params": params}, x).astype(x.dtype)
-                       for fast in (False, True))
-        return jax.lax.platform_dependent(x, tpu=fast if x.dtype == jnp.bfloat16 else exact, default=exact)
+        channels = x.shape[-1]
+        params = self.param("norm", lambda key: {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)})
+
+        def normalise(x: Array, fast: bool) -> Array:
+            norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, use_fast_variance=fast, parent=None)
+            return norm.apply({"params": params}, x).astype(x.dtype)
+
+        exact, fast = (partial(normalise, fast=fast) for fast in (False, True))
+        return by_platform(x, default=exact, tpu=fast if x.dtype == jnp.bfloat16 else exact)
 
 
 class Conv3x3(nn.Module):
