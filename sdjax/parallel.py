@@ -43,7 +43,7 @@ class PmapLayout:
 
     def average(self, tree: Any) -> Any:
         """The mean over the devices, inside of a step."""
-        return lax.pmean(tree, AXIS)
+        return lax.platform_dependent(lax.pmean(tree, AXIS), cuda=in_order, default=lambda tree: tree)
 
     def gather(self, tree: Any) -> tuple[Any, Any]:
         """All devices' examples, inside of a step, and the number of this device's first among them."""
@@ -101,6 +101,13 @@ class PmapLayout:
     def shards(self, shape: tuple[int, ...]) -> int:
         """Over how many devices an array of the state is spread."""
         return 1
+
+
+def in_order(tree: Any) -> Any:
+    """Gradients of kernels [3, 3, C, D] laid out as the kernels are. They come from cuDNN in another order, and XLA would
+    rather turn kernels, EMA and the optimiser's state to that one and back at every step."""
+    flat = lambda leaf: lax.optimization_barrier(leaf.reshape(-1)).reshape(leaf.shape) if leaf.ndim == 4 else leaf
+    return jax.tree.map(flat, tree)
 
 
 class FsdpLayout:

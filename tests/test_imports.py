@@ -1,6 +1,8 @@
 """Imports go downwards only: each file may import from lower floors, and sideways only where drawn here."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import sdjax
@@ -89,3 +91,37 @@ def test_imports_go_down():
 def test_every_file_is_short():
     long = {path.name: n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
     assert not long
+
+
+def late_imports() -> set[str]:
+    """Modules that are imported inside of functions, and some names that are none."""
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Import | ast.ImportFrom):
+                        base = [node.module] if isinstance(node, ast.ImportFrom) else []
+                        found |= {*base, *(".".join([*base, alias.name]) for alias in node.names)}
+    return found
+
+
+def test_nothing_imported_late_has_programs_compiled_again():
+    """A module may add to what JAX' caches go by, as Pallas does: then every program made before it is made anew."""
+    script = """
+import importlib, sys, jax
+import sdjax.generate, sdjax.loop, sdjax.program, sdjax.maps, sdjax.safety
+traced = []
+function = jax.jit(lambda x: traced.append(x) or x)
+function(1.0)
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        continue
+    function(1.0)
+    assert len(traced) == 1, name
+"""
+    late = late_imports()
+    assert {"jax", "orbax.checkpoint", "transformers"} <= late
+    subprocess.run([sys.executable, "-c", script, *sorted(late)], check=True)

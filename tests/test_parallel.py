@@ -5,6 +5,7 @@ SGD with momentum, whose trace is the gradient after a step: Adam would hide one
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from sdjax.errors import SdjaxError
 from sdjax.loss import clip_loss, drop_captions, noise_batch
 from sdjax.nn.attention import SpatialTransformer
 from sdjax.nn.layers import ResBlock, conv3x3, timestep_embedding
-from sdjax.parallel import PmapLayout, check_batch_size, local_part, make_layout, start_processes
+from sdjax.parallel import PmapLayout, check_batch_size, in_order, local_part, make_layout, start_processes
 from sdjax.schedule import make_schedule
 from sdjax.train_state import make_state, make_train_step
 from sdjax.weights.convert import param_shapes
@@ -239,6 +240,16 @@ def test_one_of_two_processes_is_lost(tmp_path):
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == last
     for child in (first, second):
         child.stderr.close()
+
+
+def test_gradients_are_laid_out_as_kernels_on_gpus_alone():
+    gradients = {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}
+    average = jax.jit(jax.vmap(PmapLayout().average, axis_name="data"))
+    over_one = jax.tree.map(lambda leaf: leaf[None], gradients)
+    jax.tree.map(np.testing.assert_array_equal, in_order(gradients), gradients)
+    for platform, barriers in {"cuda": 1, "tpu": 0, "cpu": 0}.items():
+        program = jax.export.export(average, platforms=[platform])(over_one).mlir_module()
+        assert len(re.findall(r"optimization_barrier .*288x", program)) == barriers, platform
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):

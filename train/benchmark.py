@@ -47,6 +47,8 @@ class Options:
     parallel: str = "pmap"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; in torch by autocast."""
+    peer: tuple[Literal["eager", "compile"], ...] = ("eager",)
+    """diffusers as it is, or its UNet through torch.compile."""
 
 
 def main(options: Options) -> None:
@@ -69,8 +71,10 @@ def main(options: Options) -> None:
     unet = torch_unet(diffusers, torch, config, params)
     print(f"outputs differ by {outputs_differ(torch, unet, config, params, batch):.1e} (largest, relative)")
     print("                    first step    each step    pictures/s")
-    for name, make in (("sdjax", lambda: ours(options, config, params, batch)),
-                       ("diffusers, torch", lambda: theirs(diffusers, torch, unet, config, batch, options.dtype))):
+    sides = {"sdjax": lambda: ours(options, config, params, batch)}
+    sides |= {f"diffusers, {peer}": lambda peer=peer: theirs(diffusers, torch, unet, config, batch, options.dtype, peer)
+              for peer in sorted(options.peer, reverse=True)}  # what is compiled stays so
+    for name, make in sides.items():
         first, each, note = measure(make, options.steps)
         print(f"{name:<18} {first:9.2f} s  {each:9.3f} s  {options.batch_size / each:12.2f}{note}")
 
@@ -142,7 +146,7 @@ def outputs_differ(torch, unet, config: Config, params, batch: Batch) -> float:
     return float(np.abs(np.asarray(mine) - other).max() / np.abs(other).max())
 
 
-def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str) -> tuple[Callable, Callable]:
+def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str, peer: str) -> tuple[Callable, Callable]:
     """As diffusers' examples/text_to_image does it."""
     from diffusers.training_utils import EMAModel
 
@@ -156,6 +160,8 @@ def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str) -> 
     mean, logvar = torch.chunk(put(batch.moments.transpose(0, 3, 1, 2)), 2, dim=1)
     context = put(batch.context)
     unet.train()
+    if peer == "compile":
+        unet.compile()
 
     def run():
         latents = config.vae.scaling * (mean + torch.exp(0.5 * logvar) * torch.randn_like(mean))

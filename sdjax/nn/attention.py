@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sdjax.nn import flash as kernels
 from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm, by_platform, split_by_batch
 from sdjax.types import Array
 
@@ -129,8 +130,6 @@ def flash_split(q: Array, k: Array, v: Array) -> Array:
 
 
 def flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    from sdjax.nn import flash as kernels
-
     return split_by_batch(kernels.forward, q, k, v)
 
 
@@ -140,8 +139,6 @@ def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
 
 
 def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
-    from sdjax.nn import flash as kernels
-
     return split_by_batch(kernels.backward, *kept, dy)
 
 
