@@ -70,7 +70,8 @@ def build(options: TrainOptions, loss_fn: LossFn, layout: Layout) -> tuple[Calla
     asked: float32 [B], above 0 where a process was asked to stop; metrics["asked"] tells all of them.
     """
     optimizer, schedule = options.make_optimizer()
-    train_step = make_train_step(loss_fn, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
+    loss = lambda params, batch, key: loss_fn(layout.for_loss(params), batch, key)
+    train_step = make_train_step(loss, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
 
     def step(state: TrainState, batch: Any, seed: Any) -> tuple[TrainState, dict[str, Any]]:
         batch, asked = batch

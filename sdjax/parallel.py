@@ -43,7 +43,11 @@ class PmapLayout:
 
     def average(self, tree: Any) -> Any:
         """The mean over the devices, inside of a step."""
-        return lax.platform_dependent(lax.pmean(tree, AXIS), cuda=in_order, default=lambda tree: tree)
+        return lax.pmean(tree, AXIS)
+
+    def for_loss(self, params: Any) -> Any:
+        """Parameters as a loss takes them."""
+        return in_order(params)
 
     def gather(self, tree: Any) -> tuple[Any, Any]:
         """All devices' examples, inside of a step, and the number of this device's first among them."""
@@ -103,11 +107,12 @@ class PmapLayout:
         return 1
 
 
-def in_order(tree: Any) -> Any:
-    """Gradients of kernels [3, 3, C, D] laid out as the kernels are. They come from cuDNN in another order, and XLA would
-    rather turn kernels, EMA and the optimiser's state to that one and back at every step."""
-    flat = lambda leaf: lax.optimization_barrier(leaf.reshape(-1)).reshape(leaf.shape) if leaf.ndim == 4 else leaf
-    return jax.tree.map(flat, tree)
+def in_order(params: Any) -> Any:
+    """Parameters, and so their gradients, in the order in which they lie. cuDNN takes kernels [3, 3, C, D] in another,
+    and on GPUs XLA would turn the EMA and the optimiser's state to that one too, and back, at every step."""
+    flat = lambda leaf: lax.optimization_barrier(leaf.reshape(-1)).reshape(leaf.shape)
+    either = lambda leaf: lax.platform_dependent(leaf, cuda=flat, default=lambda leaf: leaf)
+    return jax.tree.map(lambda leaf: either(leaf) if leaf.ndim == 4 else leaf, params)
 
 
 class FsdpLayout:
@@ -130,6 +135,10 @@ class FsdpLayout:
     def average(self, tree: Any) -> Any:
         """Nothing is left to do: under jit a mean over the batch is the mean over all of it."""
         return tree
+
+    def for_loss(self, params: Any) -> Any:
+        """Parameters as a loss takes them. Those that lie in slices stay so: `in_order` would put them together."""
+        return in_order(params) if self.mesh.size == 1 else params
 
     def gather(self, tree: Any) -> tuple[Any, Any]:
         """Under jit the examples are those of all devices already."""

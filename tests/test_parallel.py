@@ -242,14 +242,14 @@ def test_one_of_two_processes_is_lost(tmp_path):
         child.stderr.close()
 
 
-def test_gradients_are_laid_out_as_kernels_on_gpus_alone():
-    gradients = {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}
-    average = jax.jit(jax.vmap(PmapLayout().average, axis_name="data"))
-    over_one = jax.tree.map(lambda leaf: leaf[None], gradients)
-    jax.tree.map(np.testing.assert_array_equal, in_order(gradients), gradients)
-    for platform, barriers in {"cuda": 1, "tpu": 0, "cpu": 0}.items():
-        program = jax.export.export(average, platforms=[platform])(over_one).mlir_module()
-        assert len(re.findall(r"optimization_barrier .*288x", program)) == barriers, platform
+def test_kernels_and_their_gradients_keep_their_order_on_gpus():
+    params = {"kernel": jnp.arange(288.0).reshape(3, 3, 4, 8), "bias": jnp.ones(8)}
+    loss = lambda params: sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(PmapLayout().for_loss(params)))
+    gradient = jax.jit(jax.grad(loss))
+    jax.tree.map(lambda found, leaf: np.testing.assert_array_equal(found, 2 * leaf), gradient(params), params)
+    for platform, barriers in {"cuda": 2, "tpu": 0, "cpu": 0}.items():  # a kernel's and its gradient's
+        program = jax.export.export(gradient, platforms=[platform])(params).mlir_module()
+        assert len(re.findall(r"optimization_barrier .*<288x", program)) == barriers, platform
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
