@@ -49,7 +49,8 @@ def plain(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = Fal
 
 
 def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**22) -> Array:
-    """Some rows of some heads at a time, at most about `most` logits, computed again in the backward pass."""
+    """Some rows of some heads at a time, at most about `most` logits, half as many of several heads, computed again in
+    the backward pass."""
     assert not causal
     (b, t, h, d), s = q.shape, k.shape[1]
     scale = d**-0.5
@@ -71,7 +72,8 @@ def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = F
         q = jnp.pad(q, ((0, count * rows - t), (0, 0))).reshape(count, rows, d)
         return jax.lax.map(lambda q: block(q, k, v), q).reshape(-1, d)[:t]
 
-    y = jax.lax.map(head, (q, k, v), batch_size=max(1, most // (t * s)))
+    several = min(b * h, most // (2 * t * s))
+    y = jax.lax.map(head, (q, k, v), batch_size=several if several > 1 else None)  # of one, products would be batched
     return y.reshape(b, h, t, d).swapaxes(1, 2)
 
 
