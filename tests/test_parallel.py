@@ -25,7 +25,7 @@ from sdjax.errors import SdjaxError
 from sdjax.loss import clip_loss, drop_captions, noise_batch
 from sdjax.nn.attention import SpatialTransformer
 from sdjax.nn.layers import ResBlock, conv3x3, timestep_embedding
-from sdjax.parallel import PmapLayout, check_batch_size, in_order, local_part, make_layout, start_processes
+from sdjax.parallel import PmapLayout, check_batch_size, local_part, make_layout, start_processes
 from sdjax.schedule import make_schedule
 from sdjax.train_state import make_state, make_train_step
 from sdjax.weights.convert import param_shapes

@@ -19,7 +19,7 @@ def test_the_benchmark(monkeypatch, capsys):
     first, title, *rows = capsys.readouterr().out.splitlines()
     assert float(re.fullmatch(r"outputs differ by (\S+) \(largest, relative\)", first)[1]) < 5e-6
     assert title.split() == ["first", "step", "each", "step", "pictures/s"]
-    assert [re.match(r"(\S.*?)  +[\d.]+ s +[\d.]+ s +[\d.]+", row)[1] for row in rows] == ["sdjax", "diffusers, torch"]
+    assert [re.match(r"(\S.*?)  +[\d.]+ s +[\d.]+ s +[\d.]+", row)[1] for row in rows] == ["sdjax", "diffusers, eager"]
     for changes, message in (({"model": "SD3"}, "--model SD3"), ({"steps": 0}, "at least 1")):
         with pytest.raises(SdjaxError, match=message):
             benchmark.main(benchmark.Options(**changes))
