@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.nn import flash as kernels
-from sdjax.nn.layers import ACTIVATIONS, GroupNorm, LayerNorm, by_platform, split_by_batch
+from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, by_platform, some_at_a_time, split_by_batch
 from sdjax.types import Array
 
 Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them
@@ -235,9 +235,15 @@ class TransformerBlock(nn.Module):
         attend = lambda name: Attention(self.heads, False, self.dtype, upcast=self.upcast, name=name)
         x = x + attend("self")(LayerNorm(name="norm1")(x))
         x = x + attend("cross")(LayerNorm(name="norm2")(x), context)
-        h = nn.Dense(8 * x.shape[-1], dtype=self.dtype, name="ff_in")(LayerNorm(name="norm3")(x))
-        value, gate = jnp.split(h, 2, axis=-1)
-        return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="ff_out")(value * ACTIVATIONS["gelu"](gate))
+        channels = x.shape[-1]
+        widen, narrow = (Dense(width * channels, self.dtype, name=name).of(before * channels)
+                         for before, width, name in ((1, 8, "ff_in"), (4, 1, "ff_out")))
+
+        def feed_forward(x: Array) -> Array:
+            value, gate = jnp.split(widen(x), 2, axis=-1)
+            return narrow(value * ACTIVATIONS["gelu"](gate))
+
+        return x + some_at_a_time(feed_forward, LayerNorm(name="norm3")(x))
 
 
 class SpatialTransformer(nn.Module):

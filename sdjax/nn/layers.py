@@ -110,6 +110,35 @@ class LayerNorm(nn.Module):
         return by_platform(x, default=exact, tpu=fast if x.dtype == jnp.bfloat16 else exact)
 
 
+class Dense(nn.Module):
+    """`nn.Dense` that makes its parameters first: what `of` gives may be called in a loop, as no module may."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def of(self, channels: int) -> Callable[[Array], Array]:
+        """[..., channels] -> [..., features]."""
+        params = {"kernel": self.param("kernel", nn.initializers.lecun_normal(), (channels, self.features)),
+                  "bias": self.param("bias", nn.initializers.zeros_init(), (self.features,))}
+        dense = nn.Dense(self.features, dtype=self.dtype, parent=None)
+        return lambda x: dense.apply({"params": params}, x)
+
+
+def some_at_a_time(function: Callable[[Array], Array], x: Array) -> Array:
+    """function(x), which treats each token of x [B, T, C] alone. CPUs take some tokens after the other where there are
+    many: what is made of them stays in the cache."""
+    (b, t, channels), count = x.shape, 2 ** max(0, math.floor(math.log2(x.size / 2**18)))
+    if count < 4 or t % count:
+        return function(x)
+
+    def loop(x: Array) -> Array:
+        y = jax.lax.map(function, jnp.moveaxis(x.reshape(b, count, -1, channels), 1, 0))
+        return jnp.moveaxis(y, 0, 1).reshape(x.shape)
+
+    return by_platform(x, default=function, cpu=loop)
+
+
 class Conv3x3(nn.Module):
     """3x3 convolution with torch's padding, explicit because XLA's SAME differs at stride 2. `enlarge`: of the picture
     with each pixel doubled."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.nn.layers import GroupNorm, LayerNorm, by_rows, by_squares, gelu, two_pass
+from sdjax.nn.layers import GroupNorm, LayerNorm, by_rows, by_squares, gelu, some_at_a_time, two_pass
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -62,3 +62,15 @@ def test_gelu_is_the_exact_one_rounded_once(dtype, limit):
     exact = np.array([0.5 * value * (1 + erf(value / 2**0.5)) for value in np.asarray(x, np.float64)])
     rounded = 0.51 * float(jnp.finfo(dtype).eps) * np.abs(exact) if dtype != "float32" else 0
     assert (np.abs(np.asarray(jax.jit(gelu)(x), np.float64) - exact) <= limit + rounded).all()
+
+
+def test_tokens_some_at_a_time_are_the_same():
+    """4 x 2**18 values go in four parts on a CPU, in one where they cannot be shared out, and on other backends."""
+    x = jax.random.normal(jax.random.key(0), (2, 2**13, 64))
+    function = lambda x: jnp.sin(x) @ jnp.eye(64, 128) @ jnp.ones((128, 64))
+    for given, loops in ((x, 1), (x[:, :-1], 0), (x[:, :16], 0)):
+        both = jax.jit(lambda x: some_at_a_time(function, x))
+        np.testing.assert_allclose(both(given), function(given), rtol=1e-5, atol=1e-5)
+        for platform, count in {"cpu": loops, "cuda": 0, "tpu": 0}.items():
+            program = jax.export.export(both, platforms=[platform])(given).mlir_module()
+            assert program.count("stablehlo.while") == count, (given.shape, platform)
