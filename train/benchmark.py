@@ -73,7 +73,7 @@ def main(options: Options) -> None:
     print("                    first step    each step    pictures/s")
     sides = {"sdjax": lambda: ours(options, config, params, batch)}
     sides |= {f"diffusers, {peer}": lambda peer=peer: theirs(diffusers, torch, unet, config, batch, options.dtype, peer)
-              for peer in sorted(options.peer, reverse=True)}  # what is compiled stays so
+              for peer in sorted(options.peer, reverse=True)}  # eager first: compiled, it stays so
     for name, make in sides.items():
         first, each, note = measure(make, options.steps)
         print(f"{name:<18} {first:9.2f} s  {each:9.3f} s  {options.batch_size / each:12.2f}{note}")

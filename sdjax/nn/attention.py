@@ -236,8 +236,8 @@ class TransformerBlock(nn.Module):
         x = x + attend("self")(LayerNorm(name="norm1")(x))
         x = x + attend("cross")(LayerNorm(name="norm2")(x), context)
         channels = x.shape[-1]
-        widen, narrow = (Dense(width * channels, self.dtype, name=name).of(before * channels)
-                         for before, width, name in ((1, 8, "ff_in"), (4, 1, "ff_out")))
+        widen = Dense(8 * channels, self.dtype, name="ff_in").of(channels)
+        narrow = Dense(channels, self.dtype, name="ff_out").of(4 * channels)
 
         def feed_forward(x: Array) -> Array:
             value, gate = jnp.split(widen(x), 2, axis=-1)

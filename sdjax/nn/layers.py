@@ -128,7 +128,7 @@ class Dense(nn.Module):
 def some_at_a_time(function: Callable[[Array], Array], x: Array) -> Array:
     """function(x), which treats each token of x [B, T, C] alone. CPUs take some tokens after the other where there are
     many: what is made of them stays in the cache."""
-    (b, t, channels), count = x.shape, 2 ** max(0, math.floor(math.log2(x.size / 2**18)))
+    (b, t, channels), count = x.shape, 2 ** max(0, (x.size // 2**18).bit_length() - 1)
     if count < 4 or t % count:
         return function(x)
 
