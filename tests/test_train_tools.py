@@ -109,7 +109,15 @@ def test_our_half_of_the_benchmark():
     assert 0 < each < first and re.fullmatch(r" +[\d,]+ GFLOP/s a device, \d+% of a matrix product's", note)
 
 
-def test_measure_is_the_median_after_two(monkeypatch):
+def test_measure_is_the_median_and_waits_for_the_step_before(monkeypatch):
     clock = iter(np.cumsum([0, 50, 0, 9, 0, 1, 0, 2, 0, 3]).tolist())
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    assert benchmark.measure(lambda: (lambda: None, lambda seconds: f"{seconds}"), 3) == (50, 2, "2.0")
+    events, number = [], iter("abcdefgh")
+
+    def step():
+        name = next(number)
+        events.append(name)
+        return lambda: events.append(name.upper())
+
+    assert benchmark.measure(lambda: (step, lambda seconds: f"{seconds}"), 3) == (50, 2, "2.0")
+    assert "".join(events) == "aAbcBdCeDfEF"
