@@ -111,20 +111,23 @@ def winograd(x: Array, kernel: Array) -> Array:
     product over the channels of all tiles.
     """
     (b, h, w, channels), padded = x.shape, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    kernel = after(x, kernel)
+    factors = jax.lax.sort(after(x, jnp.array([0.25, 0.5, 1.0], x.dtype)))  # else XLA puts `after` into all 16 kernels
 
     def transform(d: Array, axis: int) -> list[Array]:  # B^T d: of every second four along an axis
         d0, d1, d2, d3 = (jax.lax.slice_in_dim(d, i, i + x.shape[axis] - 1, 2, axis) for i in range(4))
         return [d0 - d2, d1 + d2, d2 - d1, d1 - d3]
 
-    def spread(g: Array) -> list[Array]:  # G g
-        return [g[0], 0.5 * (g[0] + g[1] + g[2]), 0.5 * (g[0] - g[1] + g[2]), g[2]]
+    def spread(g: Array) -> list[Array]:  # G g, but that G halves the two in the middle
+        return [g[0], g[0] + g[1] + g[2], g[0] - g[1] + g[2], g[2]]
 
     def gather(m: list[Array]) -> list[Array]:  # A^T m
         return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
-    products = [gather([d.reshape(-1, channels) @ g for d, g in zip(transform(row, 2), spread(weights), strict=True)])
-                for row, weights in zip(transform(padded, 1), spread(kernel), strict=True)]
+    products, middle = [], (1, 2)
+    for i, (row, weights) in enumerate(zip(transform(padded, 1), spread(kernel), strict=True)):
+        places = enumerate(zip(transform(row, 2), spread(weights), strict=True))
+        products.append(gather([d.reshape(-1, channels) @ (factors[2 - (i in middle) - (j in middle)] * g)
+                                for j, (d, g) in places]))
     columns = [gather([row[j] for row in products]) for j in range(2)]  # [j][i]: outputs of row i, column j of a tile
     shaped = [[columns[j][i].reshape(b, h // 2, w // 2, -1) for j in range(2)] for i in range(2)]
     return jnp.stack([jnp.stack(row, 3) for row in shaped], 2).reshape(b, h, w, -1)

@@ -39,18 +39,17 @@ OPERATIONS |= {name: third(i) for i, name in enumerate(SPLIT)}
 @lru_cache(maxsize=32)
 def param_shapes(config: TextConfig | VisionConfig | UNetConfig | VAEConfig) -> Params:
     """The module's parameter tree as jax.ShapeDtypeStructs; nothing is computed. Do not modify: it is cached."""
-    key, float32 = jax.random.key(0), jnp.float32
+    like = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
     if isinstance(config, TextConfig):
-        module, inputs = TextTower(config), [jnp.zeros((1, config.length), jnp.int32)]
+        module, inputs = TextTower(config), [like(1, config.length, dtype=jnp.int32)]
     elif isinstance(config, VisionConfig):
-        module, inputs = ImageTower(config), [jnp.zeros((1, config.size, config.size, 3), float32)]
+        module, inputs = ImageTower(config), [like(1, config.size, config.size, 3)]
     elif isinstance(config, VAEConfig):
-        module, inputs = VAE(config), [jnp.zeros((1, config.factor, config.factor, 3), float32)]
+        module, inputs = VAE(config), [like(1, config.factor, config.factor, 3)]
     else:
-        side = config.factor
-        x, context = jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1, 1, config.context_dim))
-        module, inputs = UNet(config), [x, jnp.zeros(1), context]
-    return jax.eval_shape(module.init, key, *inputs)["params"]
+        x = like(1, config.factor, config.factor, config.in_channels)
+        module, inputs = UNet(config), [x, like(1), like(1, 1, config.context_dim)]
+    return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)["params"]
 
 
 def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Any, layout: str = "diffusers",
@@ -77,7 +76,7 @@ def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], ex
         elif not np.isfinite(value).all():
             problems[name] = f"not finite  {name}: has NaN or infinite values"
         else:
-            found[row.path] = jnp.asarray(to_ours(value))
+            found[row.path] = placed(to_ours(value))
         drop_pages(value)
     for name in sorted(set(tensors) - {file_name(row, layout)[0] for row in rows}):
         if not is_harmless(name, layout, text_layers):
@@ -86,6 +85,11 @@ def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], ex
         raise SdjaxError(f"{source}: {len(problems)} tensors do not fit the config:\n  "
                          + "\n  ".join(problems.values()))
     return unflatten_dict(found)
+
+
+def placed(value: np.ndarray) -> jax.Array:
+    """A copy on the device. `jnp.asarray` would compile a program for every shape."""
+    return jax.device_put(value.copy() if value.flags.c_contiguous else value)  # else it may stay a view of the file
 
 
 def drop_pages(value: np.ndarray) -> None:
