@@ -23,8 +23,9 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)),
         return jax.lax.platform_dependent(x, kernel, cpu=partial(in_bands, before=before), default=whole)
     whole, deep = (partial(way, stride=stride, padding=padding) for way in (direct, with_depth))
     (b, h, w, channels), cpu = x.shape, whole
-    if stride == 1 and padding == ((1, 1), (1, 1)) and kernel.shape[-1] >= 64:
-        if channels >= 256 and x.dtype == jnp.float32 and h % 2 == w % 2 == 0 and 16**2 <= h * w <= 128**2:
+    if stride == 1 and padding == ((1, 1), (1, 1)):
+        wide = channels >= 256 and kernel.shape[-1] >= 64 and x.dtype == jnp.float32
+        if wide and h % 2 == w % 2 == 0 and 16**2 <= h * w <= 128**2:
             cpu = winograd
         elif channels >= 512 and 5 * h * w <= channels:
             cpu = as_product

@@ -55,10 +55,10 @@ def test_each_way_is_the_sum(way, prepare, shape, features):
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 512), (2, 2, 3, 512), (1, 8, 9, 4), (1, 4, 4, 512), (2, 16, 18, 256)])
 @pytest.mark.parametrize("function, plain", [(convolve, direct), (
-    lambda x, kernel: convolve_enlarged(x, kernel, BIAS[:8]),
-    lambda x, kernel: direct(upsample_nearest(x), kernel) + BIAS[:8])])
+    lambda x, kernel: convolve_enlarged(x, kernel, BIAS),
+    lambda x, kernel: direct(upsample_nearest(x), kernel) + BIAS)])
 def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape):
-    x, kernel = draw(*shape), draw(3, 3, shape[3], 8, seed=1)
+    x, kernel = draw(*shape), draw(3, 3, shape[3], 64, seed=1)
     weight = draw(*plain(x, kernel).shape, seed=2)
     both = lambda way: jax.jit(jax.value_and_grad(lambda x, kernel: (way(x, kernel) * weight).sum(), (0, 1)))(x, kernel)
     (value, found), (wanted, gradients) = both(function), both(plain)
@@ -74,11 +74,11 @@ def test_depth_takes_strides_and_padding(padding):
 
 
 def test_which_way_is_taken_where():
-    products = lambda *args: text(*args).count("stablehlo.dot_general")
+    products = lambda *args, **kwargs: text(*args, **kwargs).count("stablehlo.dot_general")
     convolutions = lambda *args: text(*args).count("stablehlo.convolution")
 
-    def text(platform, function, *shape):
-        sides = [shape, (3, 3, shape[3], 8), (8,)][:2 + (function is convolve_enlarged)]
+    def text(platform, function, *shape, features=64):
+        sides = [shape, (3, 3, shape[3], features), (features,)][:2 + (function is convolve_enlarged)]
         shapes = [jax.ShapeDtypeStruct(side, jnp.float32) for side in sides]
         return export.export(jax.jit(function), platforms=[platform])(*shapes).mlir_module()
 
@@ -89,6 +89,7 @@ def test_which_way_is_taken_where():
     assert convolutions("cpu", convolve_enlarged, 1, 64, 64, 16) == 4
     assert convolutions("cpu", convolve, 1, 256, 256, 320) == convolutions("tpu", convolve, 1, 64, 64, 320) == 1
     assert products("cpu", convolve, 1, 64, 64, 320) == 16 and convolutions("cpu", convolve, 1, 64, 64, 320) == 0
+    assert products("cpu", convolve, 1, 64, 64, 320, features=4) == 0
     deep = lambda *args: "[b, 0, 1, 2, f]" in text(*args)
     assert deep("tpu", convolve, 2, 64, 64, 320) and not deep("tpu", convolve, 8, 64, 64, 320)
     assert not deep("cuda", convolve, 2, 64, 64, 320) and not deep("cpu", convolve, 2, 64, 64, 320)
