@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax.config import TextConfig, VisionConfig
@@ -20,7 +19,7 @@ from sdjax.nn.layers import ACTIVATIONS
 from sdjax.text import load_tokenizer
 from sdjax.types import Params
 from sdjax.weights.configs import Fields, read_json, read_text
-from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
+from sdjax.weights.convert import from_file_tensors, param_shapes, placed, to_file_tensors
 from sdjax.weights.folder import TRANSFORMERS, read_weights
 from sdjax.weights.names import make_rows
 
@@ -79,8 +78,8 @@ def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
     tensors = {name: value for name, value in read_weights(folder, TRANSFORMERS, "vision").items()
                if not name.startswith("text_model.")}
     try:
-        head = {"text_projection": jnp.asarray(tensors.pop("text_projection.weight").T),
-                "logit_scale": jnp.asarray(tensors.pop("logit_scale"))}
+        head = {"text_projection": placed(tensors.pop("text_projection.weight").T),
+                "logit_scale": placed(tensors.pop("logit_scale"))}
     except KeyError as error:
         raise SdjaxError(f"{folder / 'model.safetensors'}: has no tensor {error}") from None
     if head["text_projection"].shape[1:] != (config.projection,) or head["logit_scale"].shape != ():

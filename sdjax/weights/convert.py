@@ -49,6 +49,10 @@ def param_shapes(config: TextConfig | VisionConfig | UNetConfig | VAEConfig) -> 
     else:
         x = like(1, config.factor, config.factor, config.in_channels)
         module, inputs = UNet(config), [x, like(1), like(1, 1, config.context_dim)]
+    return module_shapes(module, *inputs)
+
+
+def module_shapes(module: Any, *inputs: jax.ShapeDtypeStruct) -> Params:
     return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)["params"]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sdjax.nn.lpips import DEPTHS, LPIPS, VGG16
 from sdjax.types import Params
-from sdjax.weights.convert import from_file_tensors
+from sdjax.weights.convert import from_file_tensors, module_shapes
 from sdjax.weights.names import Row
 from sdjax.weights.tensors import read_tensors
 
@@ -28,8 +28,8 @@ def lpips_rows() -> list[Row]:
 
 def read_lpips(vgg: str | Path, heads: str | Path, widths: tuple[int, ...] = VGG16) -> Params:
     """Parameters of nn.lpips.LPIPS as float32. SdjaxError that names the file and what does not fit in it."""
-    pixels = jnp.zeros((1, 16, 16, 3))
-    expected, params = jax.eval_shape(LPIPS(widths).init, jax.random.key(0), pixels, pixels)["params"], {}
+    pixels = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    expected, params = module_shapes(LPIPS(widths), pixels, pixels), {}
     for path, prefix in ((vgg, "features."), (heads, "lin")):
         rows = [row for row in lpips_rows() if row.diffusers.startswith(prefix)]
         tensors = {name: value for name, value in read_tensors(path).items() if not name.startswith("classifier.")}

@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from sdjax.config import EMOJI, EMOJI_VISION, SD15, SD21, VisionConfig
 from sdjax.errors import SdjaxError
-from sdjax.weights.convert import OPERATIONS, SPLIT, from_file_tensors, param_shapes, to_file_tensors
+from sdjax.weights.convert import OPERATIONS, SPLIT, from_file_tensors, param_shapes, placed, to_file_tensors
 from sdjax.weights.names import current_name, ema_name, make_rows
 from tests.narrow import NARROW, NARROW_V2, NARROW_VISION, random_params
 
@@ -136,3 +136,13 @@ def test_harmless_extras_and_old_names():
 
 def test_the_image_towers_norm_is_misspelt_as_in_transformers():
     assert "vision_model.pre_layrnorm.weight" in [row.diffusers for row in make_rows(EMOJI_VISION)]
+
+
+def test_placed_arrays_are_copies_and_compile_nothing(caplog):
+    raw = np.zeros(64 + 4 * 31 * 41, np.uint8)
+    aligned = raw[-raw.ctypes.data % 64:][: 4 * 31 * 41].view(np.float32).reshape(31, 41)  # JAX would keep a view of it
+    with jax.log_compiles():
+        arrays = [placed(aligned), placed(aligned.T)]
+    assert "Compiling" not in caplog.text
+    aligned += 1
+    assert [array.shape for array in arrays] == [(31, 41), (41, 31)] and not any(np.asarray(a).any() for a in arrays)
