@@ -27,10 +27,10 @@ def pixels_to_pil(pixels) -> list[Image.Image]:
     return [Image.fromarray(p) for p in np.round(np.clip(127.5 * (pixels + 1.0), 0, 255)).astype(np.uint8)]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
     """Any picture as RGB, by these rules:
 
-    turned as its EXIF says, if that can be read; transparency laid on white; of several frames or pages the current
+    turned as its EXIF says, if that can be read; transparency laid on `under`; of several frames or pages the current
     one, which is the first in a file just opened; palettes, greys, CMYK, YCbCr, Lab and HSV as Pillow converts them
     (an embedded colour profile is not applied); whole numbers of more than 8 bits are taken for 16 and lose the lower
     8; floating point is taken for 0 .. 1 if nothing in it is larger than 1, else for 0 .. 255.
@@ -50,7 +50,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
     return image.convert("RGB")
 
 
@@ -113,11 +113,11 @@ def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
     """Masks, white = repaint -> float32 0 or 1 [Q, H, W, 1], resized to `size` = (H, W), the nearest pixel counting.
 
     `mask`: a PIL image, a list of them, or an array [H, W] or [Q, H, W], with or without a last axis of 1, of bools,
-    numbers from 0 to 1, or uint8. Half and more is white.
+    numbers from 0 to 1, or uint8. Half and more is white; what is transparent is not.
     """
     masks = mask if isinstance(mask, (list, tuple)) else [mask]
     if masks and all(isinstance(m, Image.Image) for m in masks):
-        arrays = [np.asarray(ImageOps.exif_transpose(m).convert("L"), np.float32)[None] / 255 for m in masks]
+        arrays = [np.asarray(to_rgb(m, "black").convert("L"), np.float32)[None] / 255 for m in masks]
     elif hasattr(mask, "shape") and hasattr(mask, "dtype"):
         array = np.asarray(mask)
         array = array[..., 0] if array.ndim > 2 and array.shape[-1] == 1 else array
@@ -144,9 +144,14 @@ def feather_masks(masks: np.ndarray, feather: float) -> np.ndarray:
     """
     if not feather:
         return masks
-    blur = ImageFilter.BoxBlur(feather)
-    soft = [np.asarray(Image.fromarray(np.uint8(255 * m[..., 0])).filter(blur), np.float32) / 255 for m in masks]
-    return masks * np.clip(2.0 * np.stack(soft)[..., None] - 1.0, 0.0, 1.0)
+    soft = []
+    for mask in masks[..., 0]:
+        left, depth = Image.fromarray(np.uint8(mask)), np.zeros_like(mask)  # rows and columns to the nearest zero
+        while np.any(left) and depth.max() < feather + 0.5:
+            depth += left
+            left = left.filter(ImageFilter.MinFilter(3))
+        soft.append(np.clip((depth - 0.5) / feather, 0.0, 1.0) if not mask.all() else mask)
+    return np.stack(soft)[..., None]
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:

@@ -59,9 +59,10 @@ MASK[3:11, 5:16] = True
 @pytest.mark.parametrize("mask", [
     MASK, MASK[..., None], MASK[None], MASK[None, ..., None].astype(np.float32), np.uint8(MASK) * 255, 0.4 * MASK + 0.2,
     Image.fromarray(MASK), Image.fromarray(np.uint8(MASK) * 200), [Image.fromarray(MASK).convert("RGBA")],
+    Image.merge("LA", [Image.new("L", (16, 16), 255), Image.fromarray(np.uint8(MASK) * 255)]),
     MASK.repeat(3, 0).repeat(5, 1), Image.fromarray(np.uint8(MASK) * 128).resize((160, 48), 0)])
 def test_masks(mask):
-    """White, or half and more, is 1; resized by the nearest pixel."""
+    """White, or half and more, is 1, and nothing that is transparent; resized by the nearest pixel."""
     found = read_masks(mask, (16, 16))
     assert found.shape == (1, 16, 16, 1) and found.dtype == np.float32
     np.testing.assert_array_equal(found[0, ..., 0], MASK)
@@ -73,5 +74,16 @@ def test_feathering_stays_inside():
     np.testing.assert_array_equal(feather_masks(mask, 0), mask)
     soft = feather_masks(mask, 4)[0, ..., 0]
     assert (soft[mask[0, ..., 0] == 0] == 0).all() and soft.max() == 1
-    np.testing.assert_allclose(soft[20, 4:9], [1 / 9, 3 / 9, 5 / 9, 7 / 9, 1], atol=0.01)
-    np.testing.assert_allclose(soft[31, 10], 1, atol=0.01), "the picture's own edge is no border"
+    np.testing.assert_allclose(soft[20, 4:9], [1 / 8, 3 / 8, 5 / 8, 7 / 8, 1])
+    assert soft[31, 10] == 1, "the picture's own edge is no border"
+    assert (feather_masks(np.ones((1, 8, 8, 1), np.float32), 3) == 1).all()
+
+
+def test_feathering_leaves_small_holes():
+    """What is narrower than twice the feather is painted all the same, most where it is deepest."""
+    mask = np.zeros((2, 32, 32, 1), np.float32)
+    mask[0, 10:22, 10:22] = mask[1, :, 4:8] = 1
+    soft = feather_masks(mask, 8)[..., 0]
+    np.testing.assert_allclose(soft[0, 16, 10:22] * 16, [1, 3, 5, 7, 9, 11, 11, 9, 7, 5, 3, 1])
+    np.testing.assert_allclose(soft[1, 0, 3:9] * 16, [0, 1, 3, 3, 1, 0])
+    np.testing.assert_allclose(feather_masks(mask, 1e10)[..., 0] * 1e10, soft * 8, rtol=1e-6)

@@ -6,6 +6,7 @@ modes become RGB. Of animations and of files with several pages the first pictur
 
 import errno
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,9 +45,9 @@ def open_file(path: Path) -> BinaryIO:
         raise Unreadable(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
 
 
-def decode(opened: BinaryIO | Image.Image) -> Image.Image:
-    """An open file, or a Pillow image of any mode -> RGB. Raises Unreadable."""
-    return _read(opened, to_rgb)
+def decode(opened: BinaryIO | Image.Image, under: str = "white") -> Image.Image:
+    """An open file, or a Pillow image of any mode -> RGB, transparency laid on `under`. Raises Unreadable."""
+    return _read(opened, partial(to_rgb, under=under))
 
 
 def measure(opened: BinaryIO | Image.Image) -> tuple[int, int]:
