@@ -30,7 +30,7 @@ from sdjax.types import Array
 SYNTAXES = ("a1111", "plain")
 LIMIT = 1000.0  # weights beyond are cut to it: float32 has to hold their products
 
-TOKEN = re.compile(r"""\\(?P<escaped>[\\()\[\]]?) | :(?P<weight>[+-]?[.0-9]+)\) | (?P<bracket>[()\[\]])
+TOKEN = re.compile(r"""\\(?P<escaped>[\\()\[\]]?) | :\s*(?P<weight>[+-]?[.0-9]+)\s*\) | (?P<bracket>[()\[\]])
                        | (?P<text>[^\\()\[\]:]+ | :)""", re.X)
 BREAK, AND = re.compile(r"\bBREAK\b"), re.compile(r"\bAND\b")
 MIX = re.compile(r":\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*$")
@@ -91,7 +91,7 @@ def parse(prompt: str) -> tuple[list[Piece], list[str]]:
                 close("(", float(found))
             except ValueError:
                 notes.append(f"{found} is not a number; it is read as text")
-                pieces.append([f":{found}", 1.0])
+                pieces.append([match[0][:-1], 1.0])
                 close("(", FACTOR["("])
         elif kind == "text":
             for i, text in enumerate(BREAK.split(found)):
