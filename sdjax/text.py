@@ -7,9 +7,10 @@ no text is unknown. transformers is imported only inside functions: it costs sec
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,8 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
 
 def as_list(prompts: str | Sequence[str]) -> list[str]:
     """One prompt or several. SdjaxError on what is no string, or holds half of a surrogate pair."""
+    if not isinstance(prompts, Iterable):
+        raise SdjaxError(f"prompts is {type(prompts).__name__}: a string or a list of strings")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
@@ -138,19 +141,24 @@ def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: in
 
 
 def write_tokenizer(tokenizer, config: TextConfig, folder: str | Path) -> None:
-    """Writes `tokenizer` (a CLIPTokenizer) as vocab.json, merges.txt and the two small files beside them."""
+    """Writes `tokenizer` (a CLIPTokenizer) as vocab.json, merges.txt and two small files, in which are the words that
+    were added to it, as by textual inversion."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     pad = next((token for token, i in model["vocab"].items() if i == config.pad_token), EOS)
-    write_tokenizer_files(folder, model["vocab"], merges, pad, config.length)
+    added = {str(i): token for i, token in tokenizer.added_tokens_decoder.items() if i >= len(model["vocab"])}
+    write_tokenizer_files(folder, model["vocab"], merges, pad, config.length, added)
 
 
-def write_tokenizer_files(folder: str | Path, vocabulary: dict[str, int], merges: list[str], pad: str, length: int):
+def write_tokenizer_files(folder: str | Path, vocabulary: dict[str, int], merges: list[str], pad: str, length: int,
+                          added: Mapping[str, Any] | None = None):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
     config = {**special, "add_prefix_space": False, "do_lower_case": True, "errors": "replace",
               "model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
+    if added:
+        config["added_tokens_decoder"] = {i: token.__getstate__() for i, token in added.items()}
     vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     write = lambda name, text: (folder / name).write_text(text, encoding="utf-8")
     write("vocab.json", json.dumps(vocabulary, ensure_ascii=False))

@@ -101,6 +101,16 @@ def test_a_written_tokenizer_is_the_same(folder, tmp_path):
     assert (tokenize(again, CONFIG, STRANGE) == tokenize(tokenizer, CONFIG, STRANGE)).all()
 
 
+def test_added_words_are_kept(folder, tmp_path):
+    """Those of diffusers' textual inversion."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<cat-toy>", "<cat-toy>_1"])
+    write_tokenizer(tokenizer, CONFIG, tmp_path)
+    again = load_tokenizer(tmp_path)
+    ids = tokenize(again, CONFIG, prompt := "a <cat-toy> <cat-toy>_1")
+    assert ids[0, 2:4].tolist() == [SIZE, SIZE + 1] and (ids == tokenize(tokenizer, CONFIG, prompt)).all()
+
+
 def test_refusals(folder, tmp_path):
     with pytest.raises(SdjaxError, match="size 513"):
         train_bpe(captions(), 513, tmp_path)
@@ -110,6 +120,8 @@ def test_refusals(folder, tmp_path):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(SdjaxError, match=r"prompts\[1\]"):
         tokenize(load_tokenizer(folder), CONFIG, ["a", 3])
+    with pytest.raises(SdjaxError, match="prompts is NoneType: a string or a list of strings"):
+        tokenize(load_tokenizer(folder), CONFIG, None)
 
 
 def test_the_bundled_clip_vocabulary(tmp_path):
