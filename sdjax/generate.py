@@ -150,4 +150,7 @@ def read(config: Config, image, options: Options) -> tuple[Options, np.ndarray]:
     check_size(config, options)
     pictures = read_images(image, options.height, options.width, factor * config.unet.factor, channels)
     height, width = (side * (1 if pictures.shape[3] == 3 else factor) for side in pictures.shape[1:3])
+    for name, asked, side in (("height", options.height, height), ("width", options.width, width)):
+        if asked not in (None, side):
+            raise SdjaxError(f"{name} {asked}: the latents of image {np.shape(image)} are of {side} pixels")
     return replace(options, height=height, width=width), pictures

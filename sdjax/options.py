@@ -13,6 +13,7 @@ from sdjax.config import Config
 from sdjax.errors import SdjaxError
 
 OUTPUTS = ("pil", "pixels", "latents", "trajectory")
+MOST_IMAGES = 2**20  # of a prompt in one call: their prompts and seeds are listed before the first is drawn
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def check(config: Config, prompt: str | Sequence[str], options: Options, picture
         raise SdjaxError(f"prompt: {len(prompts)} prompts for {pictures} images, one or {pictures} expected")
     if not isinstance(options.negative_prompt, str):
         raise SdjaxError(f"negative_prompt {options.negative_prompt!r}: a string")
-    if not whole(options.num_images, 1):
-        raise SdjaxError(f"num_images {options.num_images!r}: a whole number from 1 on")
+    if not whole(options.num_images, 1, MOST_IMAGES):
+        raise SdjaxError(f"num_images {options.num_images!r}: a whole number from 1 to {MOST_IMAGES}")
     prompts = prompts * (pictures if len(prompts) == 1 else 1)
     prompts = [p for p in prompts for _ in range(options.num_images)]
     count = len(prompts)
@@ -153,6 +154,8 @@ def check(config: Config, prompt: str | Sequence[str], options: Options, picture
     if options.latents is not None and np.shape(options.latents) != (count, *shape):
         raise SdjaxError(f"latents of shape {np.shape(options.latents)}: {(count, *shape)} for {count} images of "
                          "this size")
+    if options.latents is not None and np.asarray(options.latents).dtype.kind not in "fiuV":  # V is bfloat16
+        raise SdjaxError(f"latents are {np.asarray(options.latents).dtype}: numbers expected")
     seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
     return Request(prompts, options.negative_prompt, seeds, shape, guidance_scales(config, options), options)
 
@@ -172,7 +175,7 @@ def guidance_scales(config: Config, options: Options) -> np.ndarray:
     if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2
                                      and all(number(s, 0) for s in interval) and interval[0] <= interval[1]):
         raise SdjaxError(f"guidance_interval {interval!r}: two sigmas (low, high), 0 <= low <= high, or None")
-    if not whole(steps, 1):
+    if not whole(steps, 1, config.schedule.timesteps):
         raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {config.schedule.timesteps}")
     if scale is None:
         scale = config.guidance_scale
@@ -182,6 +185,7 @@ def guidance_scales(config: Config, options: Options) -> np.ndarray:
         values = list(scale)
     else:
         values = [scale] * steps
+    values = [value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value for value in values]
     if len(values) != steps:
         raise SdjaxError(f"guidance_scale of {len(values)} numbers: one, or one for each of {steps} steps")
     for value in values:

@@ -122,14 +122,14 @@ def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = Non
     diffusers counts them: noised to the level of the first of those, and denoised from there.
     SdjaxError: unknown names, steps outside 1 .. N, eta outside [0, 1], and what the sampler does not take.
     """
-    if name not in samplers:
+    if not isinstance(name, str) or name not in samplers:
         raise SdjaxError(f"sampler {name!r}: unknown, one of {', '.join(samplers)}")
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
     if not whole or not 1 <= steps <= schedule.timesteps:
         raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {schedule.timesteps}")
     if eta is not None and not (isinstance(eta, (int, float, np.number)) and 0.0 <= eta <= 1.0):
         raise SdjaxError(f"eta {eta!r}: a number from 0 to 1")
-    if sigmas not in SIGMAS:
+    if not isinstance(sigmas, str) or sigmas not in SIGMAS:
         raise SdjaxError(f"sigmas {sigmas!r}: one of {', '.join(SIGMAS)}")
     sampler = samplers[name]
     takers = lambda takes: ", ".join(s.name for s in samplers.values() if takes(s))
@@ -139,7 +139,7 @@ def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = Non
     if sigmas == "karras" and not sampler.karras:
         raise SdjaxError(f"sigmas 'karras': not for sampler {name}, it must be 'default' "
                          f"(karras is for {takers(lambda s: s.karras)})")
-    if spacing is not None and (spacing not in sampler.spacings or sigmas == "karras"):
+    if spacing is not None and (not isinstance(spacing, str) or spacing not in sampler.spacings or sigmas == "karras"):
         takes = "none with karras sigmas" if sigmas == "karras" else f"one of {', '.join(sampler.spacings)}"
         raise SdjaxError(f"spacing {spacing!r}: sampler {name} takes {takes}")
     if schedule.ends_in_noise and (sigmas == "karras" or not sampler.infinite):

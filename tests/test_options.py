@@ -4,6 +4,7 @@ import inspect
 import re
 from dataclasses import fields
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,8 +25,11 @@ SHARED = [  # refused by every task
     ({"prompt": None}, "prompt None: a string or a list"),
     ({"negative_prompt": None}, "negative_prompt None: a string"),
     ({"steps": 0}, "steps 0: a whole number from 1"), ({"steps": 1001}, "steps 1001: a whole number from 1 to 1000"),
+    ({"steps": 10**20}, "steps 100000000000000000000: a whole number from 1 to 1000"),
     ({"steps": 2.0}, "steps 2.0: a whole number"), ({"steps": "20"}, "steps '20': a whole number"),
     ({"sampler": "eular"}, "sampler 'eular': unknown, one of ddim, plms, ddpm"),
+    ({"sampler": ["ddim"]}, "sampler ['ddim']: unknown"), ({"sigmas": ["karras"]}, "sigmas ['karras']: one of"),
+    ({"spacing": ["leading"]}, "spacing ['leading']: sampler ddim takes one of"),
     ({"sampler": "plms", "eta": 1.0}, "eta 1.0: sampler plms takes none, it must be 0"),
     ({"eta": 1.5}, "eta 1.5: a number from 0 to 1"), ({"sigmas": "karras"}, "must be 'default' (karras is for euler"),
     ({"sigmas": "Karras"}, "sigmas 'Karras': one of default, karras"),
@@ -46,10 +50,12 @@ SHARED = [  # refused by every task
     ({"variation_seed": -1}, "variation_seed -1: a whole number from 0 to 4294967295"),
     ({"seed": -1}, "seed -1: a whole number from 0 to 4294967295"), ({"seed": 1.5}, "seed 1.5: a whole number"),
     ({"seed": 2**32 - 1, "num_images": 2}, "seed 4294967295: a whole number from 0 to 4294967294 for 2 images"),
-    ({"num_images": 0}, "num_images 0: a whole number from 1 on"), ({"num_images": True}, "num_images True: a whole"),
+    ({"num_images": 2**31}, "num_images 2147483648: a whole number from 1 to 1048576"),
+    ({"num_images": 0}, "num_images 0: a whole number from 1"), ({"num_images": True}, "num_images True: a whole"),
     ({"output": "jpg"}, "output 'jpg': one of pil, pixels, latents, trajectory"),
     ({"latents": np.zeros((1, 4, 4, 4))}, "latents of shape (1, 4, 4, 4): (1, "),
     ({"latents": 3}, "latents of shape (): "),
+    ({"latents": "noise"}, "latents of shape (): "),
     ({"clip_skip": 9}, "clip_skip 9: a whole number from 1"), ({"syntax": "yaml"}, "'yaml'"),
     ({"stepz": 20}, "got an unexpected keyword argument 'stepz'; it takes sd, prompt"),
 ]
@@ -72,6 +78,7 @@ OWN = [
     ("img2img", {"image": PIXELS[..., 0]}, "image of shape (16, 16): [H, W, 3] or [B, H, W, 3] expected"),
     ("img2img", {"image": PIXELS[:15]}, "image of shape (15, 16, 3): 12 x 16 pixels expected, arrays are not resized"),
     ("img2img", {"image": PIXELS, "height": 24}, "24 x 16 pixels expected"),
+    ("img2img", {"image": np.zeros((1, 8, 8, 4), np.float32), "width": 24}, "width 24: the latents of image (1, 8, 8,"),
     ("img2img", {"image": Image.new("RGB", (3, 99))}, "image of 3 x 99 pixels: at least 4 x 4 needed"),
     ("img2img", {"image": [Image.new("RGB", (16, 16)), Image.new("RGB", (8, 8))]}, "differ in size, give height and"),
     ("img2img", {"image": np.stack([PIXELS] * 3), "prompt": ["a", "b"]}, "2 prompts for 3 images, one or 3 expected"),
@@ -125,6 +132,8 @@ def test_guidance_scales():
     scales = lambda scale: guidance_scales(CONFIG, Options(steps=3, guidance_scale=scale)).tolist()
     assert scales(2) == [2, 2, 2] and scales([1, 2, 3]) == scales(np.arange(1, 4)) == [1, 2, 3]
     assert scales(lambda step: 10 - step) == [10, 9, 8] and scales(None) == [4, 4, 4]
+    assert scales(jnp.arange(1, 4)) == scales(lambda step: jnp.float32(step + 1)) == [1, 2, 3]
+    assert scales(jnp.float32(2)) == [2, 2, 2]
     assert [sdjax.config.PRESETS[name].guidance_scale for name in ("sd15", "sd21-base", "sd21")] == [7.5, 9.0, 9.0]
 
 
