@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sdjax.cli import prefixed, run
+from sdjax.cli import flags_of, prefixed, run
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ def main(options: Options) -> None:
 
     with prefixed("--model: "):
         sd = sdjax.load(options.model, dtype=options.dtype)
-    sdjax.save_program(sd, options.out, options.steps, options.num_images, options.height, options.width,
-                       options.platforms)
+    with flags_of(("steps", "num_images", "height", "width", "platforms")):
+        sdjax.save_program(sd, options.out, options.steps, options.num_images, options.height, options.width,
+                           options.platforms)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB for {', '.join(options.platforms)}")
 
 

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -98,6 +98,16 @@ def prefixed(prefix: str) -> Iterator[None]:
         yield
     except SdjaxError as error:
         raise SdjaxError(f"{prefix}{error}") from None
+
+
+@contextlib.contextmanager
+def flags_of(names: Iterable[str]) -> Iterator[None]:
+    """What is refused in here by an argument's name says the flag's."""
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    try:
+        yield
+    except SdjaxError as error:
+        raise SdjaxError(re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), str(error))) from None
 
 
 def check_folder(folder: str | Path) -> None:

@@ -225,10 +225,13 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
         log.warning("%s: is written without the embeddings %s", path, ", ".join(sd.embeddings))
     if suffix == ".ckpt":
         raise SdjaxError(f"{path}: .ckpt files are only read; give a name in .safetensors or a folder's")
-    if suffix == ".safetensors":
-        write_single(path, sd.config, sd.params)
-    else:
-        write_folder(path, sd.config, sd.params, sd.tokenizer)
+    try:
+        if suffix == ".safetensors":
+            write_single(path, sd.config, sd.params)
+        else:
+            write_folder(path, sd.config, sd.params, sd.tokenizer)
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:

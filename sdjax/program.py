@@ -9,6 +9,8 @@ two, see `sampler.plan`). The parameters are an argument: one file serves every 
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -74,13 +76,24 @@ def save_program(sd: StableDiffusion, path: str | Path, steps: int = 50, num_ima
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
     refuse_inpainting(sd.config)
     request = check(sd.config, "", Options(steps=steps, num_images=num_images, height=height, width=width))
+    path = Path(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            (Path(scratch) / "new").write_bytes(program_bytes(sd, request, platforms))
+            os.replace(Path(scratch) / "new", path)
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str]) -> bytes:
+    """A program file: what it was made with, then the program of each platform."""
     parts, rows = export_program(sd, request, platforms)
     bodies = {platform: exported.serialize() for platform, exported in parts.items()}
     height, width = (side * sd.config.vae.factor for side in request.shape[:2])
-    settings = {"model": sd.config.name, "dtype": sd.dtype.name, "num_images": num_images, "height": height,
-                "width": width, "rows": rows, "steps": steps, "jax": jax.__version__,
+    settings = {"model": sd.config.name, "dtype": sd.dtype.name, "num_images": request.count, "height": height,
+                "width": width, "rows": rows, "steps": request.options.steps, "jax": jax.__version__,
                 "bytes": {platform: len(body) for platform, body in bodies.items()}}
-    Path(path).write_bytes(b"".join([MAGIC, json.dumps(settings).encode(), b"\n", *bodies.values()]))
+    return b"".join([MAGIC, json.dumps(settings).encode(), b"\n", *bodies.values()])
 
 
 def export_program(sd: StableDiffusion, request: Request,

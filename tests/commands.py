@@ -15,4 +15,4 @@ TRAIN = {"--model": "model", "--data": "pictures", "--out": "refused", "--batch-
 
 def arguments(name, defaults, changes):
     pairs = [(flag, str(value)) for flag, value in (defaults | changes).items() if value is not None]
-    return [*(["a red apple"] if name.startswith("sample") else []), *[word for pair in pairs for word in pair]]
+    return [*(["a red apple"] if name.endswith("generate.py") else []), *[word for pair in pairs for word in pair]]

@@ -64,9 +64,19 @@ def test_refusals(path, tmp_path):
         (lambda: load_program(tmp_path / "cut.sdjax"), "not a program"),
         (lambda: load_program(tmp_path / "tpu.sdjax"), "for tpu, not for cpu"),
         (lambda: save_program(tiny(), path, platforms=["abacus"]), "platforms abacus"),
+        (lambda: save_program(tiny(), tmp_path / "no" / "a.sdjax"), r"a\.sdjax: cannot be written"),
     ]:
         with pytest.raises(SdjaxError, match=match):
             call()
+
+
+def test_a_program_is_written_whole_or_not_at_all(path, tmp_path, monkeypatch):
+    made = tmp_path / "made.sdjax"
+    made.write_bytes(path.read_bytes())
+    monkeypatch.setattr(program, "export_program", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_program(tiny(), made)
+    assert made.read_bytes() == path.read_bytes() and [*tmp_path.iterdir()] == [made]
 
 
 def test_the_script(place, tmp_path, capsys):

@@ -97,6 +97,9 @@ REFUSED = [
         ({"--vgg": "file", "--lpips": "file", "--size": 16}, "file: "), ({"--crop": "left"}, "--crop left"),
         ({"--dtype": "int8"}, "--dtype int8"), ({"--max-bad": 2}, "--max-bad 2")]],
     *[("train/train_clip.py", TRAIN, *case) for case in ANY_TRAIN],
+    *[("sample/compile.py", {"--model": "model", "--out": "a.sdjax"}, *case) for case in [
+        ({"--num-images": 0}, "--num-images 0: a whole number from 1"), ({"--height": 0}, "--height 0: "),
+        ({"--platforms": "abacus"}, "--platforms abacus: some of cpu"), ({"--out": "no/a"}, "no/a: cannot be")]],
 ]
 
 

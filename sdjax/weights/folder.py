@@ -105,6 +105,11 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
         write_tokenizer(tokenizer, config.text, new / "tokenizer")
         if path.exists():
             os.replace(path, old)
-        os.replace(new, path)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

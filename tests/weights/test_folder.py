@@ -1,7 +1,9 @@
 """Folders as they come: .bin, variants, shards, old names; what save(dtype=...) writes."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +171,18 @@ def test_a_published_folder_shrunk(config, like, tokenizer, tmp_path):
     sd = sdjax.load(tmp_path / "a")
     assert sd.config == replace(config, name="a") and same(sd.params, params)
     assert (sdjax.tokenize(sd, "a red apple")[0, 5:] == config.text.pad_token).all()
+
+
+def test_a_model_that_cannot_be_replaced_stays(tokenizer, tmp_path, monkeypatch):
+    sd = sdjax.StableDiffusion(NARROW, random_model_params(NARROW), tokenizer)
+    sdjax.save(sd, tmp_path / "model")
+    move = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: move(a, b) if Path(a).name != "new" else move("nowhere", b))
+    with pytest.raises(SdjaxError, match="model: cannot be written"):
+        sdjax.save(sd, tmp_path / "model")
+    assert same(sdjax.load(tmp_path / "model").params, sd.params) and len([*tmp_path.iterdir()]) == 1
+    with pytest.raises(SdjaxError, match="cannot be written"):
+        sdjax.save(sd, "/proc/nothing/model")
 
 
 # ---- save(dtype=...)
