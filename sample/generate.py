@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sdjax.cli import Progress, check_folder, prefixed, return_memory, run
+from sdjax.cli import Progress, check_folder, flags_of, prefixed, return_memory, run
 from sdjax.errors import SdjaxError
 from sdjax.sample_options import NAMES, Options, check_options, settings_of_picture
 
@@ -92,7 +92,7 @@ class Task:
     def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
         from sdjax.parameters import describe
 
-        others = ("init_image", "mask", "embedding", "safety_checker", "watermark")
+        others = ("init_image", "mask", "embedding", "safety_checker", "watermark", "dtype")
         others = {name: getattr(self.options, name) for name in others}
         return describe({**self.arguments, **others, **(changes or {}), "prompt": prompt}, seed,
                         (self.width, self.height), self.sd.config.name, self.options.model)
@@ -120,7 +120,7 @@ def main(options: Options) -> None:
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    try:
+    with flags_of((*NAMES, "strength", "feather", "mask")):
         task = Task(sd, options, image, mask)
         if options.prompts_file:
             draw_batch(task, prompts)
@@ -128,9 +128,6 @@ def main(options: Options) -> None:
             draw_grid(task, prompts[0], axes)
         else:
             draw(task, prompts[0])
-    except SdjaxError as error:
-        flags = {name: f"--{name.replace('_', '-')}" for name in (*NAMES, "strength", "feather", "mask")}
-        raise SdjaxError(re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), str(error))) from None
 
 
 def draw(task: Task, prompt: str) -> None:
@@ -193,11 +190,11 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
 
 
 def read_picture(name: str, path: Path | None):
-    """The picture of an option, as RGB."""
+    """The picture of an option, as RGB; what is transparent in a mask stays as it is."""
     from sdjax.data.picture import Unreadable, decode, open_file
 
     try:
-        return path and decode(open_file(path))
+        return path and decode(open_file(path), under="black" if name == "mask" else "white")
     except Unreadable as error:
         raise SdjaxError(f"--{name.replace('_', '-')} {path}: {error}") from None
 

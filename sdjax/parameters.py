@@ -131,6 +131,12 @@ def _interval(value: str) -> tuple[float, float]:
     return low, high
 
 
+def _dtype(value: str) -> str:
+    if value not in ("float32", "bfloat16", "float16"):
+        raise ValueError
+    return value
+
+
 #: field -> (argument, type, the value that is not written)
 OTHERS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
     "Eta": ("eta", float, None),
@@ -148,6 +154,7 @@ OTHERS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
     "Feather": ("feather", float, 0.0),
     "Safety checker": ("safety_checker", str, None),
     "Watermark": ("watermark", "True".__eq__, False),
+    "Dtype": ("dtype", _dtype, "float32"),
 }
 READERS: dict[str, Callable[[str], dict[str, Any] | None]] = {
     "Steps": lambda value: {"steps": int(value)},

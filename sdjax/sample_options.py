@@ -95,6 +95,7 @@ NAMES = ("negative_prompt", "syntax", "clip_skip", "sampler", "sigmas", "spacing
 def settings_of_picture(options: Options) -> Options | None:
     """The defaults that --from makes of a picture's text; says what it does not take from it."""
     from sdjax.parameters import read_parameters, understand
+    from sdjax.weights.hub import is_hub_id
 
     if options.from_ is None:
         return None
@@ -102,9 +103,9 @@ def settings_of_picture(options: Options) -> Options | None:
         found, rest = understand(read_parameters(options.from_))
     except SdjaxError as error:
         raise SdjaxError(f"--from {options.from_}: {str(error).removeprefix(f'{options.from_}: ')}") from None
-    source = rest.pop("Source", rest.get("Model"))
-    if source is not None and (source == Options.model or Path(source).exists()):
-        rest.pop("Model", None)
+    source = rest.get("Source", rest.get("Model", ""))
+    if source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source)):
+        rest = {name: value for name, value in rest.items() if name not in ("Source", "Model")}
         found["model"] = source
     if "strength" in found and not (options.init_image or "init_image" in found):  # a web UI's hires pass
         rest["Denoising strength"] = found.pop("strength")

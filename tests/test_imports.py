@@ -42,7 +42,7 @@ FLOORS = {
     "maps": 5,
     "safety": 5,
     "options": 2,
-    "sample_options": 3,
+    "sample_options": 4,
     "watermark": 2,
     "stages": 5,
     "engine": 6,

@@ -44,7 +44,8 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
 
 @pytest.mark.parametrize("embedding", [("a.pt",), ("b, c.pt", 'd".safetensors')])
 def test_all_arguments_come_back(embedding):
-    several = {"guidance_interval": (0.3, 1e-7), "embedding": embedding, "watermark": True}
+    several = {"guidance_interval": (0.3, 1e-7), "embedding": embedding, "watermark": True,
+               "dtype": "bfloat16"}
     arguments = {"prompt": "a", "negative_prompt": "", "steps": 9, "sampler": "unipc", "guidance_scale": -1e-7,
                  **{name: kind("3") for name, kind, _ in OTHERS.values() if name not in several}, **several}
     found, rest = understand(describe(arguments, 0, (8, 8), "m", "folder, of: models"))

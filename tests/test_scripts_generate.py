@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
+from sdjax.sample_options import Options, settings_of_picture
 from tests.commands import CONFIG
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -65,6 +66,20 @@ def test_generate_from_a_picture(script, place, capfd):
     assert Image.open(place / "web" / "00000-seed9.png").size == (8, 16)
     said = capfd.readouterr().err.splitlines()[0]
     assert said == "--from web-ui.png: not used: Model hash: 6ce0161689, Model: v1-5, Version: v1.6.0"
+    draw("half", "a cat", "--model", "model", "--steps", 2, "--dtype", "bfloat16")
+    draw("halves", "--from", "half/00000-seed0.png")
+    half, halves = (place / name / "00000-seed0.png" for name in ("half", "halves"))
+    assert half.read_bytes() == halves.read_bytes() and "Dtype: bfloat16" in Image.open(half).text["parameters"]
+
+
+@pytest.mark.parametrize("source, model, dropped", [
+    ("org/name", "org/name", ""), ("gone.safetensors", "emoji", "Model: m, Source: gone.safetensors")])
+def test_the_source_of_a_picture_is_taken_or_named(tmp_path, capsys, source, model, dropped):
+    info = PngInfo()
+    info.add_text("parameters", f"a dog\nSteps: 2, Model: m, Source: {source}")
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png", pnginfo=info)
+    assert settings_of_picture(Options(from_=tmp_path / "a.png")).model == model
+    assert capsys.readouterr().err == (f"--from {tmp_path / 'a.png'}: not used: {dropped}\n" if dropped else "")
 
 
 def test_generate_grid_and_tasks(script, place, capfd):
@@ -86,6 +101,7 @@ def test_generate_grid_and_tasks(script, place, capfd):
     assert again.read_bytes() == (place / "grid" / "00003-seed4.png").read_bytes()
     mask = Image.new("L", (8, 8))
     mask.paste(255, (4, 0, 8, 8))
+    mask = Image.merge("LA", [Image.new("L", (8, 8), 255), mask])  # white where it is not transparent
     mask.save(place / "mask.png")
     first = place / "grid" / "00000-seed3.png"
     draw("tasks", "--init-image", first, "--strength", 0.5, "--preview", 1)
