@@ -25,7 +25,7 @@ class Options:
     guidance_scale: a number; [steps] of them; a function of the step, from 0 on; or None, the model's own. 1 is the
         conditional model alone.
     eta: share of fresh noise, 0 .. 1, where the sampler takes it; None is the sampler's own, 0 for ddim.
-    seed: image i has seed + i and depends on nothing else. num_images: of each prompt.
+    seed: image i has seed + i and depends on nothing else, but for rounding. num_images: of each prompt.
     height, width: pixels; None is the image's, or the model's own size.
     latents: unit noise [B, h, w, 4] in place of the seeds' first draw.
     output: "pil", a list of images; "pixels", float32 [B, height, width, 3] clipped to [-1, 1]; "latents", scaled
