@@ -3,6 +3,7 @@
 All are the same sum, in another order or under another name. What is neither takes XLA's convolution.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,15 +13,19 @@ from jax.custom_derivatives import SymbolicZero
 
 from sdjax.types import Array
 
+ROWS = (0, 0), (1, 1)  # padding of rows that have their neighbours
 
-def convolve(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)),
+
+def convolve(x: Array, kernel: Array, bias: Array, stride: int = 1, padding=((1, 1), (1, 1)),
              before: Callable[[Array], Array] | None = None) -> Array:
-    """x [B, H, W, C], kernel [3, 3, C, D] -> [B, H', W', D]; of before(x), if given, which treats each pixel alone."""
+    """x [B, H, W, C], kernel [3, 3, C, D], bias [D] -> [B, H', W', D]; of before(x), if given, which treats each pixel
+    alone."""
     if before is not None:
-        whole = lambda x, kernel: convolve(before(x), kernel, stride, padding)
-        if stride != 1 or padding != ((1, 1), (1, 1)) or x[0].size < 2**24:
-            return whole(x, kernel)
-        return jax.lax.platform_dependent(x, kernel, cpu=partial(in_bands, before=before), default=whole)
+        whole = lambda x, kernel, bias: convolve(before(x), kernel, bias, stride, padding)
+        if stride != 1 or padding != ((1, 1), (1, 1)) or not is_large(x):
+            return whole(x, kernel, bias)
+        bands = lambda x, kernel, bias: by_bands(x, before, lambda band, _: direct(band, kernel, padding=ROWS) + bias)
+        return jax.lax.platform_dependent(x, kernel, bias, cpu=bands, default=whole)
     whole, deep = (partial(way, stride=stride, padding=padding) for way in (direct, with_depth))
     (b, h, w, channels), cpu = x.shape, whole
     if stride == 1 and padding == ((1, 1), (1, 1)):
@@ -29,12 +34,12 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)),
             cpu = winograd
         elif channels >= 512 and 5 * h * w <= channels:
             cpu = as_product
-    return jax.lax.platform_dependent(x, kernel, cpu=cpu, tpu=deep if b < 8 else whole, default=whole)
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu, tpu=deep if b < 8 else whole, default=whole) + bias
 
 
 def convolve_enlarged(x: Array, kernel: Array, bias: Array) -> Array:
     """`upsample_nearest`, then `convolve`, plus bias [D]: [B, H, W, C] -> [B, 2H, 2W, D]."""
-    whole = lambda x, kernel, bias: convolve(upsample_nearest(x), kernel) + bias
+    whole = lambda x, kernel, bias: convolve(upsample_nearest(x), kernel, bias)
     if x.shape[1] * x.shape[2] < 64:
         return whole(x, kernel, bias)
     return jax.lax.platform_dependent(x, kernel, bias, cpu=by_phase, default=whole)
@@ -59,14 +64,38 @@ def with_depth(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)
     return y[:, :, :, 0]
 
 
-def in_bands(x: Array, kernel: Array, before: Callable[[Array], Array], rows: int = 64) -> Array:
-    """`direct` of before(x), some rows after the other: of before(x) there are never more than these."""
-    height, bands = x.shape[1], []
-    for top in range(0, height, rows):
-        band = x[:, max(0, top - 1):top + rows + 1]
-        band = before(after(bands[-1], band) if bands else band)
-        bands.append(direct(band, kernel, padding=((int(top == 0), int(top + rows >= height)), (1, 1))))
-    return jnp.concatenate(bands, 1)
+def is_large(x: Array) -> bool:
+    """Is a picture of x so large that a CPU takes it `by_bands`?"""
+    return x[0].size >= 2**24 and x.shape[1] % 8 == 0
+
+
+def by_bands(x: Array, before: Callable[[Array], Array], step: Callable[[Array, Array], Array], in_place: bool = False,
+             rows: int = 64) -> Array:
+    """step(before(band) with a row more at either end, zeros outside of x; band) of some rows of x after the other,
+    [B, rows, W, C] each, one below the other: what is made on the way is never there for more than these rows.
+
+    in_place: the result has x's shape, and its place.
+    """
+    (b, height, w, channels), rows = x.shape, math.gcd(x.shape[1], rows)
+    above = x[:, rows - 1::rows]  # each band's last row: in place, it is gone when the next one asks for it
+
+    def made(source: Array, i: Array) -> Array:
+        row = lambda x, at, rows=1: jax.lax.dynamic_slice(x, (0, at, 0, 0), (b, rows, w, channels))
+        band, below = row(source, i * rows, rows), row(source, jnp.minimum((i + 1) * rows, height - 1))
+        active = before(jnp.concatenate([row(above, jnp.maximum(i - 1, 0)), band, below], 1))
+        number = i * rows - 1 + jnp.arange(rows + 2)[:, None, None]
+        return step(jnp.where((number >= 0) & (number < height), active, 0), band)
+
+    def loop(i: Array, y: Array) -> Array:
+        band = made(y if in_place else x, i)
+        return jax.lax.dynamic_update_slice(y, band, (0, i * band.shape[1], 0, 0))
+
+    if in_place:
+        return jax.lax.fori_loop(0, height // rows, loop, x)
+    band = jax.eval_shape(made, x, 0)
+    some = jax.lax.stop_gradient(before(x[:1, :1, :1])[0, 0, 0, 0])  # zeros would be there from the program's start on
+    y = jnp.full((b, height // rows * band.shape[1], *band.shape[2:]), some, band.dtype)
+    return jax.lax.fori_loop(0, height // rows, loop, y)
 
 
 def as_product(x: Array, kernel: Array) -> Array:
@@ -79,22 +108,22 @@ def as_product(x: Array, kernel: Array) -> Array:
 
 def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
     """Of an enlarged picture's 3 x 3 neighbours some are the same pixel: for each of the four places in a doubled pixel
-    a 2x2 convolution of the small picture is left, with sums of the kernel's rows and columns.
-
-    They are put together as a sum of pictures with zeros in the other places, the bias already in them: of a large
-    picture stacked and reshaped, or with the bias added later, XLA makes another copy for each of its readers.
-    """
+    a 2x2 convolution of the small picture is left, with sums of the kernel's rows and columns."""
     kernel = after(x, kernel)
 
     def halves(kernel: Array, axis: int) -> list[Array]:
         a, b, c = jnp.split(kernel, 3, axis)
         return [jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)]
 
-    def placed(part: Array, i: int, j: int) -> Array:
-        y = direct(x, part, padding=((1 - i, i), (1 - j, j))) + bias
-        return jax.lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), (i, 1 - i, 1), (j, 1 - j, 1), (0, 0, 0)))
+    parts = [halves(row, 1) for row in halves(kernel, 0)]
 
-    return sum(placed(part, i, j) for i, row in enumerate(halves(kernel, 0)) for j, part in enumerate(halves(row, 1)))
+    def enlarged(band: Array, _: Array) -> Array:
+        rows = band.shape[1] - 2
+        part = lambda i, j: direct(band[:, i:i + rows + 1], parts[i][j], padding=((0, 0), (1 - j, j)))
+        y = jnp.stack([jnp.stack([part(i, j) for j in range(2)], 3) for i in range(2)], 2)
+        return y.reshape(len(x), 2 * rows, 2 * x.shape[2], -1) + bias
+
+    return by_bands(x, lambda x: x, enlarged)
 
 
 def after(x: Array, y: Array) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from sdjax.nn.convolution import convolve, convolve_enlarged
+from sdjax.nn.convolution import ROWS, by_bands, convolve, convolve_enlarged, is_large
 from sdjax.types import Array
 
 
@@ -38,21 +38,24 @@ class GroupNorm(nn.Module):
     eps: float
 
     def __call__(self, x: Array) -> Array:
-        return self.of(x)(x)
+        return self.of(x.shape[-1])(x)(x)
 
     @nn.compact
-    def of(self, x: Array) -> Callable[[Array], Array]:
-        """What normalises x, or some rows of x."""
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+    def of(self, channels: int) -> Callable[[Array], Callable[[Array], Array]]:
+        """Of x [..., channels], what normalises x or some rows of it."""
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,)).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,)).astype(jnp.float32)
         exact, rows, squares = (partial(way, groups=self.groups) for way in (two_pass, by_rows, by_squares))
-        mean, variance = by_platform(x.astype(jnp.float32), default=exact,
-                                     cuda=exact if x.dtype == jnp.float32 else rows,
-                                     tpu=squares if x.dtype == jnp.bfloat16 else exact)
-        scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
-        factor = jax.lax.rsqrt(variance + self.eps)
-        return lambda x: ((x.astype(jnp.float32) - mean) * factor * scale + bias).astype(x.dtype)
+        eps = self.eps
+
+        def normaliser(x: Array) -> Callable[[Array], Array]:
+            mean, variance = by_platform(x.astype(jnp.float32), default=exact,
+                                         cuda=exact if x.dtype == jnp.float32 else rows,
+                                         tpu=squares if x.dtype == jnp.bfloat16 else exact)
+            factor = jax.lax.rsqrt(variance + eps)
+            return lambda x: ((x.astype(jnp.float32) - mean) * factor * scale + bias).astype(x.dtype)
+
+        return normaliser
 
 
 def two_pass(x: Array, groups: int) -> tuple[Array, Array]:
@@ -150,15 +153,18 @@ class Conv3x3(nn.Module):
     kernel_init: nn.initializers.Initializer
     enlarge: bool
 
+    def __call__(self, x: Array) -> Array:
+        return self.of(x.shape[-1])(x)
+
     @nn.compact
-    def __call__(self, x: Array, before: Callable[[Array], Array] | None = None) -> Array:
-        """Of before(x), if given."""
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+    def of(self, channels: int) -> Callable[..., Array]:
+        """convolve(x [..., channels], before=None, padding=its own), of before(x) if given; see `Dense`."""
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+        dtype, stride, own = self.dtype, self.stride, self.padding
         if self.enlarge:
-            return split_by_batch(convolve_enlarged, x, whole=(kernel, bias))
-        return convolve(x, kernel, self.stride, self.padding, before) + bias
+            return lambda x: split_by_batch(convolve_enlarged, x.astype(dtype), whole=(kernel, bias))
+        return lambda x, before=None, padding=own: convolve(x.astype(dtype), kernel, bias, stride, padding, before)
 
 
 def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None,
@@ -206,18 +212,35 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None, shift: Array | None = None) -> Array:
         """x: [B, H, W, C]; time: [B, T] embedding after its MLP, before SiLU; or what it adds, [B, channels]."""
-        norm = GroupNorm(self.groups, self.eps, name="norm1").of(x)
-        h = conv3x3(self.channels, "conv1", self.dtype)(x, lambda x: nn.silu(norm(x)))
-        if time is not None:
-            shift = nn.Dense(self.channels, dtype=self.dtype, name="time")(nn.silu(time).astype(x.dtype))
-        if shift is not None:
-            h = h + shift[:, None, None, :]
-        norm = GroupNorm(self.groups, self.eps, name="norm2").of(h)
+        before, channels = x.shape[-1], self.channels
         init = nn.initializers.zeros_init() if self.zero_init else None
-        h = conv3x3(self.channels, "conv2", self.dtype, init=init)(h, lambda h: nn.silu(norm(h)))
-        if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
-        return x + h
+        norm1 = GroupNorm(self.groups, self.eps, name="norm1").of(before)
+        norm2 = GroupNorm(self.groups, self.eps, name="norm2").of(channels)
+        conv1 = conv3x3(channels, "conv1", self.dtype).of(before)
+        conv2 = conv3x3(channels, "conv2", self.dtype, init=init).of(channels)
+        shortcut = Dense(channels, self.dtype, name="shortcut").of(before) if before != channels else lambda x: x
+        if time is not None:
+            shift = nn.Dense(channels, dtype=self.dtype, name="time")(nn.silu(time).astype(x.dtype))
+        shifted = lambda h: h if shift is None else h + shift[:, None, None, :]
+
+        def activation(norm: Callable, x: Array) -> Callable[[Array], Array]:
+            normalise = norm(x)
+            return lambda x: nn.silu(normalise(x))
+
+        def block(x: Array) -> Array:
+            h = shifted(conv1(x, activation(norm1, x)))
+            h = conv2(h, activation(norm2, h))
+            return shortcut(x) + h
+
+        def in_place(x: Array) -> Array:
+            """With h and the shortcut where x is, row by row."""
+            first = lambda active, x: jnp.concatenate([shifted(conv1(active, padding=ROWS)), shortcut(x)], -1)
+            both = by_bands(x, activation(norm1, x), first, in_place=True)
+            active = activation(norm2, both[..., :channels])
+            second = lambda active, both: both[..., channels:] + conv2(active, padding=ROWS)
+            return by_bands(both, lambda both: active(both[..., :channels]), second)
+
+        return by_platform(x, default=block, cpu=in_place if is_large(x) and before == 2 * channels else block)
 
 
 def gelu(x: Array) -> Array:

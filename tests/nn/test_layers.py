@@ -2,13 +2,15 @@
 
 from functools import partial
 from math import erf
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.nn.layers import GroupNorm, LayerNorm, by_rows, by_squares, gelu, some_at_a_time, two_pass
+from sdjax.nn.convolution import by_bands
+from sdjax.nn.layers import GroupNorm, LayerNorm, ResBlock, by_rows, by_squares, gelu, some_at_a_time, two_pass
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -74,3 +76,32 @@ def test_tokens_some_at_a_time_are_the_same():
         for platform, count in {"cpu": loops, "cuda": 0, "tpu": 0}.items():
             program = jax.export.export(both, platforms=[platform])(given).mlir_module()
             assert program.count("stablehlo.while") == count, (given.shape, platform)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_block_in_its_picture_s_place_is_the_same(monkeypatch, shifted):
+    """Values, and gradients by all parameters; half as many channels, with a time shift and without."""
+    x, weight, shift = (np.random.default_rng(i).normal(size=shape).astype(np.float32)
+                        for i, shape in enumerate([(2, 16, 6, 16), (2, 16, 6, 8), (2, 8)]))
+    block = ResBlock(8, 4, 1e-6, jnp.float32)
+    params = jax.jit(block.init)(jax.random.key(3), x)
+
+    def values():
+        loss = lambda params, x: (block.apply(params, x, shift=shift if shifted else None) * weight).sum()
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+
+    whole = values()
+    for module in ("layers", "convolution"):
+        monkeypatch.setattr(f"sdjax.nn.{module}.is_large", lambda x: True)
+    monkeypatch.setattr("sdjax.nn.layers.by_bands", bands := Mock(side_effect=partial(by_bands, rows=4)))
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=2e-5, rtol=1e-4), whole, values()))
+    assert bands.called
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends compute the block as it stands")
+def test_a_large_block_holds_its_picture_and_its_result():
+    block = ResBlock(32, 8, 1e-6, jnp.float32)
+    shape = jax.ShapeDtypeStruct((1, 512, 512, 64), jnp.float32)
+    params = jax.eval_shape(block.init, jax.random.key(0), shape)
+    held = jax.jit(lambda params, x: block.apply(params, 2 * x).sum()).lower(params, shape).compile()
+    assert held.memory_analysis().temp_size_in_bytes < 1.8 * 4 * shape.size, "input and result are 1.5, h would be 2"
