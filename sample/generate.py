@@ -169,7 +169,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     from sdjax.batch import run_batch
     from sdjax.cache import digest
     from sdjax.engine import chunk_size
-    from sdjax.parallel import copy_over
+    from sdjax.parallel import agree, copy_over, device_errors
 
     sd, options = task.sd, task.options
     prompts = [prompt for prompt in prompts for _ in range(options.num_images)]
@@ -187,6 +187,8 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
         lambda i: task.text(prompts[i], options.seed + i), prompts, options.out, settings, options.seed,
         options.batch_size or size, jax.process_index(), jax.process_count(), Progress("picture"))
     print(f"{options.out}: {made} pictures drawn")
+    with device_errors():
+        agree(made)  # a process that ended would wait for the others for 100 s at most
 
 
 def read_picture(name: str, path: Path | None):

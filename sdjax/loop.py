@@ -19,6 +19,7 @@ from sdjax.measure import Costs
 from sdjax.model import StableDiffusion, create, save
 from sdjax.parallel import (
     Layout,
+    agree,
     check_batch_size,
     device_errors,
     is_primary,
@@ -172,12 +173,14 @@ class _Loop:
                 if save:
                     self.save(step)
                 if stopping:
-                    run.preempted(step)
+                    on_primary(lambda: run.preempted(step))
                     raise SystemExit(0)
         if self.start >= options.steps:
             run.start(self.start)  # nothing was left to do
         params = trained_params(self.state)
-        return params if isinstance(jax.tree.leaves(params)[0], np.ndarray) else layout.fetch(params)
+        params = params if isinstance(jax.tree.leaves(params)[0], np.ndarray) else layout.fetch(params)
+        on_primary(run.checkpoints.wait)
+        return params
 
     def save(self, step: int) -> None:
         """Begins to write a checkpoint. After the last one of a single process the state is on the host alone, so that
@@ -211,6 +214,7 @@ class _Loop:
             self.bar.write(f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: skipped, "
                            "nothing was changed; metrics.jsonl names its batch", file=sys.stderr)
         if bad >= options.max_bad_steps:
+            on_primary(run.checkpoints.wait)
             raise SdjaxError(f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
                              f"(--max-bad-steps {options.max_bad_steps}); metrics.jsonl names their batches")
         return asked
@@ -238,7 +242,8 @@ def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: C
 
 def export(options: TrainOptions, sd: StableDiffusion) -> None:
     """Writes RUN/export/, on process 0."""
-    if is_primary():
+
+    def write():
         try:
             save(sd, options.out / "export")
         except SdjaxError:
@@ -246,6 +251,25 @@ def export(options: TrainOptions, sd: StableDiffusion) -> None:
         except Exception as error:  # of safetensors, which has its own kinds
             raise SdjaxError(f"--out {options.out}: export/ cannot be written ({error})") from None
         print(options.out / "export")
+
+    on_primary(write)
+
+
+def on_primary(write: Callable[[], Any]) -> None:
+    """write() on process 0; what it refuses, all refuse.
+
+    The others wait in a collective, however long it takes: at their end they would wait for --patience seconds only.
+    """
+    refusal = None
+    if is_primary():
+        try:
+            write()
+        except (SdjaxError, OSError) as error:
+            refusal = error
+    with device_errors():
+        failed = agree(refusal is not None)
+    if failed:
+        raise refusal or SdjaxError("--out: process 0 could not write there and says why")
 
 
 def leave_on_signals(out: Path) -> None:

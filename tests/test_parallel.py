@@ -242,6 +242,52 @@ def test_one_of_two_processes_is_lost(tmp_path):
         child.stderr.close()
 
 
+def test_process_0_may_take_long_over_what_it_does_alone(tmp_path):
+    """The other one stays until the last checkpoint and the export are whole, longer than an orderly end waits (here 1
+    s), and so when told to stop. What process 0 cannot write, both refuse."""
+    script = """
+import signal, sys, time
+import jax, pytest
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), shutdown_timeout_seconds=1)
+from sdjax import loop
+from sdjax.checkpoint import Checkpoints
+from sdjax.errors import SdjaxError
+from tests.test_loop import options, toy
+write = Checkpoints._write
+Checkpoints._write = lambda *args: time.sleep(0.3) or write(*args)
+settings = options(sys.argv[3], steps=3)
+try:
+    toy(settings, lambda step, *_: signal.raise_signal(signal.SIGTERM))
+except SystemExit as stop:
+    print("stopped", stop.code, (settings.out / "PREEMPTED").exists())
+toy(settings)
+print("whole", (settings.out / "checkpoints" / "3").exists())
+
+def save(model, folder):
+    time.sleep(2)
+    if model is None:
+        raise SdjaxError("no room")
+    folder.write_text("export")
+
+loop.save = save
+try:
+    loop.export(settings, None)
+except SdjaxError as error:
+    print(error)
+loop.export(settings, "model")
+"""
+    where = f"127.0.0.1:{free_port()}"
+    children = [subprocess.Popen([sys.executable, "-c", script, where, str(i), tmp_path], cwd=ROOT, text=True,
+                                 env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE) for i in (0, 1)]
+    said = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0, 0], said
+    for out, _ in said:
+        assert "stopped 0 True" in out and "whole True" in out
+    assert "no room" in said[0][0] and "process 0 could not write" in said[1][0]
+    assert (tmp_path / "export").read_text() == "export"
+
+
 def test_kernels_and_their_gradients_keep_their_order_on_gpus():
     params = {"kernel": jnp.arange(288.0).reshape(3, 3, 4, 8), "bias": jnp.ones(8)}
     loss = lambda params: sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(PmapLayout().for_loss(params)))

@@ -19,10 +19,10 @@ from sdjax import cli
 from sdjax.config import EMOJI_VISION
 from sdjax.data import Chosen, Order, read_ahead, to_pixels
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
+from sdjax.loop import TrainOptions, dry_run, export, fit, on_primary, open_pictures, start_model
 from sdjax.loss import clip_loss
 from sdjax.nn.clip import ImageTower
-from sdjax.parallel import is_primary, local_part, make_layout
+from sdjax.parallel import local_part, make_layout
 from sdjax.text import tokenize, train_bpe
 
 
@@ -96,8 +96,7 @@ def main(options: Options) -> None:
     params = fit(options, params, loss_fn, lambda start: read_ahead(batch, start), name_batch=name_batch)
     sd = replace(sd, params=sd.params | {"text": params.pop("text")}, tokenizer=tokenizer)
     export(options, sd)
-    if is_primary():
-        sdjax.save_clip(params, vision, options.out / "export" / "clip")
+    on_primary(lambda: sdjax.save_clip(params, vision, options.out / "export" / "clip"))
 
 
 if __name__ == "__main__":
