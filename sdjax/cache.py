@@ -3,7 +3,7 @@
 A cache is a folder of .npy files of up to some thousand rows, each written whole or not at all and then only mapped
 into memory: a run that is killed goes on with the next file, several processes share the files among them, and memory
 does not grow with the data. The folder's name carries a digest of all that the rows depend on: parameters, the dtype
-of the computation, the data's listing and crops, captions, tokenizer. Another model or listing never reads it.
+of the computation, the data's listing, crops and rows, captions, tokenizer. Another model or listing never reads it.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: i
                         raise SdjaxError(f"--model: its VAE's latents of {lost} are not finite in float16")
                 yield out, {item["row"]: item["index"] for item in items if item["row"] != item["index"]}
 
-        kind = f"latents-{height}x{width}-{view}-{name}"
+        kind = f"latents-{height}x{width}-{view}-{digest(np.asarray(members), name)}"
         return cached_rows(folder / kind, len(members), shape, compute, f"latents {height} x {width}")
 
     latents = [[rows_of(view, group) for group in range(len(source.groups))] for view in range(views)]

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ class _Loop:
                 if save:
                     self.save(step)
                 if stopping:
-                    on_primary(lambda: run.preempted(step))
+                    on_primary(partial(run.preempted, step))
                     raise SystemExit(0)
         if self.start >= options.steps:
             run.start(self.start)  # nothing was left to do

@@ -108,6 +108,16 @@ def test_a_cache_is_computed_once_and_only_for_what_made_it(sd, data, tmp_path, 
     assert made(sd) == 6
 
 
+def test_a_bucket_s_cache_does_not_serve_all_pictures(sd, data, tmp_path):
+    """Of the same shape, and with as many rows as the first files of all pictures."""
+    buckets = cached_latents(sd, open_data(data, 8, buckets=2), tmp_path)
+    assert len(buckets.groups[0]) >= 4 and buckets.groups[0].tolist() != list(range(len(buckets.groups[0])))
+    source = open_data(data, 8)
+    close(cached_latents(sd, source, tmp_path)(chosen(range(11)))[0], direct(sd, source, range(11)))
+    rows = buckets.groups[0]
+    close(cached_latents(sd, source, tmp_path)(chosen(rows))[0], buckets(chosen(rows))[0].astype("float32"))
+
+
 def test_a_killed_run_goes_on_with_the_next_file(sd, data, tmp_path, monkeypatch):
     source, calls = open_data(data, 8), []
 
