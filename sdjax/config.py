@@ -132,5 +132,5 @@ EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_
 
 PRESETS = {config.name: config for config in (SD15, SD15_INPAINT, SD21_BASE, SD21, EMOJI)}
 
-#: By the names that training scripts' --model takes: SD15, SD15_INPAINT ...
+#: By the names that training scripts' --model takes: SD15, SD21 ... SD15_INPAINT's UNet is for sampling only.
 NAMED = {name.upper().replace("-", "_"): config for name, config in PRESETS.items()}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optax
 
+from sdjax.config import Config
 from sdjax.data.picture import CROPS
 from sdjax.errors import SdjaxError
 from sdjax.parallel import KINDS
@@ -102,3 +103,19 @@ class TrainOptions:
 
     def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
         return make_optimizer(self.optimizer, self.learning_rate, self.steps, self.warmup, self.decay)
+
+
+def picture_size(size: int | None, config: Config, multiple: int) -> int:
+    """--size, or the model's own when not given; SdjaxError unless it is a positive multiple of `multiple`."""
+    size = config.size if size is None else size
+    if size < 1 or size % multiple:
+        raise SdjaxError(f"--size {size}: expected a positive multiple of {multiple}")
+    return size
+
+
+def check_channels(model: str, config: Config) -> None:
+    """SdjaxError where the UNet takes more than noised latents: the diffusion loss has nothing else."""
+    takes, latents = config.unet.in_channels, config.vae.latent_channels
+    if takes != latents:
+        raise SdjaxError(f"--model {model}: its UNet has {takes} input channels; training takes models whose UNet "
+                         f"has as many as the VAE's latents, {latents}")

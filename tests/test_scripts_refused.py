@@ -8,10 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from tests.commands import GENERATE, ROOT, TRAIN, arguments
+import sdjax
+from tests.commands import CONFIG, GENERATE, ROOT, TRAIN, arguments
+from tests.narrow import random_model_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -84,6 +87,8 @@ REFUSED = [
             ({"--validation": 16}, "--validation 16: expected a folder or a number from 1 to 15"),
             ({"--validation": "nowhere"}, "nowhere: no metadata.jsonl"),
             ({"--size": -1}, "--size -1: expected a positive multiple of 1"),
+            ({"--size": 0}, "--size 0: expected a positive multiple of 1"),
+            ({"--model": "inpainting"}, "--model inpainting: its UNet has 9 input channels"),
             ({"--dtype": "float16"}, "--dtype float16: expected float32 or bfloat16"),
             ({"--zero-terminal-snr": "--no-remat"}, "--zero-terminal-snr: pure noise says nothing of eps"),
             ({"--min-snr-gamma": 0}, "--min-snr-gamma 0"),
@@ -93,6 +98,7 @@ REFUSED = [
     *[("train/train_vae.py", TRAIN, *case) for case in [
         *ANY_TRAIN, ({"--loss": "l3"}, "--loss l3"), ({"--discriminator-weight": -1}, "--discriminator-weight -1"),
         ({"--discriminator-weight": 1}, "--discriminator-weight: needs pictures of 24"), ({"--size": -3}, "--size -3"),
+        ({"--size": 0}, "--size 0"),
         ({"--vgg": "file"}, "--lpips: is missing"), ({"--lpips": "file"}, "--vgg: is missing"),
         ({"--vgg": "file", "--lpips": "file", "--size": 16}, "file: "), ({"--crop": "left"}, "--crop left"),
         ({"--dtype": "int8"}, "--dtype int8"), ({"--max-bad": 2}, "--max-bad 2")]],
@@ -101,6 +107,13 @@ REFUSED = [
         ({"--num-images": 0}, "--num-images 0: a whole number from 1"), ({"--height": 0}, "--height 0: "),
         ({"--platforms": "abacus"}, "--platforms abacus: some of cpu"), ({"--out": "no/a"}, "no/a: cannot be")]],
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inpainting(place):
+    """The model with a UNet of 9 input channels."""
+    config, tokenizer = replace(CONFIG, unet=replace(CONFIG.unet, in_channels=9)), sdjax.load(place / "model").tokenizer
+    sdjax.save(sdjax.StableDiffusion(config, random_model_params(config), tokenizer), place / "inpainting")
 
 
 @pytest.mark.parametrize("name, defaults, changes, message", REFUSED, ids=lambda value: str(value)[:40])

@@ -65,6 +65,8 @@ def test_collectives_are_counted_with_their_results_bytes():
     ({"model": "SD3"}, "--model SD3: expected one of "), ({"parallel": "tp"}, "--parallel tp: expected pmap or fsdp"),
     ({"chips": 0}, "--chips 0: expected 1 to "), ({"dtype": "float16"}, "--dtype float16"),
     ({"size": -1}, "--size -1: expected a positive multiple of 1"), ({"batch_size": 0}, "--batch-size 0"),
+    ({"size": 0}, "--size 0: expected a positive multiple of 1"),
+    ({"model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels; .* the VAE's latents, 4"),
     ({"replicas": 77}, "--replicas 77"), ({"optimizer": "sgd"}, "--optimizer")])
 def test_compile_for_refuses(chips, changes, message):
     settings = {"topology": "v5e:2x2", "model": "EMOJI", "batch_size": 8} | changes
@@ -98,6 +100,18 @@ def test_the_benchmark_needs_torch(script, capfd, monkeypatch):
     assert script("train/benchmark.py") == 2
     said = capfd.readouterr()
     assert "install the extra parity" in said.err and said.err.count("\n") == 1 and not said.out
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"size": 0}, "--size 0: expected a positive multiple of 1"),
+    ({"size": 60, "model": "SD21"}, "--size 60: expected a positive multiple of 64"),
+    ({"model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels"),
+    ({"batch_size": 3}, "--batch-size 3: expected a positive multiple of the 2 devices"),
+    ({"parallel": "tp"}, "--parallel tp: expected pmap or fsdp"), ({"steps": 0}, "--steps 0: expected at least 1")])
+def test_the_benchmark_refuses(monkeypatch, changes, message):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    with pytest.raises(SdjaxError, match=message):
+        benchmark.main(benchmark.Options(**changes))
 
 
 def test_our_half_of_the_benchmark():

@@ -27,9 +27,9 @@ from sdjax.loop import build
 from sdjax.loss import diffusion_loss
 from sdjax.measure import flops, matmul_ceiling
 from sdjax.model import initial_params, unet_output
-from sdjax.parallel import make_layout
+from sdjax.parallel import check_batch_size, make_layout
 from sdjax.schedule import make_schedule
-from sdjax.train_options import TrainOptions
+from sdjax.train_options import TrainOptions, check_channels, picture_size
 from sdjax.types import Batch
 from sdjax.weights.configs import folder_configs
 from sdjax.weights.convert import to_file_tensors
@@ -54,18 +54,21 @@ class Options:
 
 def main(options: Options) -> None:
     """Time the training step of sdjax and of diffusers."""
+    if options.model not in NAMED:
+        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(NAMED)}")
+    config = NAMED[options.model]
+    check_channels(options.model, config)
+    config = replace(config, size=picture_size(options.size, config, config.vae.factor * config.unet.factor))
+    if options.steps < 1:
+        raise SdjaxError(f"--steps {options.steps}: expected at least 1")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the two share the device
+    make_layout(options.parallel)
+    check_batch_size(options.batch_size)
     try:
         import diffusers
         import torch
     except ImportError as error:
         raise SdjaxError(f"{error}: install the extra parity") from None
-    if options.model not in NAMED:
-        raise SdjaxError(f"--model {options.model}: expected one of {', '.join(NAMED)}")
-    if options.steps < 1 or options.batch_size < 1:
-        raise SdjaxError("--steps and --batch-size: expected at least 1")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the two share the device
-    config = NAMED[options.model]
-    config = replace(config, size=options.size or config.size)
     params = jax.tree.map(np.asarray, jax.jit(initial_params, static_argnums=(0, 1))(config, "unet", np.uint32(0)))
     params = jax.tree.map(lambda leaf: leaf if leaf.any() else np.full_like(leaf, 0.01), params)  # no zero layers
     batch = random_batch(config, options.batch_size)

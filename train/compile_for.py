@@ -8,7 +8,7 @@ the compiler's, for one chip.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sdjax.measure import Costs, array_sizes, compile_lowered, main_memory_traff
 from sdjax.model import initial_params
 from sdjax.parallel import KINDS, FsdpLayout
 from sdjax.report import describe_memory, describe_state, megabytes
-from sdjax.train_options import TrainOptions
+from sdjax.train_options import TrainOptions, check_channels, picture_size
 from sdjax.types import Batch
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -62,6 +62,8 @@ def main(options: Options) -> None:
     if options.dtype not in ("float32", "bfloat16"):
         raise SdjaxError(f"--dtype {options.dtype}: expected float32 or bfloat16")
     config = NAMED[options.model]
+    check_channels(options.model, config)
+    config = replace(config, size=picture_size(options.size, config, config.vae.factor * config.unet.factor))
     with cli.prefixed("--topology "):
         devices = topology_devices(options.topology)
     if options.chips is not None and not 1 <= options.chips <= len(devices):
@@ -79,7 +81,7 @@ def main(options: Options) -> None:
     make, step = build(settings, diffusion_loss(config, null, options.dtype, options.remat, 0.1), layout)
     shapes = state_shapes(make, partial(initial_params, config, "unet"))
     print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
-    batch = batch_shapes(config, options.size or config.size, settings.examples)
+    batch = batch_shapes(config, settings.examples)
     lowered = layout.step(step, shapes).lower(shapes, batch, np.uint32(0))
     with cli.prefixed(f"--batch-size {options.batch_size}: "):
         compiled = compile_lowered(lowered)
@@ -92,11 +94,8 @@ def main(options: Options) -> None:
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
 
 
-def batch_shapes(config: Config, size: int, count: int) -> tuple[Batch, jax.ShapeDtypeStruct]:
-    multiple = config.vae.factor * config.unet.factor
-    if size < 1 or size % multiple:
-        raise SdjaxError(f"--size {size}: expected a positive multiple of {multiple}")
-    side, shape = size // config.vae.factor, jax.ShapeDtypeStruct
+def batch_shapes(config: Config, count: int) -> tuple[Batch, jax.ShapeDtypeStruct]:
+    side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
     return Batch(shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
                  shape((count, config.text.length, config.text.width), np.float16),
                  shape((count,), np.uint32)), shape((count,), np.float32)

@@ -23,6 +23,7 @@ from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_
 from sdjax.loss import diffusion_loss
 from sdjax.model import StableDiffusion, initial_params
 from sdjax.parallel import local_part
+from sdjax.train_options import check_channels, picture_size
 from sdjax.types import Batch
 
 
@@ -120,15 +121,14 @@ def batch_shapes(config: Config, count: int) -> Batch:
 def main(options: Options) -> None:
     """Train the UNet of a latent diffusion model on a folder of captioned pictures."""
     sd = start_model(options, without="unet")
+    check_channels(options.model, sd.config)
     schedule = sd.config.schedule
     schedule = replace(schedule, prediction=options.prediction or schedule.prediction,
                        zero_terminal_snr=options.zero_terminal_snr or schedule.zero_terminal_snr)
     if schedule.zero_terminal_snr and schedule.prediction == "epsilon":
         raise SdjaxError("--zero-terminal-snr: pure noise says nothing of eps, give --prediction v with it")
-    config = replace(sd.config, schedule=schedule, size=options.size or sd.config.size)
-    multiple = config.vae.factor * config.unet.factor
-    if config.size < 1 or config.size % multiple:
-        raise SdjaxError(f"--size {config.size}: expected a positive multiple of {multiple} for {options.model}")
+    multiple = sd.config.vae.factor * sd.config.unet.factor
+    config = replace(sd.config, schedule=schedule, size=picture_size(options.size, sd.config, multiple))
     sd = replace(sd, config=config)
     source = open_pictures(options, config.size, multiple)
     kept, held_out = hold_out(options, source)

@@ -23,6 +23,7 @@ from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_
 from sdjax.model import vae_posterior
 from sdjax.nn.vae import VAE
 from sdjax.parallel import is_primary, local_part, make_layout
+from sdjax.train_options import picture_size
 from sdjax.weights.lpips import read_lpips
 
 SMALLEST = {"discriminator_weight": 24, "vgg": 16}  # pixels a side that the discriminator and VGG need
@@ -67,9 +68,7 @@ class Options(TrainOptions):
 def main(options: Options) -> None:
     """Train the VAE of a latent diffusion model on pictures."""
     sd = start_model(options)
-    config, size = sd.config, options.size or sd.config.size
-    if size < 1 or size % config.vae.factor:
-        raise SdjaxError(f"--size {size}: expected a positive multiple of {config.vae.factor}")
+    config, size = sd.config, picture_size(options.size, sd.config, sd.config.vae.factor)
     for name, least in SMALLEST.items():
         if getattr(options, name) and (side := size // 2 if options.buckets else size) < least:
             raise SdjaxError(f"--{name.replace('_', '-')}: needs pictures of {least} pixels a side, they have {side}")
