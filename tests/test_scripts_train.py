@@ -102,6 +102,19 @@ def test_train_vae(script, place):
     assert trained.config.vae.scaling != CONFIG.vae.scaling and abs(latents.std() - 1) < 0.1
 
 
+def test_the_scaling_is_found_in_small_parts(place, monkeypatch):
+    """It is that of all pictures, and no more than a step's share of a device goes through at once."""
+    from train import train_vae
+
+    vae, seen, posterior = sdjax.load(place / "model").params["vae"], [], train_vae.vae_posterior
+    monkeypatch.setattr(train_vae, "vae_posterior", lambda *args: seen.append(len(args[1])) or posterior(*args))
+    batches = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 8, 3)).astype(np.float32)
+    found = train_vae.unit_scaling(vae, CONFIG.vae, batches, 2)
+    assert seen == [2] * 12
+    mean, _ = posterior(vae, batches.reshape(24, 8, 8, 3), CONFIG.vae)
+    assert abs(found * np.std(mean) - 1) < 1e-4
+
+
 def test_train_vae_with_every_term(script, place, monkeypatch, tmp_path):
     """LPIPS, and a discriminator from the third step on, the decoder alone, at another size than the model's."""
     widths, files = (4, 4, 4, 4, 4), {"vgg.safetensors": {}, "lpips.safetensors": {}}

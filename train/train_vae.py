@@ -6,6 +6,7 @@
 vgg16.pth is torchvision's, vgg.pth the heads of LPIPS 0.1. Without them the reconstruction is of pixels alone.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,14 +17,16 @@ import numpy as np
 
 from sdjax import cli
 from sdjax.autoencoder import Weights, init_critic, vae_loss
+from sdjax.config import VAEConfig
 from sdjax.data import Order, read_ahead, to_pixels
 from sdjax.errors import SdjaxError
 from sdjax.image import pixels_to_pil
 from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
 from sdjax.model import vae_posterior
 from sdjax.nn.vae import VAE
-from sdjax.parallel import is_primary, local_part, make_layout
+from sdjax.parallel import device_errors, is_primary, local_part, make_layout
 from sdjax.train_options import picture_size
+from sdjax.types import Params
 from sdjax.weights.lpips import read_lpips
 
 SMALLEST = {"discriminator_weight": 24, "vgg": 16}  # pixels a side that the discriminator and VGG need
@@ -107,13 +110,21 @@ def main(options: Options) -> None:
     mine = local_part(options.examples)
     stream = lambda start: read_ahead(lambda step: batch(step, mine), start)
     name_batch = lambda step: [source.files[i] for i in order(step).rows]
-    vae = fixed | fit(options, trained, loss_fn, stream, on_sample, name_batch)["vae"]
-    if is_primary() and not options.freeze_encoder:  # latents of unit variance: arXiv 2112.10752, appendix G
-        means = [np.ravel(vae_posterior(vae, batch["pixels"], config.vae)[0]) for batch in islice(stream(0), 20)]
-        scaling = round(float(1 / np.std(np.concatenate(means))), 5)
+    vae = jax.tree.map(jnp.asarray, fixed | fit(options, trained, loss_fn, stream, on_sample, name_batch)["vae"])
+    if is_primary() and not options.freeze_encoder:
+        pictures = (batch["pixels"] for batch in islice(stream(0), 20))
+        with device_errors():
+            scaling = unit_scaling(vae, config.vae, pictures, options.batch_size // jax.device_count())
         config = replace(config, vae=replace(config.vae, scaling=scaling))
         print(f"scaling {scaling}")
-    export(options, replace(sd, config=config, params=sd.params | {"vae": jax.tree.map(jnp.asarray, vae)}))
+    export(options, replace(sd, config=config, params=sd.params | {"vae": vae}))
+
+
+def unit_scaling(vae: Params, config: VAEConfig, batches: Iterable[np.ndarray], count: int) -> float:
+    """What gives the latents of all these pictures unit variance (arXiv 2112.10752, appendix G); `count` at a time."""
+    parts = (pixels[i : i + count] for pixels in batches for i in range(0, len(pixels), count))
+    means = [np.ravel(vae_posterior(vae, part, config)[0]) for part in parts]
+    return round(float(1 / np.std(np.concatenate(means))), 5)
 
 
 if __name__ == "__main__":
