@@ -1,6 +1,7 @@
 """train/caption.py with the bundled CLIP on the example pictures."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -22,6 +23,7 @@ def pictures(place):
         shutil.copy(EXAMPLES / line["file_name"], folder / name)
         truth[name] = line["text"]
     (folder / "broken.png").write_bytes(b"no picture")
+    shutil.copy(EXAMPLES / lines[0]["file_name"], os.fsencode(folder) + b"/caf\xe9.webp")
     (place / "phrases.txt").write_text("\n".join(line["text"] for line in lines))
     yield folder, truth
     shutil.rmtree(folder)
@@ -31,7 +33,8 @@ def test_most_pictures_get_their_own_caption_of_300(pictures, script, capsys):
     folder, truth = pictures
     command = ("train/caption.py", "--data", "bare", "--phrases", "phrases.txt", "--batch-size", 20)
     assert script(*command) == 0
-    assert "broken.png: not a readable picture" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "broken.png: not a readable picture" in said and "caf\\udce9.webp': its name is not UTF-8" in said
     content = (folder / "metadata.jsonl").read_bytes()
     found = {line["file_name"]: line for line in map(json.loads, content.splitlines())}
     assert found.keys() == truth.keys() and list(found) == sorted(found)

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.config import ScheduleConfig
+from sdjax.errors import SdjaxError
 from sdjax.nn.lpips import LPIPS
 from sdjax.weights.convert import OPERATIONS
 from sdjax.weights.lpips import lpips_rows, read_lpips
@@ -175,3 +176,9 @@ def test_half_of_a_clip_batch_is_alike(script, place, monkeypatch, tmp_path, cap
     name = "train/train_clip.py"
     assert script(name, *arguments(name, TRAIN, {"--alike": "colour"})) == 2
     assert "--alike colour: no line of metadata.jsonl has a field 'colour'" in capfd.readouterr().err
+    records[7]["style"] = ["flat", "old"]
+    (tmp_path / "metadata.jsonl").write_bytes(b"\n".join(json.dumps(record).encode() for record in records))
+    with pytest.raises(SdjaxError, match=r"--alike style,ground: .* several values in the field 'style' of x"):
+        half_alike(options, tuple(record["text"] for record in records))
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "x", "text": "\xff", "style": 1, "ground": 2}')
+    assert half_alike(options, ("?",))(0).rows[0] == 0  # as the listing reads it

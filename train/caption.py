@@ -63,9 +63,13 @@ def main(options: Options) -> None:
     for start in range(0, len(paths), options.batch_size):
         pictures, names = [], []
         for path in paths[start : start + options.batch_size]:
+            name = path.relative_to(options.data).as_posix()
             try:
+                name.encode()
                 pictures.append(read(path))
-                names.append(path.relative_to(options.data).as_posix())
+                names.append(name)
+            except UnicodeEncodeError:
+                print(f"left out: {str(path)!r}: its name is not UTF-8, give it another", file=sys.stderr)
             except SdjaxError as error:
                 print(f"left out: {error}", file=sys.stderr)
         if pictures:

@@ -27,7 +27,6 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 import tyro
 from PIL import Image
 from tqdm import tqdm
@@ -199,6 +198,8 @@ def pick_keywords(thing: Thing, rng: np.random.Generator) -> str:
 def cut_out(drawing: str | bytes, size: int = 128) -> Image.Image:
     """Draw at 256 pixels, crop to what is visible and fit its longer side to the frame: RGBA [size, size]."""
     if isinstance(drawing, str):
+        import resvg_py
+
         drawing = bytes(resvg_py.svg_to_bytes(svg_string=drawing, width=256, height=256, skip_system_fonts=True))
     image = Image.open(io.BytesIO(drawing)).convert("RGBA")
     image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha > 12)).getbbox())
@@ -269,6 +270,10 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 def build(options: Options, folder: Path) -> None:
     """Write the whole dataset into `folder`."""
+    try:
+        import resvg_py  # noqa: F401 refused here, before anything is fetched
+    except ImportError as error:
+        raise PrepareError(f"{error}: install the extra emoji, pip install '.[emoji]'") from None
     drawings = read_things(options.packages, folder / "packages")
     for thing, styles in tqdm(drawings.items(), "cutouts"):
         for style, drawing in styles.items():
@@ -293,7 +298,10 @@ def build(options: Options, folder: Path) -> None:
 def write_sample(dataset: Path, count: int, seed: int, folder: Path) -> None:
     """Copy `count` plain pictures of a dataset as WebP, with their captions."""
     lines = (dataset / "metadata.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row["form"] == "plain"]
+    try:
+        rows = [row for row in map(json.loads, lines) if row["form"] == "plain"]
+    except (ValueError, KeyError, TypeError):
+        raise PrepareError(f"--out {dataset}: is not this script's dataset, of which --sample copies a part") from None
     chosen = np.random.default_rng((seed, 0, 2)).permutation(len(rows))[:count]
     sample = {f"{number:05d}.webp": rows[i] for number, i in enumerate(chosen)}
     for name, row in sample.items():

@@ -42,11 +42,16 @@ def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], Chos
     names = options.alike.split(",")
     if not (options.data / "metadata.jsonl").is_file():
         raise SdjaxError(f"--alike {options.alike}: {options.data} has no metadata.jsonl with such fields")
-    records = [json.loads(line) for line in (options.data / "metadata.jsonl").read_bytes().splitlines() if line.strip()]
+    lines = (options.data / "metadata.jsonl").read_bytes().split(b"\n")
+    records = [json.loads(line.decode("utf-8", "replace")) for line in lines if line.strip()]
     if lacking := [name for name in names if not any(name in record for record in records)]:
         raise SdjaxError(f"--alike {options.alike}: no line of metadata.jsonl has a field {lacking[0]!r}")
     groups = {}
     for row, record in enumerate(records):
+        for name in names:
+            if isinstance(record.get(name), (list, dict)):
+                raise SdjaxError(f"--alike {options.alike}: metadata.jsonl has several values in the field {name!r} of "
+                                 f"{record['file_name']}; expected a text or a number")
         groups.setdefault(tuple(record.get(name) for name in names), {}).setdefault(texts[row], []).append(row)
     groups = [list(group.values()) for group in groups.values()]
 
