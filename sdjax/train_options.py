@@ -57,7 +57,7 @@ class TrainOptions:
     crop: str = "center"
     """center or random: where pictures are cropped to their shape."""
     flip: bool = False
-    """Mirror half of the pictures, drawn anew in every epoch."""
+    """Mirror half of the pictures, drawn anew in every epoch, or in each of the --views."""
     buckets: bool = False
     """Crop each picture to the nearest of several aspect ratios instead of to a square; a batch has one of them."""
     max_bad: float = 0.01

@@ -51,7 +51,7 @@ def train(script, place, name, steps, *arguments):
     return out, records, sdjax.load(out / "export")
 
 
-def test_train_diffusion(script, place):
+def test_train_diffusion(script, place, capfd):
     out, records, trained = train(
         script,
         place,
@@ -67,7 +67,9 @@ def test_train_diffusion(script, place):
         0,
         *["--zero-terminal-snr", "--noise-offset", 0.1, "--dtype", "bfloat16", "--remat", "--accumulate", 2],
         *["--validation", 3, "--parallel", "fsdp", "--max-bad", 0.5, "--num-processes", 1, "--process-id", 0],
+        *["--flip", "--views", 1],
     )
+    assert "--views 1: each picture is cropped and flipped once" in capfd.readouterr().err
     sd = sdjax.load(place / "model")
     assert changed(sd, trained) == {"unet"}
     assert trained.config == replace(
@@ -82,12 +84,14 @@ def test_train_diffusion(script, place):
 
 
 def test_dry_run(script, place, capfd):
-    """It ends before a picture is read."""
-    for parallel in ("pmap", "fsdp"):
-        flags = {"--out": "dry", "--dry-run": "--remat", "--parallel": parallel, "--validation": 3, "--size": 16}
+    """It ends before a picture is read. Pictures that are cropped at random have several views."""
+    for parallel, crop, views in (("pmap", "center", 1), ("fsdp", "random", 4)):
+        flags = {"--crop": crop, "--out": "dry", "--dry-run": "--remat", "--parallel": parallel, "--validation": 3,
+                 "--size": 16}
         assert script("train/train_diffusion.py", *arguments("train", TRAIN, flags)) == 0
         said = capfd.readouterr().out
         assert '"dry_run": true' in said and f"1 process, {parallel}" in said and "memory      " in said
+        assert f'"views": {views}' in said
     assert not list((place / "dry").iterdir())
 
 

@@ -4,6 +4,7 @@
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +23,11 @@ from sdjax.errors import SdjaxError
 from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
 from sdjax.loss import diffusion_loss
 from sdjax.model import StableDiffusion, initial_params
-from sdjax.parallel import local_part
+from sdjax.parallel import is_primary, local_part
 from sdjax.train_options import check_channels, picture_size
 from sdjax.types import Batch
+
+VIEWS = 4  # of a picture that is flipped or cropped at random
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Options(TrainOptions):
     """Of the computation: float32 or bfloat16. Weights, optimiser and EMA are float32."""
     remat: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    views: int = 1
-    """How many crops and flips of each picture are encoded beforehand, where --crop or --flip make them differ."""
+    views: int | None = None
+    """Crops and flips of each picture that are encoded beforehand and then take turns; when not given 4 with --flip or
+    --crop random, and 1 without."""
     size: int | None = None
     """Pixels a side; the model's own when not given."""
     validation: str | None = None
@@ -69,10 +73,17 @@ class Options(TrainOptions):
             raise SdjaxError(f"--noise-offset {self.noise_offset}: expected a number from 0 on")
         if self.dtype not in ("float32", "bfloat16"):
             raise SdjaxError(f"--dtype {self.dtype}: expected float32 or bfloat16")
-        if self.views < 1:
+        if self.views is not None and self.views < 1:
             raise SdjaxError(f"--views {self.views}: expected at least 1")
+        if (self.views or 1) > 1 and not self.varied:
+            raise SdjaxError(f"--views {self.views}: all would be the same, give --flip or --crop random with it")
         if self.sample_prompts < 1:
             raise SdjaxError(f"--sample-prompts {self.sample_prompts}: expected at least 1")
+
+    @property
+    def varied(self) -> bool:
+        """Does a picture look different in each view?"""
+        return self.flip or self.crop == "random"
 
 
 class Table:
@@ -122,6 +133,9 @@ def main(options: Options) -> None:
     """Train the UNet of a latent diffusion model on a folder of captioned pictures."""
     sd = start_model(options, without="unet")
     check_channels(options.model, sd.config)
+    if options.views == 1 and options.varied and is_primary():
+        print("--views 1: each picture is cropped and flipped once, the same way in all epochs", file=sys.stderr)
+    options = replace(options, views=options.views or (VIEWS if options.varied else 1))
     schedule = sd.config.schedule
     schedule = replace(schedule, prediction=options.prediction or schedule.prediction,
                        zero_terminal_snr=options.zero_terminal_snr or schedule.zero_terminal_snr)
@@ -134,8 +148,11 @@ def main(options: Options) -> None:
     kept, held_out = hold_out(options, source)
     other = None
     if options.validation and not any(map(len, held_out)):
-        other = open_pictures(replace(options, data=Path(options.validation), crop="center", flip=False), config.size,
-                              multiple)
+        others = replace(options, data=Path(options.validation), crop="center", flip=False, views=1)
+        try:
+            other = open_pictures(others, config.size, multiple)
+        except SdjaxError as error:
+            raise SdjaxError(str(error).replace("--data ", "--validation ", 1)) from None
     null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
     loss_fn = diffusion_loss(config, null, options.dtype, options.remat, options.caption_dropout,
                              options.min_snr_gamma, options.logit_normal, options.noise_offset)
