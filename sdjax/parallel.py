@@ -251,6 +251,9 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
             raise SdjaxError("--coordinator: is missing, give HOST:PORT of process 0 to all processes, or auto")
         return
     if coordinator == "auto":
+        if (count, index) != (None, None):
+            raise SdjaxError("--coordinator auto: the cluster tells --num-processes and --process-id; leave them out, "
+                             "or give HOST:PORT of process 0")
         where = {}
     else:
         host, _, port = coordinator.rpartition(":")

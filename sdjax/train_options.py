@@ -94,6 +94,9 @@ class TrainOptions:
             raise SdjaxError(f"--crop {self.crop}: expected {' or '.join(CROPS)}")
         if self.parallel not in KINDS:
             raise SdjaxError(f"--parallel {self.parallel}: expected {' or '.join(KINDS)}")
+        if self.replicas > 1 and self.parallel != "fsdp":
+            raise SdjaxError(f"--replicas {self.replicas}: needs --parallel fsdp; under {self.parallel} every device "
+                             "has a copy")
         self.make_optimizer()
 
     @property

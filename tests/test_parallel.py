@@ -308,6 +308,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("where, message", [
     ((None, 2, 0), "--coordinator: is missing"), ((None, None, 1), "--coordinator: is missing"),
+    (("auto", 2, None), "--coordinator auto: the cluster tells"), (("auto", None, 0), "--coordinator auto"),
     (("host", 2, 0), "--coordinator host: expected HOST:PORT"), (("host:x", 2, 0), "--coordinator host:x"),
     (("host:80", None, 0), "--num-processes None"), (("host:80", 2, None), "--process-id None"),
     (("host:80", 2, 2), "--process-id 2: expected a number from 0 to 1")])

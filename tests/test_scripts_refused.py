@@ -36,6 +36,8 @@ ANY_TRAIN = [
     ({"--parallel": "ddp"}, "--parallel ddp: expected pmap or fsdp"),
     ({"--max-bad": 2}, "--max-bad 2"),
     ({"--coordinator": "here"}, "--coordinator here: expected HOST:PORT"),
+    ({"--coordinator": "auto", "--num-processes": 2, "--process-id": 0}, "--coordinator auto: the cluster tells"),
+    ({"--replicas": 3}, "--replicas 3: needs --parallel fsdp"),
 ]
 REFUSED = [
     *[
@@ -100,7 +102,8 @@ REFUSED = [
     *[("train/train_vae.py", TRAIN, *case) for case in [
         *ANY_TRAIN, ({"--loss": "l3"}, "--loss l3"), ({"--discriminator-weight": -1}, "--discriminator-weight -1"),
         ({"--discriminator-weight": 1}, "--discriminator-weight: needs pictures of 24"), ({"--size": -3}, "--size -3"),
-        ({"--size": 0}, "--size 0"),
+        ({"--size": 0}, "--size 0"), ({"--perceptual-weight": 0.5}, "--perceptual-weight 0.5: needs --vgg"),
+        ({"--discriminator-start": 9}, "--discriminator-start 9: needs --discriminator-weight"),
         ({"--vgg": "file"}, "--lpips: is missing"), ({"--lpips": "file"}, "--vgg: is missing"),
         ({"--vgg": "file", "--lpips": "file", "--size": 16}, "file: "), ({"--crop": "left"}, "--crop left"),
         ({"--dtype": "int8"}, "--dtype int8"), ({"--max-bad": 2}, "--max-bad 2")]],

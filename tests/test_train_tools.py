@@ -67,7 +67,8 @@ def test_collectives_are_counted_with_their_results_bytes():
     ({"size": -1}, "--size -1: expected a positive multiple of 1"), ({"batch_size": 0}, "--batch-size 0"),
     ({"size": 0}, "--size 0: expected a positive multiple of 1"),
     ({"model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels; .* the VAE's latents, 4"),
-    ({"replicas": 77}, "--replicas 77"), ({"optimizer": "sgd"}, "--optimizer")])
+    ({"replicas": 77}, "--replicas 77"), ({"replicas": 2, "parallel": "pmap"}, "--replicas 2: needs --parallel fsdp"),
+    ({"optimizer": "sgd"}, "--optimizer")])
 def test_compile_for_refuses(chips, changes, message):
     settings = {"topology": "v5e:2x2", "model": "EMOJI", "batch_size": 8} | changes
     with pytest.raises(SdjaxError, match=message):

@@ -64,6 +64,10 @@ class Options(TrainOptions):
                 raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 on")
         if (self.vgg is None) != (self.lpips is None):
             raise SdjaxError(f"--{'lpips' if self.vgg else 'vgg'}: is missing, LPIPS needs both files")
+        if self.vgg is None and self.perceptual_weight not in (0, 1):  # 1 is the default
+            raise SdjaxError(f"--perceptual-weight {self.perceptual_weight}: needs --vgg and --lpips")
+        if self.discriminator_start and not self.discriminator_weight:
+            raise SdjaxError(f"--discriminator-start {self.discriminator_start}: needs --discriminator-weight")
         if self.dtype not in ("float32", "bfloat16"):
             raise SdjaxError(f"--dtype {self.dtype}: expected float32 or bfloat16")
 
