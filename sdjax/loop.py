@@ -164,15 +164,18 @@ class _Loop:
                 validate = validation and every(options.validate_every, last)
                 draw = on_sample and every(options.sample_every, last)
                 if save or validate or draw:
-                    extra = {"validation_loss": self.validate(validation)} if validate else {}
+                    jax.block_until_ready(metrics)
+                    with run.aside():
+                        extra = {"validation_loss": self.validate(validation)} if validate else {}
                     stopping |= self.settle(*waiting, extra)
                     waiting = None
-                if draw and not stopping:  # before the checkpoint, after which a restart would not come here again
-                    drawn = layout.fetch(trained_params(self.state), everywhere=False)
-                    if is_primary():
-                        on_sample(step, drawn, run)
-                if save:
-                    self.save(step)
+                with run.aside():
+                    if draw and not stopping:  # before the checkpoint, after which a restart would not come here again
+                        drawn = layout.fetch(trained_params(self.state), everywhere=False)
+                        if is_primary():
+                            on_sample(step, drawn, run)
+                    if save:
+                        self.save(step)
                 if stopping:
                     on_primary(partial(run.preempted, step))
                     raise SystemExit(0)

@@ -71,6 +71,13 @@ class Run:
 
                 self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
+    @contextlib.contextmanager
+    def aside(self):
+        """What is done in here is no training: the clock of images_per_second stands still."""
+        begun = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - begun
+
     def save(self, step: int, state: Any, notes: dict[str, Any] | None = None) -> None:
         """Writes checkpoints/<step>/ in the background, after everything that was logged is on the disk.
 

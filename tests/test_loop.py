@@ -118,6 +118,16 @@ def test_speed_counts_the_pictures_since_the_last_record(tmp_path, monkeypatch):
     assert counted == {3: 24, 5: 16}
 
 
+def test_speed_is_of_the_steps_alone(tmp_path, monkeypatch):
+    """Not of samples, validation and checkpoints, which take half a second each here."""
+    slow = lambda *_: time.sleep(0.5)
+    monkeypatch.setattr(Run, "save", slow)
+    monkeypatch.setattr("sdjax.loop._Loop.validate", lambda *_: slow() or 1.0)
+    toy(options(tmp_path, steps=2, checkpoint_every=1, validate_every=1), slow, validation=["some"])
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first["images_per_second"] > 8 / 0.5 and second["images_per_second"] > 8 / 0.5
+
+
 def test_sigterm_leaves_a_checkpoint_and_exit_0(tmp_path):
     script = (
         "import sys; from tests.test_loop import options, toy; toy(options(sys.argv[1], steps=100_000), pause=0.02)"
