@@ -29,7 +29,7 @@ from sdjax.parallel import (
     start_processes,
 )
 from sdjax.report import describe_state, describe_step, utilisation
-from sdjax.run import Run
+from sdjax.run import Run, hold
 from sdjax.train_options import TrainOptions
 from sdjax.train_state import LossFn, TrainState, make_state, make_train_step, trained_params
 from sdjax.types import Params
@@ -49,6 +49,8 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     export = options.out / "export"
     if export.exists() and not (export / "model_index.json").is_file():
         raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
+    if not options.dry_run:
+        on_primary(lambda: hold(options.out))  # before anything is cached there
     return_memory()
     with prefixed("--model: "):
         sd = create(options.model, options.seed, without)

@@ -22,6 +22,8 @@ from sdjax.parallel import agree, is_primary
 
 OWN = {"out", "coordinator", "num_processes", "process_id", "patience", "dry_run"}  # may differ between two starts
 
+HELD: dict[Path, int] = {}  # folders that `hold` locked and no Run has opened yet
+
 
 class Run:
     """The folder RUN of one training job. Opening it again is how a job goes on.
@@ -37,7 +39,8 @@ class Run:
         if not self.primary:
             return
         check_folder(self.folder)
-        self._lock = _lock(self.folder)
+        hold(self.folder)
+        self._lock = HELD.pop(self.folder)
         self._clean()
         self.settings = settings = json.loads(json.dumps(dataclasses.asdict(options), default=str))
         path = self.folder / "config.json"
@@ -148,6 +151,13 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if path.is_file():
             _cut_torn_line(path)
+
+
+def hold(folder: Path) -> None:
+    """Locks RUN for this process before a Run opens it, which takes the lock over; SdjaxError where another has it."""
+    folder = Path(folder).absolute()
+    if folder not in HELD:
+        HELD[folder] = _lock(folder)
 
 
 def _lock(folder: Path) -> int:

@@ -66,6 +66,17 @@ def test_a_shard_is_indexed_once(shards, tmp_path, monkeypatch):
     assert open_data(shards, 2, run=tmp_path).files == changed.files and len(indexed) == 5
 
 
+def test_hosts_with_the_same_process_ids_do_not_share_scratch_files(shards, tmp_path, monkeypatch):
+    """All that is written in a shared folder has a name of its own until it is whole."""
+    named, move = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: named.append((new, old)) or move(old, new))
+    for _ in range(2):
+        open_data(shards, 8, run=tmp_path / "run", buckets=4)
+        for path in (tmp_path / "run" / "cache").rglob("*.*"):
+            path.unlink()
+    assert len(named) == 6 and len(dict(named)) == 3 and len(set(named)) == 6
+
+
 def test_bad_samples_of_shards(tmp_path):
     members = [m for i in range(20) for m in sample(i)]
     spoilt = {"000000003.png": b"", "000000005.txt": b"\xff\xfe", "000000007.png": stored(NOISE)[:-90]}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sdjax.errors import SdjaxError
-from sdjax.run import Run
+from sdjax.run import Run, hold
 
 STATE = {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3)}
 
@@ -109,6 +109,17 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path):
     with pytest.raises(SdjaxError, match=f"--out {tmp_path}: another process is training there"):
         open_run(tmp_path)
     run.close()
+    open_run(tmp_path).close()
+
+
+def test_a_folder_can_be_held_before_it_is_opened(tmp_path):
+    hold(tmp_path)
+    hold(tmp_path)
+    run = open_run(tmp_path)
+    with pytest.raises(SdjaxError, match="another process is training there"):
+        hold(tmp_path)
+    run.close()
+    hold(tmp_path)
     open_run(tmp_path).close()
 
 

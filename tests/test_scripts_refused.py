@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import sdjax
+from sdjax.run import Run
+from sdjax.train_options import TrainOptions
 from tests.commands import CONFIG, GENERATE, ROOT, TRAIN, arguments
 from tests.narrow import random_model_params
 
@@ -151,3 +154,13 @@ def test_an_unreadable_picture_is_named_last(script, place, capfd, tmp_path):
         last = capfd.readouterr().err.rstrip("\n").split("\n")[-1]
         assert last.startswith("error: ") and "00003.webp: not a readable picture" in last
         assert not list((tmp_path / name).glob("cache/*/*"))
+
+
+def test_a_second_start_leaves_the_first_one_s_files_alone(script, place, capfd):
+    """It is refused before it caches anything."""
+    run = Run(place / "held", TrainOptions(Path("pictures"), Path("held")))
+    for name in ("train/train_diffusion.py", "train/train_vae.py", "train/train_clip.py"):
+        assert script(name, *arguments(name, TRAIN, {"--out": "held"})) == 2
+        assert "another process is training there" in capfd.readouterr().err
+    run.close()
+    assert [path.name for path in (place / "held").iterdir()] == ["config.json"]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def picture_sizes(listing: Listing, known: set[int], report: Callable[[int, str]
     sizes = np.array(rows, np.int32)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        scratch = kept.with_name(f".{os.getpid()}-{kept.name}")
+        scratch = kept.with_name(f".{uuid4().hex}-{kept.name}")  # hosts that share the folder may share process ids
         np.save(scratch, sizes)
         os.replace(scratch, kept)
     return sizes

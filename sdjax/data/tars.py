@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 from sdjax.data.picture import SUFFIXES
 from sdjax.errors import SdjaxError
@@ -116,7 +117,7 @@ def _load(path: Path) -> list | None:
 
 
 def _save(path: Path, rows: list[tuple]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts that share the folder may share process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(json.dumps(rows), encoding="utf-8")
