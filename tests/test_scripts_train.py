@@ -51,7 +51,9 @@ def train(script, place, name, steps, *arguments):
     return out, records, sdjax.load(out / "export")
 
 
-def test_train_diffusion(script, place, capfd):
+def test_train_diffusion(script, place, monkeypatch, capfd):
+    drawn, txt2img = [], sdjax.txt2img
+    monkeypatch.setattr(sdjax, "txt2img", lambda *args, **more: drawn.append(more["syntax"]) or txt2img(*args, **more))
     out, records, trained = train(
         script,
         place,
@@ -75,7 +77,7 @@ def test_train_diffusion(script, place, capfd):
     assert trained.config == replace(
         CONFIG, name="export", schedule=ScheduleConfig(prediction="v", zero_terminal_snr=True)
     )
-    assert Image.open(out / "samples" / "3.png").width > 2 * 8
+    assert Image.open(out / "samples" / "3.png").width > 2 * 8 and drawn == ["plain"]
     assert ["validation_loss" in record for record in records] == [False, False, True]
     latents, states = sorted((out / "cache").iterdir())
     load = lambda folder: np.load(folder / "00000.npy")

@@ -182,7 +182,7 @@ def main(options: Options) -> None:
     def on_sample(step, params, run):
         trained = replace(sd, params=sd.params | {"unet": params})
         pictures = sdjax.txt2img(trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0,
-                                 seed=options.seed)
+                                 seed=options.seed, syntax="plain")  # as the captions were encoded
         run.save_sheet(step, pictures)
 
     name_batch = lambda step: [source.files[i] for i in choose(step).rows]
