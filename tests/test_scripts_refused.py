@@ -95,6 +95,7 @@ REFUSED = [
             ({"--views": 2}, "--views 2: all would be the same, give --flip or --crop random with it"),
             ({"--size": -1}, "--size -1: expected a positive multiple of 1"),
             ({"--size": 0}, "--size 0: expected a positive multiple of 1"),
+            ({"--model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels"),
             ({"--model": "inpainting"}, "--model inpainting: its UNet has 9 input channels"),
             ({"--dtype": "float16"}, "--dtype float16: expected float32 or bfloat16"),
             ({"--zero-terminal-snr": "--no-remat"}, "--zero-terminal-snr: pure noise says nothing of eps"),

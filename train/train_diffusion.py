@@ -17,7 +17,7 @@ import numpy as np
 import sdjax
 from sdjax import cli
 from sdjax.cache import cached_latents, cached_states
-from sdjax.config import Config
+from sdjax.config import NAMED, Config
 from sdjax.data import Chosen, Order, Pictures, read_ahead
 from sdjax.errors import SdjaxError
 from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
@@ -60,6 +60,8 @@ class Options(TrainOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.model in NAMED:  # others once they are read
+            check_channels(self.model, NAMED[self.model])
         if self.prediction not in (None, "epsilon", "v"):
             raise SdjaxError(f"--prediction {self.prediction}: expected epsilon or v")
         if not 0 <= self.caption_dropout <= 1:
