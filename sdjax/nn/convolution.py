@@ -64,9 +64,9 @@ def with_depth(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)
     return y[:, :, :, 0]
 
 
-def is_large(x: Array) -> bool:
+def is_large(x: Array, least: int = 2**24) -> bool:
     """Is a picture of x so large that a CPU takes it `by_bands`?"""
-    return x[0].size >= 2**24 and x.shape[1] % 8 == 0
+    return x[0].size >= least and x.shape[1] % 8 == 0
 
 
 def by_bands(x: Array, before: Callable[[Array], Array], step: Callable[[Array, Array], Array], in_place: bool = False,
