@@ -3,7 +3,6 @@
 All are the same sum, in another order or under another name. What is neither takes XLA's convolution.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -71,12 +70,13 @@ def is_large(x: Array, least: int = 2**24) -> bool:
 
 def by_bands(x: Array, before: Callable[[Array], Array], step: Callable[[Array, Array], Array], in_place: bool = False,
              rows: int = 64) -> Array:
-    """step(before(band) with a row more at either end, zeros outside of x; band) of some rows of x after the other,
-    [B, rows, W, C] each, one below the other: what is made on the way is never there for more than these rows.
+    """step(before(band) with a row more at either end, zeros outside of x; band) of bands of x after each other, one
+    below the other. A band is `rows` of x or fewer; what is made on the way is never there for more than these.
 
     in_place: the result has x's shape, and its place.
     """
-    (b, height, w, channels), rows = x.shape, math.gcd(x.shape[1], rows)
+    b, height, w, channels = x.shape
+    rows = max(n for n in range(1, rows + 1) if height % n == 0)
     if rows == height:
         return step(jnp.pad(before(x), ((0, 0), (1, 1), (0, 0), (0, 0))), x)
     above = x[:, rows - 1::rows]  # each band's last row: in place, it is gone when the next one asks for it
@@ -125,7 +125,7 @@ def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
         y = jnp.stack([jnp.stack([part(i, j) for j in range(2)], 3) for i in range(2)], 2)
         return y.reshape(len(x), 2 * rows, 2 * x.shape[2], -1) + bias
 
-    return by_bands(x, lambda x: x, enlarged)
+    return by_bands(x, lambda x: x, enlarged, rows=64 if is_large(x) else x.shape[1])
 
 
 def after(x: Array, y: Array) -> Array:

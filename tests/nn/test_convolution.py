@@ -88,6 +88,8 @@ def test_which_way_is_taken_where():
         assert products(platform, convolve, 1, 8, 8, 1280) == 0
         assert convolutions(platform, convolve_enlarged, 1, 64, 64, 16) == 1
     assert convolutions("cpu", convolve_enlarged, 1, 64, 64, 16) == 4
+    looped = lambda side: "stablehlo.while" in text("cpu", convolve_enlarged, 1, side, side, 256)
+    assert looped(256) and not looped(12), "in bands only what is large"
     assert convolutions("cpu", convolve, 1, 256, 256, 320) == convolutions("tpu", convolve, 1, 64, 64, 320) == 1
     assert products("cpu", convolve, 1, 64, 64, 320) == 16 and convolutions("cpu", convolve, 1, 64, 64, 320) == 0
     assert products("cpu", convolve, 1, 64, 64, 320, features=4) == 0
@@ -96,7 +98,7 @@ def test_which_way_is_taken_where():
     assert not deep("cuda", convolve, 2, 64, 64, 320) and not deep("cpu", convolve, 2, 64, 64, 320)
 
 
-@pytest.mark.parametrize("height, rows", [(1, 2), (6, 2), (8, 4), (12, 8)])
+@pytest.mark.parametrize("height, rows", [(1, 2), (6, 2), (8, 4), (12, 8), (10, 10)])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_bands_are_the_whole(height, rows, in_place):
     """A convolution of what is made of each pixel, beside something else that is."""
