@@ -292,7 +292,7 @@ def main(options: Options) -> None:
         raise SdjaxError("--model EMOJI: has no tokenizer; take emoji, the bundled model")
     folder = None if options.model in NAMED else str(find_source(options.model)[0])
     config = NAMED[options.model] if folder is None else read_config(folder)
-    sizes, multiple = list(options.sizes) or [config.size], config.vae.factor * config.unet.factor
+    sizes, multiple = list(options.sizes) or [config.size], config.multiple
     if any(size < 1 or size % multiple for size in sizes):
         raise SdjaxError(f"--sizes {' '.join(map(str, sizes))}: positive multiples of {multiple}")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two processes share the device

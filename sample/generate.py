@@ -37,8 +37,7 @@ class Task:
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
         self.height, self.width = check_size(sd.config, Arguments(height=options.height, width=options.width))
         if image is not None:
-            multiple = sd.config.vae.factor * sd.config.unet.factor
-            self.arguments["image"] = read_images(image, options.height, options.width, multiple)
+            self.arguments["image"] = read_images(image, options.height, options.width, sd.config.multiple)
             self.height, self.width = self.arguments["image"].shape[1:3]
         if mask is not None:
             self.arguments |= {"mask": mask, "feather": options.feather}

@@ -96,6 +96,11 @@ class Config:
     size: int = 512
     guidance_scale: float = field(default=7.5, compare=False)  # as published; what guidance_scale=None means
 
+    @property
+    def multiple(self) -> int:
+        """A picture's sides are multiples of so many pixels."""
+        return self.vae.factor * self.unet.factor
+
 
 #: SD 1.x. UNet 859,520,964, VAE 83,653,863, text 123,060,480 parameters.
 SD15 = Config()
@@ -129,6 +134,8 @@ EMOJI = Config(
 
 #: The image tower that was trained beside EMOJI's text tower; used to rank captions and to evaluate.
 EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_width=512, projection=192)
+
+DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 
 PRESETS = {config.name: config for config in (SD15, SD15_INPAINT, SD21_BASE, SD21, EMOJI)}
 

@@ -94,7 +94,7 @@ def outpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, left: int 
     pictures = read_images(image, None, None, 1)
     if pictures.shape[3] != 3:
         raise SdjaxError("image: pixels [B, H, W, 3] expected, outpaint does not take latents")
-    multiple = sd.config.vae.factor * sd.config.unet.factor
+    multiple = sd.config.multiple
     pads = ((0, 0), (top, bottom), (left, right), (0, 0))
     canvas = np.pad(pictures, pads, mode="edge")
     for name, size in (("bottom", canvas.shape[1]), ("right", canvas.shape[2])):
@@ -148,7 +148,7 @@ def read(config: Config, image, options: Options) -> tuple[Options, np.ndarray]:
     """The pictures [Q, H, W, 3] (or latents [Q, h, w, C]), and options with their size."""
     factor, channels = config.vae.factor, config.vae.latent_channels
     check_size(config, options)
-    pictures = read_images(image, options.height, options.width, factor * config.unet.factor, channels)
+    pictures = read_images(image, options.height, options.width, config.multiple, channels)
     height, width = (side * (1 if pictures.shape[3] == 3 else factor) for side in pictures.shape[1:3])
     for name, asked, side in (("height", options.height, height), ("width", options.width, width)):
         if asked not in (None, side):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import prompt, text
-from sdjax.config import NAMED, Config, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import DTYPES, NAMED, Config, TextConfig, UNetConfig, VAEConfig
 from sdjax.errors import SdjaxError
 from sdjax.nn.clip import TextTower, pool_text
 from sdjax.nn.layers import precise
@@ -32,7 +32,6 @@ from sdjax.weights.single import bundled_tokenizer, known_prediction, log, read_
 
 BUNDLED = ("emoji",)
 FLOAT32 = jnp.dtype("float32")
-DTYPES = ("float32", "bfloat16", "float16")
 
 #: the VAE's tiles, in latents: their side, by how much two overlap at least, and the positions up to which a picture
 #: goes through in one piece (1024 x 1024 pixels at a factor of 8)
@@ -225,13 +224,15 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
         log.warning("%s: is written without the embeddings %s", path, ", ".join(sd.embeddings))
     if suffix == ".ckpt":
         raise SdjaxError(f"{path}: .ckpt files are only read; give a name in .safetensors or a folder's")
+    from safetensors import SafetensorError
+
     try:
         if suffix == ".safetensors":
             write_single(path, sd.config, sd.params)
         else:
             write_folder(path, sd.config, sd.params, sd.tokenizer)
-    except OSError as error:
-        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:  # what safetensors cannot write is a kind of its own
+        raise SdjaxError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:

@@ -151,18 +151,19 @@ def check(config: Config, prompt: str | Sequence[str], options: Options, picture
     height, width = check_size(config, options)
     factor = config.vae.factor
     shape = (height // factor, width // factor, config.vae.latent_channels)
-    if options.latents is not None and np.shape(options.latents) != (count, *shape):
-        raise SdjaxError(f"latents of shape {np.shape(options.latents)}: {(count, *shape)} for {count} images of "
-                         "this size")
-    if options.latents is not None and np.asarray(options.latents).dtype.kind not in "fiuV":  # V is bfloat16
-        raise SdjaxError(f"latents are {np.asarray(options.latents).dtype}: numbers expected")
+    if options.latents is not None:
+        latents = np.asarray(options.latents)
+        if latents.shape != (count, *shape):
+            raise SdjaxError(f"latents of shape {latents.shape}: {(count, *shape)} for {count} images of this size")
+        if latents.dtype.kind not in "fiuV":  # V is bfloat16
+            raise SdjaxError(f"latents are {latents.dtype}: numbers expected")
     seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
     return Request(prompts, options.negative_prompt, seeds, shape, guidance_scales(config, options), options)
 
 
 def check_size(config: Config, options: Options) -> tuple[int, int]:
     """(height, width) in pixels."""
-    multiple = config.vae.factor * config.unet.factor
+    multiple = config.multiple
     for name, side in (("height", options.height), ("width", options.width)):
         if side is not None and (not whole(side, multiple) or side % multiple):
             raise SdjaxError(f"{name} {side!r}: a positive multiple of {multiple} pixels for {config.name}")

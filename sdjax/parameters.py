@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from sdjax.config import DTYPES
 from sdjax.errors import SdjaxError
 
 FIELD = re.compile(r'\s*(\w[\w \-/]*): *("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
@@ -132,7 +133,7 @@ def _interval(value: str) -> tuple[float, float]:
 
 
 def _dtype(value: str) -> str:
-    if value not in ("float32", "bfloat16", "float16"):
+    if value not in DTYPES:
         raise ValueError
     return value
 

@@ -94,11 +94,11 @@ NAMES = ("negative_prompt", "syntax", "clip_skip", "sampler", "sigmas", "spacing
 
 def settings_of_picture(options: Options) -> Options | None:
     """The defaults that --from makes of a picture's text; says what it does not take from it."""
+    if options.from_ is None:
+        return None
     from sdjax.parameters import read_parameters, understand
     from sdjax.weights.hub import is_hub_id
 
-    if options.from_ is None:
-        return None
     try:
         found, rest = understand(read_parameters(options.from_))
     except SdjaxError as error:

@@ -58,7 +58,7 @@ def main(options: Options) -> None:
         raise SdjaxError(f"--model {options.model}: expected one of {', '.join(NAMED)}")
     config = NAMED[options.model]
     check_channels(options.model, config)
-    config = replace(config, size=picture_size(options.size, config, config.vae.factor * config.unet.factor))
+    config = replace(config, size=picture_size(options.size, config, config.multiple))
     if options.steps < 1:
         raise SdjaxError(f"--steps {options.steps}: expected at least 1")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the two share the device

@@ -63,7 +63,7 @@ def main(options: Options) -> None:
         raise SdjaxError(f"--dtype {options.dtype}: expected float32 or bfloat16")
     config = NAMED[options.model]
     check_channels(options.model, config)
-    config = replace(config, size=picture_size(options.size, config, config.vae.factor * config.unet.factor))
+    config = replace(config, size=picture_size(options.size, config, config.multiple))
     with cli.prefixed("--topology "):
         devices = topology_devices(options.topology)
     if options.chips is not None and not 1 <= options.chips <= len(devices):

@@ -143,7 +143,7 @@ def main(options: Options) -> None:
                        zero_terminal_snr=options.zero_terminal_snr or schedule.zero_terminal_snr)
     if schedule.zero_terminal_snr and schedule.prediction == "epsilon":
         raise SdjaxError("--zero-terminal-snr: pure noise says nothing of eps, give --prediction v with it")
-    multiple = sd.config.vae.factor * sd.config.unet.factor
+    multiple = sd.config.multiple
     config = replace(sd.config, schedule=schedule, size=picture_size(options.size, sd.config, multiple))
     sd = replace(sd, config=config)
     source = open_pictures(options, config.size, multiple)

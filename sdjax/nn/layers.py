@@ -46,13 +46,12 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (channels,)).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,)).astype(jnp.float32)
         exact, rows, squares = (partial(way, groups=self.groups) for way in (two_pass, by_rows, by_squares))
-        eps = self.eps
 
         def normaliser(x: Array) -> Callable[[Array], Array]:
             mean, variance = by_platform(x.astype(jnp.float32), default=exact,
                                          cuda=exact if x.dtype == jnp.float32 else rows,
                                          tpu=squares if x.dtype == jnp.bfloat16 else exact)
-            factor = jax.lax.rsqrt(variance + eps)
+            factor = jax.lax.rsqrt(variance + self.eps)
             return lambda x: ((x.astype(jnp.float32) - mean) * factor * scale + bias).astype(x.dtype)
 
         return normaliser
@@ -161,10 +160,10 @@ class Conv3x3(nn.Module):
         """convolve(x [..., channels], before=None, padding=its own), of before(x) if given; see `Dense`."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
-        dtype, stride, own = self.dtype, self.stride, self.padding
         if self.enlarge:
-            return lambda x: split_by_batch(convolve_enlarged, x.astype(dtype), whole=(kernel, bias))
-        return lambda x, before=None, padding=own: convolve(x.astype(dtype), kernel, bias, stride, padding, before)
+            return lambda x: split_by_batch(convolve_enlarged, x.astype(self.dtype), whole=(kernel, bias))
+        return lambda x, before=None, padding=self.padding: convolve(x.astype(self.dtype), kernel, bias, self.stride,
+                                                                     padding, before)
 
 
 def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None,

@@ -4,11 +4,13 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import sdjax
@@ -183,6 +185,11 @@ def test_a_model_that_cannot_be_replaced_stays(tokenizer, tmp_path, monkeypatch)
     assert same(sdjax.load(tmp_path / "model").params, sd.params) and len([*tmp_path.iterdir()]) == 1
     with pytest.raises(SdjaxError, match="cannot be written"):
         sdjax.save(sd, "/proc/nothing/model")
+    monkeypatch.setattr("safetensors.numpy.save_file", Mock(side_effect=SafetensorError("I/O error: no space")))
+    for name in ("model", "model.safetensors"):
+        with pytest.raises(SdjaxError, match=rf"{name}: cannot be written \(I/O error: no space\)"):
+            sdjax.save(sd, tmp_path / name)
+    assert same(sdjax.load(tmp_path / "model").params, sd.params) and len([*tmp_path.iterdir()]) == 1
 
 
 # ---- save(dtype=...)
