@@ -245,34 +245,35 @@ def work_of(config, options: Options, size: int) -> dict[str, float]:
 
 def aot(options: Options, config, sizes: list[int]) -> None:
     """Compiles the parts for one TPU chip."""
-    from sdjax.measure import CHIPS, Costs, compile_for, main_memory_traffic, peak_flops, renamed, topology_devices
+    from sdjax import measure
 
-    if options.aot_tpu not in CHIPS:
-        raise SdjaxError(f"--aot-tpu {options.aot_tpu}: one of {', '.join(CHIPS)}")
-    chip = CHIPS[options.aot_tpu]
-    device = topology_devices(chip.topology)[0]
+    if options.aot_tpu not in measure.CHIPS:
+        raise SdjaxError(f"--aot-tpu {options.aot_tpu}: one of {', '.join(measure.CHIPS)}")
+    chip = measure.CHIPS[options.aot_tpu]
+    device = measure.topology_devices(chip.topology)[0]
     print(f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps, compiled for one "
           f"{device.device_kind}; jax {version('jax')}")
-    row = "{:8s}{:>6s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>11s}".format
+    row = "{:8s}{:>6s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>11s}".format
     print(row("part", "px", "GFLOP", "model's", "GB, XLA's", "renamed", "GB moved", "GB args", "GB temp", "ms",
-              "compile s"), flush=True)
+              "Mcycles", "compile s"), flush=True)
     for size in sizes:
         work = work_of(config, options, size)
         for part in options.parts:
             begin = time.perf_counter()
             function, shapes = traced(config, options, size, part)
-            compiled = compile_for(device, function, *shapes)
-            seconds, costs, text = time.perf_counter() - begin, Costs(compiled), compiled.as_text()
-            moved = main_memory_traffic(text)
-            least = max(costs.flops / peak_flops(device.device_kind), moved / chip.bandwidth)
+            compiled = measure.compile_for(device, function, *shapes)
+            seconds, costs, text = time.perf_counter() - begin, measure.Costs(compiled), compiled.as_text()
+            moved = measure.main_memory_traffic(text)
+            least = max(costs.flops / measure.peak_flops(device.device_kind), moved / chip.bandwidth)
             whole = part != "image"  # XLA counts a loop's body once
             print(row(part, f"{size}", f"{costs.flops / 1e9:.0f}" if whole else "", f"{work[part] / 1e9:.0f}",
-                      *(f"{count / 1e9:.2f}" if whole else "" for count in (costs.bytes, renamed(text), moved)),
+                      *(f"{count / 1e9:.2f}" if whole else "" for count in (costs.bytes, measure.renamed(text), moved)),
                       f"{costs.memory['arguments'] / 1e9:.2f}", f"{costs.memory['temporary'] / 1e9:.2f}",
-                      f"{1e3 * least:.1f}" if whole else "", f"{seconds:.0f}"), flush=True)
+                      f"{1e3 * least:.1f}" if whole else "", f"{measure.cycles(text) / 1e6:.1f}" if whole else "",
+                      f"{seconds:.0f}"), flush=True)
     print("GFLOP: XLA's count; model's: of matrix products and convolutions; GB, XLA's: read and written by its "
           "operations, in on-chip memory too; renamed: of these, neither read nor written; GB moved: to and from main "
-          "memory; ms: at least, by the chip's FLOP/s and bytes/s")
+          "memory; ms: at least, by FLOP/s and bytes/s; Mcycles: XLA's estimate, without attention's kernels")
 
 
 # ---- the table

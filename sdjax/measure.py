@@ -86,6 +86,13 @@ def renamed(text: str) -> int:
                if "ConcatBitcast" in rest)
 
 
+def cycles(text: str) -> int:
+    """Clock cycles that a TPU's compiler expects a program's operations to take one after the other, from its text.
+    Pallas' kernels count nothing: it has no estimate of them. A loop's body counts once."""
+    return sum(int(count) for *_, rest in operations(text, fused=False)
+               for count in re.findall(r'"estimated_cycles":"(\d+)"', rest))
+
+
 def operations(text: str, fused: bool = True) -> Iterator[tuple[str, str, str, str, str]]:
     """(name, type, operation, operands, attributes) of all in a program's text, or of those not inside of fusions."""
     within, listed = set() if fused else set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text)), fused

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import jax
@@ -96,3 +97,11 @@ def test_what_does_not_fit_is_refused(said, expected):
 
     with pytest.raises(SdjaxError, match=f"does not fit, the program needs {expected}"):
         measure.compile_lowered(SimpleNamespace(compile=fail))
+
+
+def test_cycles_are_the_compilers_of_what_is_not_inside_of_fusions():
+    told = lambda count: f', backend_config={{"estimated_cycles":"{count}"}}\n'
+    program = re.sub(r"(param_0\)|bf_io->bf)\n", lambda found: found[1] + told(7), PROGRAM)
+    program = program.replace("calls=%fused_computation\n", "calls=%fused_computation" + told(1000))
+    assert measure.cycles(PROGRAM) == 0 and program.count("estimated_cycles") == 3
+    assert measure.cycles(program) == 1007

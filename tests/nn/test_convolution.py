@@ -8,13 +8,14 @@ from sdjax.nn.convolution import (
     ROWS,
     as_product,
     by_bands,
+    by_columns,
     by_phase,
     convolve,
     convolve_enlarged,
     direct,
+    side_by_side,
     upsample_nearest,
     winograd,
-    with_depth,
 )
 
 
@@ -41,7 +42,7 @@ def error(found, wanted):
 
 
 BIAS = draw(64, seed=3)
-WAYS = [(direct, lambda x: x), (with_depth, lambda x: x), (as_product, lambda x: x),
+WAYS = [(direct, lambda x: x), (by_columns, lambda x: x), (as_product, lambda x: x),
         (lambda x, kernel: by_phase(x, kernel, BIAS[:kernel.shape[3]]) - BIAS[:kernel.shape[3]], doubled),
         (lambda x, kernel: winograd(jnp.pad(x, even(x)), kernel)[:, :x.shape[1], :x.shape[2]], lambda x: x),
         (lambda x, kernel: direct(upsample_nearest(x), kernel), doubled)]
@@ -69,10 +70,23 @@ def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape
         assert error(a, np.asarray(b)) < 3e-6
 
 
-@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 1), (0, 1))])
-def test_depth_takes_strides_and_padding(padding):
-    x, kernel = draw(2, 6, 8, 3), draw(3, 3, 3, 5, seed=1)
-    np.testing.assert_allclose(with_depth(x, kernel, 2, padding), direct(x, kernel, 2, padding), atol=1e-5)
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 1), (0, 1)), ROWS])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height, width", [(6, 8), (5, 7), (4, 3)])
+def test_columns_take_strides_and_padding(padding, stride, height, width):
+    x, kernel = draw(3, height, width, 2), draw(3, 3, 2, 5, seed=1)
+    functions = [jax.jit(jax.value_and_grad(lambda x, kernel, way=way: jnp.sin(way(x, kernel, stride, padding)).sum(),
+                                            (0, 1))) for way in (by_columns, direct)]
+    found, wanted = (jax.tree.leaves(function(x, kernel)) for function in functions)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(by_columns(x, kernel, stride, padding), direct(x, kernel, stride, padding), atol=1e-5)
+
+
+def test_enlarged_side_by_side_bit_for_bit():
+    x = draw(2, 3, 5, 4)
+    np.testing.assert_array_equal(side_by_side(x), doubled(x))
+    np.testing.assert_array_equal(upsample_nearest(x), doubled(x))
 
 
 def test_which_way_is_taken_where():
@@ -93,9 +107,11 @@ def test_which_way_is_taken_where():
     assert convolutions("cpu", convolve, 1, 256, 256, 320) == convolutions("tpu", convolve, 1, 64, 64, 320) == 1
     assert products("cpu", convolve, 1, 64, 64, 320) == 16 and convolutions("cpu", convolve, 1, 64, 64, 320) == 0
     assert products("cpu", convolve, 1, 64, 64, 320, features=4) == 0
-    deep = lambda *args: "[b, 0, 1, 2, f]" in text(*args)
-    assert deep("tpu", convolve, 2, 64, 64, 320) and not deep("tpu", convolve, 8, 64, 64, 320)
-    assert not deep("cuda", convolve, 2, 64, 64, 320) and not deep("cpu", convolve, 2, 64, 64, 320)
+    columns = lambda *args: "[0, 1, b, f]" in text(*args)
+    for function in (convolve, convolve_enlarged):
+        assert columns("tpu", function, 2, 64, 64, 320) and columns("tpu", function, 12, 64, 64, 320)
+        assert not columns("tpu", function, 8, 64, 64, 320), "a full batch"
+        assert not columns("cuda", function, 2, 64, 64, 320) and not columns("cpu", function, 2, 64, 64, 320)
 
 
 @pytest.mark.parametrize("height, rows", [(1, 2), (6, 2), (8, 4), (12, 8), (10, 10)])
