@@ -52,8 +52,8 @@ FLOORS = {
     "batch": 5,
     "loop": 6,
 }
-NN = {"convolution": 0, "flash": 0, "tiles": 0, "layers": 1, "attention": 2, "unet": 3, "vae": 3, "clip": 3,
-      "discriminator": 3, "lpips": 0}  # within nn/
+NN = {"backends": 0, "flash": 0, "tiles": 0, "convolution": 1, "layers": 2, "attention": 3, "unet": 4, "vae": 4,
+      "clip": 4, "discriminator": 4, "lpips": 0}  # within nn/
 WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,
            "single": 4, "clip": 5, "hub": 5, "lpips": 4}  # within weights/
 DATA = {"picture": 0, "tars": 1, "bad": 0, "listing": 2, "buckets": 3, "source": 4, "order": 0}  # within data/

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.nn import flash as kernels
-from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, by_platform, some_at_a_time, split_by_batch
+from sdjax.nn.backends import by_platform, split_by_batch
+from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, some_at_a_time
 from sdjax.types import Array
 
 Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them

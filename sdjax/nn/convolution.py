@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from sdjax.nn.backends import by_platform, devices_sharing
 from sdjax.types import Array
 
 ROWS = (0, 0), (1, 1)  # padding of rows that have their neighbours
@@ -24,7 +25,7 @@ def convolve(x: Array, kernel: Array, bias: Array, stride: int = 1, padding=((1,
         if stride != 1 or padding != ((1, 1), (1, 1)) or not is_large(x):
             return whole(x, kernel, bias)
         bands = lambda x, kernel, bias: by_bands(x, before, lambda band, _: direct(band, kernel, padding=ROWS) + bias)
-        return jax.lax.platform_dependent(x, kernel, bias, cpu=bands, default=whole)
+        return by_platform(x, kernel, bias, cpu=bands, default=whole)
     whole, columns = (partial(way, stride=stride, padding=padding) for way in (direct, by_columns))
     (b, h, w, channels), cpu = x.shape, whole
     if stride == 1 and padding == ((1, 1), (1, 1)):
@@ -33,15 +34,15 @@ def convolve(x: Array, kernel: Array, bias: Array, stride: int = 1, padding=((1,
             cpu = winograd
         elif channels >= 512 and 5 * h * w <= channels:
             cpu = as_product
-    return jax.lax.platform_dependent(x, kernel, cpu=cpu, tpu=columns if b % 8 else whole, default=whole) + bias
+    return by_platform(x, kernel, cpu=cpu, tpu=whole if fills_a_tpu(b) else columns, default=whole) + bias
 
 
 def convolve_enlarged(x: Array, kernel: Array, bias: Array) -> Array:
     """`upsample_nearest`, then `convolve`, plus bias [D]: [B, H, W, C] -> [B, 2H, 2W, D]."""
     enlarged = lambda way: lambda x, kernel, bias: convolve(way(x), kernel, bias)
     whole, b, h, w = enlarged(upsample_nearest), *x.shape[:3]
-    return jax.lax.platform_dependent(x, kernel, bias, cpu=by_phase if h * w >= 64 else whole,
-                                      tpu=enlarged(side_by_side) if b % 8 else whole, default=whole)
+    return by_platform(x, kernel, bias, cpu=by_phase if h * w >= 64 else whole,
+                       tpu=whole if fills_a_tpu(b) else enlarged(side_by_side), default=whole)
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -60,11 +61,16 @@ def direct(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1))) -
                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+def fills_a_tpu(batch: int) -> bool:
+    """A TPU convolves eight pictures of a batch at once."""
+    return batch // devices_sharing(batch) % 8 == 0
+
+
 def by_columns(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1))) -> Array:
     """The columns as batch, with the three that meet side by side in the channels, along which a sum over rows is left.
 
-    A TPU convolves eight of a batch at once. Of fewer, XLA makes more by cutting pictures, copied and padded at every
-    step; here it has nothing to cut, and pixels lie as attention takes them.
+    Of a batch below eight XLA's TPU compiler makes a larger one by cutting pictures, copied and padded at every step.
+    Here it has nothing to cut, and pixels lie as attention takes them.
     """
     channels, padded = x.shape[3], jnp.pad(x, ((0, 0), (0, 0), padding[1], (0, 0)))
     places = padded.shape[2] - 2

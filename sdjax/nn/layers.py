@@ -14,8 +14,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
 
+from sdjax.nn.backends import by_platform, split_by_batch
 from sdjax.nn.convolution import ROWS, by_bands, convolve, convolve_enlarged, is_large
 from sdjax.types import Array
 
@@ -23,12 +23,6 @@ from sdjax.types import Array
 def precise(dtype):
     """float32 means float32: not TF32 on a GPU, not bfloat16 passes on a TPU."""
     return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
-
-
-def by_platform(*args: Array, default: Callable, **ways: Callable):
-    """`jax.lax.platform_dependent`, but what is the same as the default is not traced again."""
-    ways = {platform: way for platform, way in ways.items() if way is not default}
-    return jax.lax.platform_dependent(*args, default=default, **ways) if ways else default(*args)
 
 
 class GroupNorm(nn.Module):
@@ -170,22 +164,6 @@ def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (
             enlarge: bool = False) -> Conv3x3:
     init = init or nn.initializers.lecun_normal()
     return Conv3x3(features, dtype, stride, padding, init, enlarge, name=name)
-
-
-def split_by_batch(function: Callable, *arrays: Array, whole: tuple[Array, ...] = ()):
-    """function(*arrays, *whole), where `arrays` are [B, ...] as its results are. On the mesh that is set
-    (`parallel.on_mesh`) each device computes its part of the batch, where XLA cannot split, as Pallas' kernels (libtpu
-    knows no `custom_partitioning`), or does not: to enlarge pictures it gathers all of them on every device.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-    count = math.prod(mesh.shape[name] for name in axes)
-    if count == 1:
-        return function(*arrays, *whole)
-    spec = PartitionSpec(tuple(axes)) if arrays[0].shape[0] % count == 0 else PartitionSpec()
-    specs = (*[spec] * len(arrays), *[PartitionSpec()] * len(whole))
-    split = jax.shard_map(function, in_specs=specs, out_specs=spec, axis_names=set(axes), check_vma=False)
-    return split(*arrays, *whole)
 
 
 def timestep_embedding(t: Array, width: int) -> Array:

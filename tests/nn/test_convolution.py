@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import AbstractMesh, AxisType
 
 from sdjax.nn.convolution import (
     ROWS,
@@ -112,6 +113,9 @@ def test_which_way_is_taken_where():
         assert columns("tpu", function, 2, 64, 64, 320) and columns("tpu", function, 12, 64, 64, 320)
         assert not columns("tpu", function, 8, 64, 64, 320), "a full batch"
         assert not columns("cuda", function, 2, 64, 64, 320) and not columns("cpu", function, 2, 64, 64, 320)
+        with jax.sharding.use_abstract_mesh(AbstractMesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))):
+            assert columns("tpu", lambda *args, f=function: f(*args), 8, 64, 64, 320), "two on each device"
+            assert not columns("tpu", lambda *args, f=function: f(*args), 32, 64, 64, 320)
 
 
 @pytest.mark.parametrize("height, rows", [(1, 2), (6, 2), (8, 4), (12, 8), (10, 10)])
