@@ -72,11 +72,16 @@ def by_columns(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)
     Of a batch below eight XLA's TPU compiler makes a larger one by cutting pictures, copied and padded at every step.
     Here it has nothing to cut, and pixels lie as attention takes them.
     """
-    channels, padded = x.shape[3], jnp.pad(x, ((0, 0), (0, 0), padding[1], (0, 0)))
-    places = padded.shape[2] - 2
-    meeting = jnp.concatenate([padded[:, :, j:j + places:stride] for j in range(3)], -1)
-    return jax.lax.conv_general_dilated(meeting, kernel.reshape(1, 3, 3 * channels, -1), (1, stride),
-                                        ((0, 0), padding[0]), dimension_numbers=("BHNC", "BHIO", "BHNC"))
+
+    @jax.checkpoint  # a backward pass would keep the three, not x
+    def sums(x: Array, kernel: Array) -> Array:
+        channels, padded = x.shape[3], jnp.pad(x, ((0, 0), (0, 0), padding[1], (0, 0)))
+        places = padded.shape[2] - 2
+        meeting = jnp.concatenate([padded[:, :, j:j + places:stride] for j in range(3)], -1)
+        return jax.lax.conv_general_dilated(meeting, kernel.reshape(1, 3, 3 * channels, -1), (1, stride),
+                                            ((0, 0), padding[0]), dimension_numbers=("BHNC", "BHIO", "BHNC"))
+
+    return sums(x, kernel)
 
 
 def is_large(x: Array, least: int = 2**24) -> bool:

@@ -84,6 +84,12 @@ def test_columns_take_strides_and_padding(padding, stride, height, width):
     np.testing.assert_allclose(by_columns(x, kernel, stride, padding), direct(x, kernel, stride, padding), atol=1e-5)
 
 
+def test_columns_side_by_side_are_not_kept_for_the_backward_pass():
+    x, kernel = draw(2, 8, 8, 16), draw(3, 3, 16, 4, seed=1)
+    kept = jax.eval_shape(lambda x, kernel: jax.vjp(by_columns, x, kernel)[1], x, kernel)
+    assert sorted(leaf.size for leaf in jax.tree.leaves(kept)) == sorted([x.size, kernel.size])
+
+
 def test_enlarged_side_by_side_bit_for_bit():
     x = draw(2, 3, 5, 4)
     np.testing.assert_array_equal(side_by_side(x), doubled(x))
