@@ -118,6 +118,7 @@ def test_which_way_is_taken_where():
     for function in (convolve, convolve_enlarged):
         assert columns("tpu", function, 2, 64, 64, 320) and columns("tpu", function, 12, 64, 64, 320)
         assert not columns("tpu", function, 8, 64, 64, 320), "a full batch"
+        assert not columns("tpu", function, 30, 64, 64, 320), "nearly full"
         assert not columns("cuda", function, 2, 64, 64, 320) and not columns("cpu", function, 2, 64, 64, 320)
         with jax.sharding.use_abstract_mesh(AbstractMesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))):
             assert columns("tpu", lambda *args, f=function: f(*args), 8, 64, 64, 320), "two on each device"
