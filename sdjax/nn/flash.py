@@ -7,6 +7,8 @@ way. Logits are [S, T], float32; what is kept of them is one number a query, lse
 
     p = exp(scale k^T q - lse)                 y = v p
     ds = scale p (v^T dy - sum_d y dy)         dq = k ds     dk = q ds^T     dv = dy p^T
+
+Powers are of 2, which is what a TPU has: the factor log2(e) is in the scale, not in every exponential.
 """
 
 import math
@@ -24,6 +26,7 @@ from sdjax.types import Array
 ROWS = ((0,), (0,))  # contracts D of two [D, ...]
 LANES = ((1,), (1,))  # contracts tokens of two [..., tokens]
 PLAIN = ((1,), (0,))
+LOG2E = math.log2(math.e)
 
 
 class Blocks(NamedTuple):
@@ -57,18 +60,18 @@ def product(a: Array, b: Array, axes: tuple) -> Array:
     return lax.dot_general(a, b, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
-def scaled_logits(k: Array, q: Array, first: Array, keys: Blocks) -> Array:
-    """[keys, queries]; keys past the end get -inf. `first`: number of the first key."""
-    logits = q.shape[0] ** -0.5 * product(k, q, ROWS)
+def products(k: Array, q: Array, first: Array, keys: Blocks) -> Array:
+    """k^T q, [keys, queries]; keys past the end get -inf. `first`: number of the first key."""
+    found = product(k, q, ROWS)
     if keys.padding:
-        row = first + lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-        logits = jnp.where(row < keys.length, logits, -jnp.inf)
-    return logits
+        row = first + lax.broadcasted_iota(jnp.int32, found.shape, 0)
+        found = jnp.where(row < keys.length, found, -jnp.inf)
+    return found
 
 
 def forward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, top, total, mean, *, keys: Blocks):
     """Queries of one block against the keys of one: a running maximum, and sums relative to it."""
-    j = pl.program_id(3)
+    j, scale = pl.program_id(3), LOG2E * q_ref.shape[2] ** -0.5
 
     @pl.when(j == 0)
     def _():
@@ -79,9 +82,9 @@ def forward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, top, total, mean, *, key
     def piece(n, _):
         here = pl.ds(n * keys.piece, keys.piece)
         v = v_ref[0, 0, :, here]
-        logits = scaled_logits(k_ref[0, 0, :, here], q_ref[0, 0], j * keys.block + n * keys.piece, keys)
-        higher = jnp.maximum(top[...], logits.max(0, keepdims=True))
-        p, shrink = jnp.exp(logits - higher), jnp.exp(top[...] - higher)
+        found = products(k_ref[0, 0, :, here], q_ref[0, 0], j * keys.block + n * keys.piece, keys)
+        higher = jnp.maximum(top[...], scale * found.max(0, keepdims=True))
+        p, shrink = jnp.exp2(scale * found - higher), jnp.exp2(top[...] - higher)
         top[...] = higher
         total[...] = shrink * total[...] + p.sum(0, keepdims=True)
         mean[...] = shrink * mean[...] + product(v, p.astype(v.dtype), PLAIN)
@@ -91,7 +94,7 @@ def forward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, top, total, mean, *, key
     @pl.when(j == keys.count - 1)
     def _():
         y_ref[0, 0] = (mean[...] / total[...]).astype(y_ref.dtype)
-        lse_ref[0, 0] = top[...] + jnp.log(total[...])
+        lse_ref[0, 0] = top[...] / LOG2E + jnp.log(total[...])
 
 
 def backward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, dy_ref, dq_ref, dk_ref, dv_ref, dq, dk, dv, *,
@@ -108,14 +111,14 @@ def backward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, dy_ref, dq_ref, dk_ref,
     def _():
         dq[:, mine] = jnp.zeros(q_ref.shape[2:], jnp.float32)
 
-    q, dy, lse = q_ref[0, 0], dy_ref[0, 0], lse_ref[0, 0]
+    q, dy, lse, scale = q_ref[0, 0], dy_ref[0, 0], LOG2E * lse_ref[0, 0], q_ref.shape[2] ** -0.5
     inner = (y_ref[0, 0].astype(jnp.float32) * dy.astype(jnp.float32)).sum(0, keepdims=True)
 
     def piece(n, _):
         here = pl.ds(n * keys.piece, keys.piece)
         k, v = k_ref[0, 0, :, here], v_ref[0, 0, :, here]
-        p = jnp.exp(scaled_logits(k, q, j * keys.block + n * keys.piece, keys) - lse)
-        ds = (q.shape[0] ** -0.5 * p * (product(v, dy, ROWS) - inner)).astype(q.dtype)
+        p = jnp.exp2(LOG2E * scale * products(k, q, j * keys.block + n * keys.piece, keys) - lse)
+        ds = (scale * p * (product(v, dy, ROWS) - inner)).astype(q.dtype)
         dv[:, here] += product(dy, p.astype(dy.dtype), LANES)
         dk[:, here] += product(q, ds, LANES)
         dq[:, mine] += product(k, ds, PLAIN)
