@@ -20,7 +20,15 @@ from sdjax.config import NAMED, Config
 from sdjax.errors import SdjaxError
 from sdjax.loop import build, state_shapes
 from sdjax.loss import diffusion_loss
-from sdjax.measure import Costs, array_sizes, compile_lowered, main_memory_traffic, operations, topology_devices
+from sdjax.measure import (
+    Costs,
+    array_sizes,
+    compile_lowered,
+    cycles,
+    main_memory_traffic,
+    operations,
+    topology_devices,
+)
 from sdjax.model import initial_params
 from sdjax.parallel import KINDS, FsdpLayout
 from sdjax.report import describe_memory, describe_state, megabytes
@@ -90,6 +98,8 @@ def main(options: Options) -> None:
     print(describe_memory(costs.memory, "chip"))
     print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written by "
           f"XLA's count, {megabytes(moved)} to and from the chip's main memory")
+    print(f"time        {cycles(text) * options.accumulate / 1e6:,.1f} million clock cycles by XLA's estimate, without "
+          "attention's kernels")
     for name, (count, size) in collectives(text).items():
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
 
