@@ -94,6 +94,7 @@ def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int
     cells, word, total = [captioned(image, "")], "", 0.0
     for token, attention in zip(words, maps, strict=True):
         if token.startswith("<|"):  # start, end, padding
+            word, total = "", 0.0  # also of what pads in SD 2, "!", which ends no word
             continue
         word, total = word + token.removesuffix("</w>"), total + attention
         if token.endswith("</w>"):

@@ -214,16 +214,17 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
     both. Parameters keep the dtype that they were loaded in, or are rounded to `dtype`: "float32", "bfloat16",
     "float16". A single file has no tokenizer.
 
-    An older model folder or file at `path` is replaced; anything else there is refused with SdjaxError, and so are
-    values that `dtype` cannot hold.
+    An older model folder or file at `path` is replaced, and what else lies in the folder stays; anything else there is
+    refused with SdjaxError, and so are values that `dtype` cannot hold. A folder of SD 2 says, as diffusers' do, that
+    "!" pads: prompts then have 0 for "!", where a single file's have 256.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if dtype is not None:
         sd = replace(sd, params=cast_params(sd.params, known_dtype(dtype)))
     if sd.embeddings:
         log.warning("%s: is written without the embeddings %s", path, ", ".join(sd.embeddings))
-    if suffix == ".ckpt":
-        raise SdjaxError(f"{path}: .ckpt files are only read; give a name in .safetensors or a folder's")
+    if suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise SdjaxError(f"{path}: {suffix} files are only read; give a name in .safetensors or a folder's")
     from safetensors import SafetensorError
 
     try:

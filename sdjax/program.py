@@ -4,15 +4,15 @@
     program = sdjax.load_program("emoji.sdjax")
     pixels = program(sd, "a red apple", seed=7)        # float32 [4, H, W, 3], what txt2img gives for output="pixels"
 
-Static are the model's shapes, the dtype, the pictures' size and number and the number of steps (up to the next power of
-two, see `sampler.plan`). The parameters are an argument: one file serves every model of the same shapes.
+Static are the model's config, the dtype, the pictures' size and number and the number of steps (up to the next power of
+two, see `sampler.plan`). The parameters are an argument: one file serves every model of the same config.
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from sdjax.model import StableDiffusion, prompt_tower, read_prompts
 from sdjax.options import Options, Request, check
 from sdjax.prompt import Tokens, group
 from sdjax.sampler import Plan
+from sdjax.text import as_list
 from sdjax.types import Array, Params
 
-MAGIC = b"sdjax program 1\n"
+MAGIC = b"sdjax program 2\n"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 #: custom calls of ours that jax.export does not vouch for across versions: cuDNN's attention
 UNVOUCHED = ("__cudnn$fmhaSoftmax",)
@@ -62,6 +63,8 @@ def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
         raise SdjaxError(f"prompt: longer than the {text.length - 2} tokens of a program, or composed with AND; "
                          "txt2img takes it")
     ((_, tokens, null),) = group(found, negative, text)
+    if max(tokens.ids.max(), null.ids.max()) >= text.vocab_size:
+        raise SdjaxError("prompt: a program has no words of add_embedding; txt2img takes it")
     return tokens, null, request.seeds, guide_of(request, plan), plan
 
 
@@ -90,10 +93,17 @@ def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str
     parts, rows = export_program(sd, request, platforms)
     bodies = {platform: exported.serialize() for platform, exported in parts.items()}
     height, width = (side * sd.config.vae.factor for side in request.shape[:2])
-    settings = {"model": sd.config.name, "dtype": sd.dtype.name, "num_images": request.count, "height": height,
-                "width": width, "rows": rows, "steps": request.options.steps, "jax": jax.__version__,
+    settings = {"model": sd.config.name, "config": computed(sd.config), "dtype": sd.dtype.name,
+                "num_images": request.count, "height": height, "width": width, "rows": rows,
+                "steps": request.options.steps, "jax": jax.__version__,
                 "bytes": {platform: len(body) for platform, body in bodies.items()}}
     return b"".join([MAGIC, json.dumps(settings).encode(), b"\n", *bodies.values()])
+
+
+def computed(config: Config) -> dict[str, Any]:
+    """What of a config is in a program, as JSON gives it back: "unet.channels" and the like."""
+    parts = ((part, asdict(getattr(config, part))) for part in ("text", "vae", "unet", "schedule"))
+    return json.loads(json.dumps({f"{part}.{key}": value for part, found in parts for key, value in found.items()}))
 
 
 def export_program(sd: StableDiffusion, request: Request,
@@ -128,7 +138,7 @@ class Program:
         eta, and steps up to the power of two. SdjaxError: all else.
         """
         made, default = self.settings, Options()
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = as_list(prompt)
         if len(prompts) not in (1, made["num_images"]):
             raise SdjaxError(f"prompt: {len(prompts)} prompts, {self.path} draws {made['num_images']} pictures at once")
         fixed = {"height": made["height"], "width": made["width"], "num_images": made["num_images"] // len(prompts)}
@@ -139,14 +149,19 @@ class Program:
                 raise SdjaxError(f"{name}: {self.path} has no other than {fixed.get(name, getattr(default, name))!r}; "
                                  "txt2img takes it")
         asked = Options(**{"steps": made["steps"]} | options | fixed)
+        theirs = computed(sd.config) | {"dtype": sd.dtype.name}
+        for key, value in (made["config"] | {"dtype": made["dtype"]}).items():
+            if theirs.get(key) != value:
+                raise SdjaxError(f"{self.path}: made for {made['model']} with {key} {value!r}, {sd.config.name} has "
+                                 f"{theirs.get(key)!r}")
         inputs = program_inputs(sd, check(sd.config, prompts, asked))
         leaves = jax.tree.leaves((sd.params, *inputs))
         found = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves]
         if (rows := len(inputs[-1].levels)) != made["rows"]:
             raise SdjaxError(f"steps {asked.steps}: takes {rows} rows, {self.path} has {made['rows']}")
         if found != self.shapes:
-            raise SdjaxError(f"{self.path}: made for {made['model']}, whose parameters have other shapes or dtypes "
-                             f"than {sd.config.name}'s")
+            raise SdjaxError(f"{self.path}: made for {made['model']}, whose parameters have other dtypes than those of "
+                             f"this {sd.config.name}")
         return np.asarray(self.call(*leaves))
 
 

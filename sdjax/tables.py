@@ -23,11 +23,12 @@ for the others, of eps, v and x0, fresh noise injected (tests/parity/test_sample
 | lcm          | every 20th, 1           | LCM, original_inference_steps 50, up to 50 steps  |                         |
 
 (a) Where steps divides 1000. (b) Between whole timesteps diffusers interpolates sigma, k-diffusion and we log sigma:
-2e-5 apart; its float32 levels take heun of an x0-model 2.6e-5 away from float64, ours 1e-6. (c) With Karras sigmas
-diffusers rounds the model's t, we do not; its "leading" divides by steps + 1, not by steps. (d) From the same levels;
-k-diffusion itself takes linspace's and start s. That start is y = sigma noise; with spacing "leading" it is 1, as
-diffusers' init_noise_sigma. (e) Of a v-model PNDM averages the v's, we the eps' as the paper does: equal once PNDM is
-told that the prediction is epsilon and is fed v_to_eps.
+2e-5 apart; its float32 levels take heun of an x0-model 2.6e-5 away from float64, ours 1e-6. From 2 steps on: the only
+one is k-diffusion's, from t = 999, where diffusers has 0. (c) With Karras sigmas diffusers rounds the model's t, we do
+not; its "leading" divides by steps + 1, not by steps. (d) From the same levels; k-diffusion itself takes linspace's and
+start s. That start is y = sigma noise; with spacing "leading" it is 1, as diffusers' init_noise_sigma. (e) Of a v-model
+PNDM averages the v's, we the eps' as the paper does: equal once PNDM is told that the prediction is epsilon and is fed
+v_to_eps.
 
 With a strength (img2img, inpainting) all of diffusers' are equal but PNDM and LMS: cutting its list of timesteps loses
 PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.

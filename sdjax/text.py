@@ -29,7 +29,10 @@ def load_tokenizer(folder: str | Path):
         raise SdjaxError(f"{folder}: no vocab.json and merges.txt (nor tokenizer.json) of a CLIP tokenizer there")
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever a broken file leads to
+        raise SdjaxError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:160]})") from None
 
 
 @cache
@@ -61,11 +64,12 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
         whole = read("tokenizer.json") if not (folder / "vocab.json").is_file() else {}
         vocabulary = read("vocab.json") or whole.get("model", {}).get("vocab", {})
         special = read("tokenizer_config.json") | read("special_tokens_map.json")
-        added = {token["content"]: token["id"] for token in whole.get("added_tokens", ())}
+        added = {token["content"]: token["id"] for token in whole.get("added_tokens", ())} | read("added_tokens.json")
+        listed = {token["content"]: int(i) for i, token in special.get("added_tokens_decoder", {}).items()}
         text = lambda value: value["content"] if isinstance(value, dict) else value
         tokens = [text(special.get(f"{name}_token") or default) for name, default in
                   (("bos", BOS), ("eos", EOS), ("pad", EOS))]
-        return tuple(int((vocabulary | added)[token]) for token in tokens)
+        return tuple(int((listed | vocabulary | added)[token]) for token in tokens)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SdjaxError(f"{folder}: no start, end and padding token in vocab.json ({error!r})") from None
 

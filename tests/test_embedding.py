@@ -17,6 +17,11 @@ STORY = {"string_to_token": mapping({"*": number(265)}), "name": text("mine"), "
          "sd_checkpoint": text("abcdef")}
 
 
+#: as torch.save writes an nn.ParameterDict
+PARAMETER_DICT = b"ctorch.nn.modules.container\nParameterDict\n)\x81" + mapping(
+    {"training": b"\x88", "_parameters": mapping({"*": tensor()}), "_keys": mapping({"*": b"N"})}) + b"b"
+
+
 @pytest.fixture
 def sd():
     text = replace(NARROW.text, width=4, length=6)
@@ -29,6 +34,8 @@ def sd():
     ("old.bin", lambda path: path.write_bytes(make_legacy(mapping({"<cat>": tensor(legacy=True)}))), "<cat>"),
     ("EasyNeg.pt", lambda path: path.write_bytes(make_zip(mapping(
         STORY | {"string_to_param": mapping({"*": tensor()})}))), "EasyNeg"),
+    ("Oldest.pt", lambda path: path.write_bytes(make_zip(mapping(
+        STORY | {"string_to_param": PARAMETER_DICT}))), "Oldest"),
     ("EasyNeg.safetensors", lambda path: save_file({"emb_params": VECTORS.astype(np.float16)}, path), "EasyNeg"),
 ])
 def test_files(sd, tmp_path, name, write, token):

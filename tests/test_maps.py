@@ -110,6 +110,16 @@ def test_pictures(sd):
     assert np.isfinite(flat).all()
 
 
+def test_padding_that_is_a_word_is_not_the_next_chunks(sd, monkeypatch):
+    drawn = []
+    cell = Image.new("RGB", (9, 9))
+    monkeypatch.setattr("sdjax.maps.captioned", lambda image, text: drawn.append((text, image)) or cell)
+    monkeypatch.setattr("sdjax.maps.overlay", lambda image, total: total)
+    chunk = lambda word: ["<|startoftext|>", f"{word}</w>", "<|endoftext|>", "!", "!"]
+    sdjax.attention_pictures(Image.new("RGB", (16, 8)), np.ones((10, 4, 4)), [*chunk("cat"), *chunk("dog")])
+    assert [text for text, _ in drawn[1:]] == ["cat", "dog"] and all((total == 1).all() for _, total in drawn[1:])
+
+
 def test_words_of_embeddings(sd):
     sd = replace(sd, embeddings={"<cat>": np.zeros((2, 24), np.float32)})
     assert sdjax.prompt_words(sd, "a <cat>")[0][:4] == ["<|startoftext|>", "a</w>", "<cat></w>", "<cat></w>"]

@@ -42,6 +42,10 @@ def test_one_program_serves_other_parameters(path):
     assert np.abs(load_program(path)(other, "cat") - load_program(path)(tiny(), "cat")).max() > 0.01
 
 
+def changed(**parts):
+    return replace(tiny(), config=replace(tiny().config, name="other", **parts))
+
+
 def test_refusals(path, tmp_path):
     loaded = load_program(path)
     half = replace(tiny(), params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny().params))
@@ -57,7 +61,13 @@ def test_refusals(path, tmp_path):
         (lambda: loaded(tiny(), ["cat"] * 3), "3 prompts, .*2 pictures at once"),
         (lambda: loaded(tiny(), "cat AND dog"), "AND"),
         (lambda: save_program(tiny(9), tmp_path / "no.sdjax"), "an inpainting model"),
-        (lambda: loaded(half, "cat"), "made for tiny"),
+        (lambda: loaded(half, "cat"), "made for tiny, whose parameters have other dtypes"),
+        (lambda: loaded(replace(tiny(), dtype=jnp.dtype("bfloat16")), "cat"), "dtype 'float32', tiny has 'bfloat16'"),
+        (lambda: loaded(changed(schedule=replace(tiny().config.schedule, prediction="epsilon")), "cat"),
+         "made for tiny with schedule.prediction 'v', other has 'epsilon'"),
+        (lambda: loaded(changed(vae=replace(tiny().config.vae, scaling=0.5)), "cat"), "vae.scaling .* other has 0.5"),
+        (lambda: loaded(replace(tiny(), embeddings={"zorp": np.zeros((1, 16), np.float32)}), "zorp"), "add_embedding"),
+        (lambda: loaded(tiny(), 5), "prompts is int"),
         (lambda: loaded(tiny(), "a cat and some more letters"), "longer than"),
         (lambda: load_program(tmp_path / "nowhere"), "cannot be read"),
         (lambda: load_program(tmp_path / "no.sdjax"), "not a program"),

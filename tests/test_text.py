@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -118,10 +119,28 @@ def test_refusals(folder, tmp_path):
         train_bpe(captions(), 4000, tmp_path)
     with pytest.raises(SdjaxError, match=r"no vocab\.json"):
         load_tokenizer(tmp_path / "nowhere")
+    for name, content in [("merges.txt", "#version: 0.2\nzz qq\n"), ("added_tokens.json", '{"<')]:
+        shutil.copytree(folder, tmp_path / name)
+        (tmp_path / name / name).write_text(content)
+        with pytest.raises(SdjaxError, match=f"{name}: its tokenizer cannot be read"):
+            load_tokenizer(tmp_path / name)
     with pytest.raises(SdjaxError, match=r"prompts\[1\]"):
         tokenize(load_tokenizer(folder), CONFIG, ["a", 3])
     with pytest.raises(SdjaxError, match="prompts is NoneType: a string or a list of strings"):
         tokenize(load_tokenizer(folder), CONFIG, None)
+
+
+@pytest.mark.parametrize("place", ["added_tokens.json", "tokenizer_config.json"])
+def test_special_tokens_that_were_added(folder, tmp_path, place):
+    shutil.copytree(folder, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text()) | {"pad_token": "<pad>"}
+    if place == "added_tokens.json":
+        (tmp_path / "a" / place).write_text(json.dumps({"<pad>": SIZE}))
+    else:
+        config["added_tokens_decoder"] = {str(SIZE): {"content": "<pad>", "special": True}}
+    (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "a" / "special_tokens_map.json").unlink(missing_ok=True)
+    assert special_ids(tmp_path / "a")[2] == SIZE == load_tokenizer(tmp_path / "a").pad_token_id
 
 
 def test_the_bundled_clip_vocabulary(tmp_path):

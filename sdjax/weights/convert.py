@@ -58,7 +58,8 @@ def module_shapes(module: Any, *inputs: jax.ShapeDtypeStruct) -> Params:
 
 def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Any, layout: str = "diffusers",
                       source: str = "the file", text_layers: int = -1) -> Params:
-    """Tensors by their file names -> parameters by `rows`. Values keep their dtype.
+    """Tensors by their file names -> parameters by `rows`. Values keep their dtype, but float8 becomes float16 and
+    float64 float32.
 
     `expected` is the tree of shapes (param_shapes), `layout` "diffusers" or "compvis", `text_layers` the text tower's
     in a whole CompVis file. Raises SdjaxError with one report that lists every missing, unexpected, wrong-shape,
@@ -79,6 +80,8 @@ def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], ex
             problems[name] = f"not float   {name}: {value.dtype}"
         elif not np.isfinite(value).all():
             problems[name] = f"not finite  {name}: has NaN or infinite values"
+        elif value.dtype.itemsize == 1:  # float8, in which nothing computes; float16 holds all of it
+            found[row.path] = placed(to_ours(value.astype(np.float16)))
         else:
             found[row.path] = placed(to_ours(value))
         drop_pages(value)

@@ -84,18 +84,19 @@ def read_folder(folder: str | Path, name: str | None = None) -> tuple[Config, Pa
 
 
 def write_folder(path: str | Path, config: Config, params: Params, tokenizer: Any) -> None:
-    """Writes a diffusers folder; values keep their dtype. Only an older model folder at `path` is replaced."""
+    """Writes a diffusers folder; values keep their dtype. Only an older model folder at `path` is replaced, and what
+    else lies in it stays."""
     from safetensors.numpy import save_file
 
-    path = Path(path)
+    path = Path(path).resolve()  # through a link: another disk's folder cannot be moved here
     if path.exists() and not (path / "model_index.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise SdjaxError(f"{path}: exists and is not a model folder; name a new folder")
     if tokenizer is None:
         raise SdjaxError("sd.tokenizer is None: a diffusers folder needs a tokenizer")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = scratch / "new", scratch / "old"
     try:
-        new, old = scratch / "new", scratch / "old"
         for name, content in folder_configs(config).items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -103,13 +104,18 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
             tensors = to_file_tensors(params[part], make_rows(getattr(config, part)))
             save_file(tensors, new / subfolder / f"{stem}.{suffix}", metadata={"format": "pt"})
         write_tokenizer(tokenizer, config.text, new / "tokenizer")
-        if path.exists():
-            os.replace(path, old)
         try:
+            if path.exists():
+                os.replace(path, old)
             os.replace(new, path)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not path.exists():
                 os.replace(old, path)
             raise
+        for other in list(old.iterdir()) if old.exists() else ():
+            if not (path / other.name).exists():
+                os.replace(other, path / other.name)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not old.exists():  # interrupted before everything was moved
+            shutil.rmtree(scratch, ignore_errors=True)

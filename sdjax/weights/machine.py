@@ -92,6 +92,8 @@ COUNTED = {b"X": (4, TEXT), b"\x8c": (1, TEXT), b"\x8d": (8, TEXT), b"U": (1, TE
            b"B": (4, BYTES), b"C": (1, BYTES), b"\x8e": (8, BYTES), b"\x96": (8, bytearray),
            b"\x8a": (1, lambda b: int.from_bytes(b, "little", signed=True))}
 TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+#: torch's dict of parameters, as in the first textual inversions' files
+PARAMETERS = "torch.nn.modules.container.ParameterDict"
 MEMO = {b"q": (True, 1), b"r": (True, 4), b"h": (False, 1), b"j": (False, 4)}  # opcode -> (write?, bytes of the index)
 
 
@@ -218,6 +220,8 @@ class Machine:
                 target, state = self.pop(2)
                 if type(target) is not Inert and not (type(target) is Ordered and isinstance(state, dict)):
                     raise SdjaxError(f"its pickle sets attributes of {shown(target)}")
+                if type(target) is Ordered and type(held := state.get("_parameters")) in (dict, Ordered):
+                    target.update(held)  # a ParameterDict's
                 stack.append(target)
             case b"Q":
                 stack.append(self.storage(*self.pop(1)))
@@ -251,7 +255,7 @@ class Machine:
 
     def call(self, function: Any, args: Any, reduce: bool) -> Any:
         if isinstance(function, Inert) and type(args) is tuple:
-            return Inert(function.name)
+            return Ordered() if function.name == PARAMETERS else Inert(function.name)
         if type(function) is not Known or type(args) is not tuple:
             raise SdjaxError(f"its pickle calls {shown(function)}")
         if function is Known.DICT and not args:

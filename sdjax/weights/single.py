@@ -83,6 +83,11 @@ def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, sou
         log.warning('%s: an SD 2.x file does not say what it predicts; taken as prediction="%s", since the standard '
                     'deviation of %s is %.3f (v-models: above %s). If pictures are wrong, pass prediction="%s"',
                     source, prediction, V_BIAS, spread, V_SPREAD, other)
+    return predicting(found, prediction)
+
+
+def predicting(found: list[Config], prediction: str | None) -> Config:
+    """Of candidates the one with this prediction, else the first, given it."""
     prediction = prediction or found[0].schedule.prediction
     config = next((config for config in found if config.schedule.prediction == prediction), found[0])
     return replace(config, schedule=replace(config.schedule, prediction=prediction))
@@ -163,12 +168,12 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
     if path.exists() and not path.is_file():
         raise SdjaxError(f"{path}: exists and is no file; name a new .safetensors file")
     tensors = to_file_tensors(params, model_rows(config), "compvis")
-    preset = next(iter(recognise(probes(config))), None)
+    found = recognise(probes(config))
+    preset = predicting(found, config.schedule.prediction) if found else None  # what reading the file will give
     if preset is None or preset.vae.scaling != config.vae.scaling:
         tensors["scale_factor"] = np.asarray(config.vae.scaling, np.float32)
-    if preset is None or replace(preset, name=config.name, size=config.size, vae=replace(
-            preset.vae, scaling=config.vae.scaling), schedule=replace(
-            preset.schedule, prediction=config.schedule.prediction)) != config:
+    if preset is None or replace(preset, name=config.name, vae=replace(
+            preset.vae, scaling=config.vae.scaling)) != config:
         log.warning("%s: a single file does not hold this model's config, which is no preset's; a folder does", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

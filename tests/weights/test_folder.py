@@ -192,6 +192,35 @@ def test_a_model_that_cannot_be_replaced_stays(tokenizer, tmp_path, monkeypatch)
     assert same(sdjax.load(tmp_path / "model").params, sd.params) and len([*tmp_path.iterdir()]) == 1
 
 
+def test_what_else_lies_in_a_replaced_folder_stays(tokenizer, tmp_path, monkeypatch):
+    sd = sdjax.StableDiffusion(NARROW, random_model_params(NARROW), tokenizer)
+    sdjax.save(sd, tmp_path / "elsewhere" / "model")
+    model = tmp_path / "model"
+    model.symlink_to(tmp_path / "elsewhere" / "model")
+    (model / "safety_checker").mkdir()
+    for name in ("safety_checker/config.json", "notes.txt"):
+        (model / name).write_text("mine")
+    sdjax.save(sd, model, dtype="float16")
+    assert model.is_symlink() and len([*tmp_path.iterdir()]) == 2 and len([*(tmp_path / "elsewhere").iterdir()]) == 1
+    assert jax.tree.leaves(sdjax.load(model).params)[0].dtype == np.float16
+    assert all((model / name).read_text() == "mine" for name in ("safety_checker/config.json", "notes.txt"))
+
+    move = os.replace
+    for interrupted in ("model", "new"):
+        def stop(a, b, interrupted=interrupted):
+            if interrupted == Path(a).name == "model":
+                move(a, b)
+            if Path(a).name == interrupted:
+                raise KeyboardInterrupt
+            move(a, b)
+
+        monkeypatch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sdjax.save(sd, model)
+        monkeypatch.setattr(os, "replace", move)
+        assert sdjax.load(model).config.name == "model" and (model / "notes.txt").read_text() == "mine"
+
+
 # ---- save(dtype=...)
 
 

@@ -246,12 +246,22 @@ def test_writing_is_atomic_and_names_what_it_will_not_replace(tmp_path, monkeypa
 
 def test_a_config_that_a_file_cannot_tell_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(single, "CANDIDATES", (NARROW,))
-    told = replace(NARROW, name="mine", size=64, schedule=NARROW_V2.schedule)
+    told = replace(NARROW, name="mine", schedule=replace(NARROW.schedule, prediction="v"))
     write_single(tmp_path / "a.safetensors", told, random_model_params(told))
     assert not caplog.messages
-    heads = replace(NARROW, unet=replace(NARROW.unet, heads=(1, 1, 1)))
-    write_single(tmp_path / "a.safetensors", heads, random_model_params(heads))
-    assert "does not hold this model's config" in caplog.text
+    for other in (replace(NARROW, unet=replace(NARROW.unet, heads=(1, 1, 1))), replace(NARROW, size=64),
+                  replace(NARROW, schedule=replace(NARROW.schedule, zero_terminal_snr=True))):
+        caplog.clear()
+        write_single(tmp_path / "a.safetensors", other, random_model_params(other))
+        assert "does not hold this model's config" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_becomes_float16(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(single, "CANDIDATES", (NARROW,))
+    params = jax.tree.map(lambda leaf: leaf.astype(kind), random_model_params(NARROW))
+    write_single(tmp_path / "a.safetensors", NARROW, params)
+    assert same(single.read_single(tmp_path / "a.safetensors")[1], jax.tree.map(lambda x: x.astype("float16"), params))
 
 
 # ---- sdjax.load and sdjax.save
