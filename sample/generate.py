@@ -37,7 +37,8 @@ class Task:
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
         self.height, self.width = check_size(sd.config, Arguments(height=options.height, width=options.width))
         if image is not None:
-            self.arguments["image"] = read_images(image, options.height, options.width, sd.config.multiple)
+            with prefixed(f"--init-image {options.init_image}: "):
+                self.arguments["image"] = read_images(image, options.height, options.width, sd.config.multiple)
             self.height, self.width = self.arguments["image"].shape[1:3]
         if mask is not None:
             self.arguments |= {"mask": mask, "feather": options.feather}
@@ -135,9 +136,8 @@ def draw(task: Task, prompt: str) -> None:
 
     out, seed = task.options.out, task.options.seed
     images = task.draw([prompt], Progress("step"))
-    first = next_number(out)
     for i, image in enumerate(images):
-        print(save_png(image, out / f"{first + i:05d}-seed{seed + i}.png", task.text(prompt, seed + i)))
+        print(save_next(image, out, seed + i, task.text(prompt, seed + i)))
     if len(images) > 1:
         print(save_png(contact_sheet(images), out / "sheet.png"))
 
@@ -151,12 +151,11 @@ def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
     combinations = list(cells(axes))
     for changes in combinations:
         task.check([prompt], **changes)
-    first = next_number(out)
     for i, changes in enumerate(combinations):
         part = lambda step, total, i=i: progress(i + step / total, len(combinations))
         images += task.draw([prompt], part, **changes)
         seed = changes.get("seed", task.options.seed)
-        print(save_png(images[i], out / f"{first + i:05d}-seed{seed}.png", task.text(prompt, seed, changes)))
+        print(save_next(images[i], out, seed, task.text(prompt, seed, changes)))
     print(save_png(grid_sheet(axes, images), out / "sheet.png"))
 
 
@@ -200,9 +199,23 @@ def read_picture(name: str, path: Path | None):
         raise SdjaxError(f"--{name.replace('_', '-')} {path}: {error}") from None
 
 
-def next_number(folder: Path) -> int:
-    """One more than the highest number that a picture in the folder has."""
-    return max((int(m[1]) + 1 for path in folder.iterdir() if (m := re.match(r"(\d{5,})-", path.name))), default=0)
+def save_next(image, folder: Path, seed: int, text: str) -> Path:
+    """Saves it under a number one higher than the highest that a picture in the folder has. Other runs may draw into
+    the same folder: an empty file holds the name until the picture replaces it."""
+    from sdjax.image import save_png
+
+    while True:
+        numbers = (int(m[1]) + 1 for path in folder.iterdir() if (m := re.match(r"(\d{5,})-", path.name)))
+        path = folder / f"{max(numbers, default=0):05d}-seed{seed}.png"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            return save_png(image, path, text)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def run(sd: StableDiffusion, request: Request, plan: Plan, pictures=None, masks=
     """
     options, count = request.options, request.count
     each = partial(for_each, count=count)
-    whole = Chunk(None, request.seeds, options.latents, each(pictures), each(masks))
+    latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
+    whole = Chunk(None, request.seeds, latents, each(pictures), each(masks))
     whole = jax.tree.map(np.asarray, whole)
     work, rows, results = plan_work(sd, request), evaluations(plan), [None] * count
     for n, part in enumerate(work):

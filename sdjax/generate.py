@@ -40,7 +40,7 @@ def img2img(sd: StableDiffusion, prompt: str | Sequence[str], image, strength: f
     refuse_inpainting(sd.config)
     options, pictures = read(sd.config, image, options)
     request = check(sd.config, prompt, options, len(pictures))
-    return run(sd, request, plan_of(sd, options, strength), pictures)
+    return run(sd, request, plan_of(sd, options, given(strength)), pictures)
 
 
 @takes_options
@@ -70,7 +70,7 @@ def inpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, mask, stren
         raise SdjaxError(f"mask: {len(masks)} masks for {len(pictures)} images, one or {len(pictures)} expected")
     request = check(config, prompt, options, count)
     full = number(strength) and strength == 1  # then x is all noise, what is known included, as in diffusers
-    plan = plan_of(sd, options, None if full else strength)
+    plan = plan_of(sd, options, None if full else given(strength))
     return run(sd, request, plan, pictures, masks, feather)
 
 
@@ -120,7 +120,7 @@ def hires(sd: StableDiffusion, prompt: str | Sequence[str], scale: float = 2.0, 
         raise SdjaxError(f"scale {scale!r}: a number from 1 on")
     if upscale not in UPSCALE:
         raise SdjaxError(f"upscale {upscale!r}: one of {', '.join(UPSCALE)}")
-    first, second = plan_of(sd, options), plan_of(sd, options, strength)
+    first, second = plan_of(sd, options), plan_of(sd, options, given(strength))
     small = check(sd.config, prompt, options)
     small = small._replace(options=replace(options, output=upscale))
     factor, multiple = sd.config.vae.factor, sd.config.unet.factor
@@ -132,6 +132,13 @@ def hires(sd: StableDiffusion, prompt: str | Sequence[str], scale: float = 2.0, 
     sides = sides if upscale == "latents" else [*size.values()]
     pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])
     return run(sd, large, second, pictures, stream=HIRES, before=walks[0])
+
+
+def given(strength: float | None) -> float:
+    """A plan without one begins with noise alone."""
+    if strength is None:
+        raise SdjaxError("strength None: a number above 0 and up to 1")
+    return strength
 
 
 def plan_of(sd: StableDiffusion, options: Options, strength: float | None = None) -> Plan:

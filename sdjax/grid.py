@@ -60,8 +60,8 @@ def cells(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
 def grid_sheet(axes: Mapping[str, list], images: Sequence[Image.Image]) -> Image.Image:
     """The sheet of the pictures of `cells(axes)`, in their order."""
     *others, last = axes
-    label = lambda name, value: f"{name.replace('_', ' ')}\n{value:g}" if isinstance(value, (int, float)) else \
-        f"{name.replace('_', ' ')}\n{value}"
+    shown = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
+    label = lambda name, value: f"{name.replace('_', ' ')}\n{shown(value)}"
     rows = ["\n".join(label(name, cell[name]) for name in others) for cell in cells({n: axes[n] for n in others})]
     return labelled_sheet(images, rows, [label(last, value) for value in axes[last]])
 

@@ -1,5 +1,6 @@
 """Pixels [B, H, W, 3] in [-1, 1] <-> PIL images, contact sheets, and PNG files that remember their settings."""
 
+import logging
 import math
 import os
 import tempfile
@@ -11,6 +12,8 @@ from PIL import Image, ImageCms, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from sdjax.errors import SdjaxError
+
+log = logging.getLogger("sdjax")
 
 
 def pixels_to_pil(pixels) -> list[Image.Image]:
@@ -89,7 +92,7 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
         raise SdjaxError(f"image is {type(image).__name__}: a PIL image, a list of them, or an array [H, W, 3] or "
                          "[B, H, W, 3] in [-1, 1]")
     array = np.asarray(image)
-    array = array[None] if array.ndim == 3 else array
+    array = array[None] if array.ndim == 3 and array.shape[2] == 3 else array  # of four channels it would be latents
     if array.ndim != 4 or array.shape[3] not in (3, channels) or 0 in array.shape:
         raise SdjaxError(f"image of shape {np.shape(image)}: [H, W, 3] or [B, H, W, 3] expected")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
@@ -113,18 +116,18 @@ def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
     """Masks, white = repaint -> float32 0 or 1 [Q, H, W, 1], resized to `size` = (H, W), the nearest pixel counting.
 
     `mask`: a PIL image, a list of them, or an array [H, W] or [Q, H, W], with or without a last axis of 1, of bools,
-    numbers from 0 to 1, or uint8. Half and more is white; what is transparent is not.
+    numbers from 0 to 1, or uint8 (of 255, or zeros and ones). Half and more is white; what is transparent is not.
     """
     masks = mask if isinstance(mask, (list, tuple)) else [mask]
     if masks and all(isinstance(m, Image.Image) for m in masks):
-        arrays = [np.asarray(to_rgb(m, "black").convert("L"), np.float32)[None] / 255 for m in masks]
+        arrays = [shares(np.asarray(to_rgb(m, "black").convert("L")))[None] for m in masks]
     elif hasattr(mask, "shape") and hasattr(mask, "dtype"):
         array = np.asarray(mask)
         array = array[..., 0] if array.ndim > 2 and array.shape[-1] == 1 else array
         array = array[None] if array.ndim == 2 else array
-        if array.ndim != 3 or 0 in array.shape:
+        if array.ndim != 3 or 0 in array.shape or array.shape[2] in (3, 4):  # colours are no columns
             raise SdjaxError(f"mask of shape {np.shape(mask)}: [H, W], [B, H, W] or [B, H, W, 1] expected")
-        array = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+        array = shares(array)
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise SdjaxError("mask: values from 0 (keep) to 1 (repaint), or uint8, expected; found "
                              f"{array.min():.4g} to {array.max():.4g}")
@@ -134,7 +137,15 @@ def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
                          "or 1, is repainted")
     nearest = lambda n, wanted: ((np.arange(wanted) + 0.5) * n / wanted).astype(int)
     arrays = [a[:, nearest(a.shape[1], size[0])][:, :, nearest(a.shape[2], size[1])] for a in arrays]
-    return (np.concatenate(arrays) >= 0.5).astype(np.float32)[..., None]
+    white = np.concatenate(arrays) >= 0.5
+    if not white.any():
+        log.warning("mask: nothing in it is white, nothing will be repainted")
+    return white.astype(np.float32)[..., None]
+
+
+def shares(mask: np.ndarray) -> np.ndarray:
+    """float32, 1 for white: 255 of uint8, but 1 where it holds zeros and ones only."""
+    return mask.astype(np.float32) / (255 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else 1)
 
 
 def feather_masks(masks: np.ndarray, feather: float) -> np.ndarray:

@@ -290,6 +290,8 @@ def predict(sd: StableDiffusion, x: Array, t: Array, cond: Cond) -> Array:
     t: timesteps in [0, 999], int or float, [B] or one for all; cond.context: [B, L, D].
     """
     config = sd.config.unet
+    if not isinstance(cond, Cond):
+        raise SdjaxError(f"cond is {type(cond).__name__}: what sdjax.encode_prompt gives expected")
     x, context = images("x", x, config.in_channels, config.factor), jnp.asarray(cond.context)
     t = jnp.asarray(t)
     if t.shape not in ((), (len(x),)):
@@ -340,7 +342,10 @@ def known_dtype(dtype: Any) -> jnp.dtype:
 
 def images(name: str, x: Any, channels: int, factor: int) -> Array:
     """`x` as an array after checking [B, H, W, channels] with sides that are multiples of `factor`."""
-    x = jnp.asarray(x)
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise SdjaxError(f"{name} is {type(x).__name__}: an array [B, H, W, {channels}] expected") from None
     if x.ndim != 4 or x.shape[3] != channels:
         raise SdjaxError(f"{name} has shape {list(x.shape)}, should be [B, H, W, {channels}]")
     if 0 in x.shape or x.shape[1] % factor or x.shape[2] % factor:

@@ -101,6 +101,8 @@ def takes_options(task: Callable) -> Callable:
         except TypeError as error:
             raise SdjaxError(f"{task.__name__}: {error}; it takes {', '.join(signature.parameters)}") from None
         mine = {p.name: bound.arguments.pop(p.name) for p in own if p.name in bound.arguments}
+        if not hasattr(mine.get("sd"), "config"):
+            raise SdjaxError(f"sd is {type(mine.get('sd')).__name__}: a model, as sdjax.load gives it, expected")
         return task(**mine, options=Options(**bound.arguments))
 
     call.__signature__ = signature

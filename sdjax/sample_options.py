@@ -104,7 +104,7 @@ def settings_of_picture(options: Options) -> Options | None:
     except SdjaxError as error:
         raise SdjaxError(f"--from {options.from_}: {str(error).removeprefix(f'{options.from_}: ')}") from None
     source = rest.get("Source", rest.get("Model", ""))
-    if source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source)):
+    if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
         rest = {name: value for name, value in rest.items() if name not in ("Source", "Model")}
         found["model"] = source
     if "strength" in found and not (options.init_image or "init_image" in found):  # a web UI's hires pass

@@ -91,6 +91,19 @@ def test_bad_samples_of_shards(tmp_path):
     assert named(run) == [3, 5, 7, 29]
 
 
+def test_names_that_are_there_twice_and_hidden_files(tmp_path):
+    members = [m for i in range(4) for m in sample(i)]
+    again, hidden = members[:len(members) // 4], [("._000000002.png", b"mac"), ("a/._000000002.txt", b"mac")]
+    write_shard(tmp_path / "00000.tar", [*members, *again, *hidden])
+    source = open_data(tmp_path, 2, 0.5, tmp_path / "run")
+    assert len(source) == 5 and set(source.known) == {0, 4}
+    assert "twice" in (tmp_path / "run" / "bad_data.jsonl").read_text()
+    with pytest.raises(SdjaxError, match="size 0: "):
+        open_data(tmp_path, 0)
+    with pytest.raises(SdjaxError, match="max_bad nan: "):
+        open_data(tmp_path, 2, float("nan"))
+
+
 @pytest.mark.parametrize("content, message", [
     (b"", "zero bytes"), (b"no tar at all" * 100, "not a whole .tar"), (b"\x1f\x8b" + b"x" * 2000, "not a whole .tar"),
     ("nothing", "no pictures"), ("middle", "not a whole .tar")])

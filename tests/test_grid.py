@@ -42,6 +42,12 @@ def test_sheet():
     assert np.asarray(grid_sheet(read_axes(["seed=0..5"]), images)).shape[0] < 120, "one axis is one row"
 
 
+def test_labels_are_the_values(monkeypatch):
+    monkeypatch.setattr("sdjax.grid.labelled_sheet", lambda images, rows, columns: columns)
+    assert grid_sheet(read_axes(["seed=1234567,1234568"]), []) == ["seed\n1234567", "seed\n1234568"]
+    assert grid_sheet(read_axes(["guidance_scale=7.5,8"]), []) == ["guidance scale\n7.5", "guidance scale\n8"]
+
+
 def test_labels_make_room():
     image = Image.new("RGB", (8, 8), "red")
     narrow, wide = (labelled_sheet([image], ["row"], [text]).width for text in ("a", "a very long label indeed"))

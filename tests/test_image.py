@@ -57,7 +57,8 @@ MASK[3:11, 5:16] = True
 
 
 @pytest.mark.parametrize("mask", [
-    MASK, MASK[..., None], MASK[None], MASK[None, ..., None].astype(np.float32), np.uint8(MASK) * 255, 0.4 * MASK + 0.2,
+    MASK, np.uint8(MASK), Image.fromarray(np.uint8(MASK)), MASK[..., None], MASK[None],
+    MASK[None, ..., None].astype(np.float32), np.uint8(MASK) * 255, 0.4 * MASK + 0.2,
     Image.fromarray(MASK), Image.fromarray(np.uint8(MASK) * 200), [Image.fromarray(MASK).convert("RGBA")],
     Image.merge("LA", [Image.new("L", (16, 16), 255), Image.fromarray(np.uint8(MASK) * 255)]),
     MASK.repeat(3, 0).repeat(5, 1), Image.fromarray(np.uint8(MASK) * 128).resize((160, 48), 0)])
@@ -66,6 +67,12 @@ def test_masks(mask):
     found = read_masks(mask, (16, 16))
     assert found.shape == (1, 16, 16, 1) and found.dtype == np.float32
     np.testing.assert_array_equal(found[0, ..., 0], MASK)
+
+
+def test_masks_without_white_are_told(caplog):
+    for mask in (np.zeros((8, 8)), Image.fromarray(np.int32(MASK) * 255)):  # mode I holds 16 bits
+        caplog.clear()
+        assert not read_masks(mask, (8, 8)).any() and "nothing in it is white" in caplog.text
 
 
 def test_feathering_stays_inside():

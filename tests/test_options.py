@@ -66,7 +66,11 @@ OWN = [
     ("hires", {"strength": 0}, "strength 0: a number above 0"),
     ("hires", {"upscale": "esrgan"}, "upscale 'esrgan': one of latents, pixels"),
     ("img2img", {"strength": 0.0}, "strength 0.0: a number above 0 and up to 1"),
-    ("img2img", {"strength": 2}, "strength 2"),
+    ("img2img", {"strength": 2}, "strength 2"), ("img2img", {"strength": None}, "strength None: a number above 0"),
+    ("inpaint", {"strength": None}, "strength None"), ("hires", {"strength": None}, "strength None"),
+    ("txt2img", {"sd": "emoji"}, "sd is str: a model, as sdjax.load gives it, expected"),
+    ("img2img", {"image": np.zeros((16, 16, 4), np.float32)}, "image of shape (16, 16, 4): [H, W, 3] or"),
+    ("inpaint", {"mask": np.zeros((16, 16, 3))}, "mask of shape (16, 16, 3): [H, W], [B, H, W] or"),
     ("img2img", {"strength": 0.1}, "strength 0.1: no step of 4 is left"),
     ("img2img", {"strength": "1"}, "strength '1'"),
     ("img2img", {"image": "a.png"}, "image is str: a PIL image, a list of them, or an array"),
@@ -103,7 +107,7 @@ OWN = [
     *((task, *case) for task in ARGUMENTS for case in SHARED), *OWN])
 def test_refusals_say_in_one_line_what_would_be_right(task, options, message):
     with pytest.raises(sdjax.SdjaxError) as error:
-        getattr(sdjax, task)(tiny(), **{"prompt": "cat", "steps": 4} | ARGUMENTS[task] | options)
+        getattr(sdjax, task)(**{"sd": tiny(), "prompt": "cat", "steps": 4} | ARGUMENTS[task] | options)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 

@@ -4,6 +4,7 @@ They run inside of the tests' process, which has imported and compiled already; 
 tried in a fresh one.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
+from sample.generate import save_next
 from sdjax.sample_options import Options, settings_of_picture
 from tests.commands import CONFIG
 
@@ -80,6 +82,25 @@ def test_the_source_of_a_picture_is_taken_or_named(tmp_path, capsys, source, mod
     Image.new("RGB", (8, 16)).save(tmp_path / "a.png", pnginfo=info)
     assert settings_of_picture(Options(from_=tmp_path / "a.png")).model == model
     assert capsys.readouterr().err == (f"--from {tmp_path / 'a.png'}: not used: {dropped}\n" if dropped else "")
+
+
+def test_a_picture_that_names_no_model(tmp_path):
+    info = PngInfo()
+    info.add_text("parameters", "a dog\nSteps: 2, Model hash: 7460a6fa")
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png", pnginfo=info)
+    assert settings_of_picture(Options(from_=tmp_path / "a.png")).model == Options.model
+
+
+def test_runs_into_one_folder_keep_their_hands_off_each_others_pictures(tmp_path):
+    """As many threads as pictures look for a free number at once."""
+    picture = Image.new("RGB", (8, 8))
+    with ThreadPoolExecutor(8) as pool:
+        paths = [*pool.map(lambda _: save_next(picture, tmp_path, 7, "a"), range(24))]
+    assert sorted(path.name for path in paths) == [f"{i:05d}-seed7.png" for i in range(24)]
+    assert all(Image.open(path).size == (8, 8) for path in paths)
+    with pytest.raises(AttributeError):
+        save_next(None, tmp_path, 7, "a")
+    assert len([*tmp_path.iterdir()]) == 24, "no empty file stays"
 
 
 def test_generate_grid_and_tasks(script, place, capfd):

@@ -101,6 +101,7 @@ def test_progress_walks_to_the_same_end():
 def test_latents_are_the_noise_that_is_added():
     noise = np.asarray(jnp.stack([sdjax.model.initial_noise(np.uint32([9]), (8, 8, 4))[0]]))
     np.testing.assert_array_equal(change(latents=noise), change(seed=9))
+    np.testing.assert_array_equal(change(latents=noise.tolist()), change(seed=9))
     np.testing.assert_array_equal(paint(latents=noise), paint(seed=9))
 
 

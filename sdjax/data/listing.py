@@ -1,5 +1,6 @@
 """What a data set holds: names, captions, and how to open each picture. No picture is read yet."""
 
+import codecs
 import hashlib
 import io
 import json
@@ -58,7 +59,7 @@ def list_folder(root: Path) -> Listing:
     if not table.is_file():
         raise SdjaxError(f"--data {root}: no metadata.jsonl there; expected one {LINE} a line")
     files, texts, known, digest = [], [], {}, hashlib.sha256()
-    for number, line in enumerate(table.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(table.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:

@@ -51,7 +51,7 @@ def read_shards(shards: Sequence[Path], index: Path | None = None) -> list[Membe
 
 def index_shard(shard: Path) -> list[tuple]:
     """(name, start, size, text, bad) of every picture in the shard."""
-    total, pictures, captions = shard.stat().st_size, [], {}
+    total, pictures, captions, names, twice = shard.stat().st_size, [], {}, set(), set()
     if not total:
         raise SdjaxError(f"{shard}: zero bytes; move it away")
     with open(shard, "rb") as file:
@@ -59,9 +59,12 @@ def index_shard(shard: Path) -> list[tuple]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     key, suffix = _split(member.name)
-                    if not member.isreg():
+                    if not member.isreg() or not os.path.basename(key):  # macOS' tar writes a ._000.png beside each
                         continue
                     start, size = member.offset_data, member.size
+                    if member.name in names:
+                        twice.add(key)
+                    names.add(member.name)
                     if suffix in SUFFIXES:
                         pictures.append((key, member.name, start, size))
                     elif suffix in ("txt", "json"):
@@ -83,6 +86,8 @@ def index_shard(shard: Path) -> list[tuple]:
     rows = []
     for key, name, start, size in pictures:
         text, bad = caption(captions.get(key, {}))
+        if key in twice:  # whose caption is whose?
+            bad = "its name is in the shard twice"
         if start + size > total:
             bad = "not a readable picture (its shard is cut off)"
         rows.append((name, start, size, text, bad))
