@@ -100,8 +100,7 @@ def vae_posterior(params: Params, pixels: Array, config: VAEConfig, dtype=FLOAT3
 
     f = config.factor
     with precise(dtype):
-        mean, logvar = jnp.split(in_tiles(encode, pixels, f * TILE, f * OVERLAP, f, f * f * UNTILED), 2, axis=-1)
-    return mean, logvar
+        return tuple(jnp.split(in_tiles(encode, pixels, f * TILE, f * OVERLAP, f, f * f * UNTILED), 2, axis=-1))
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -215,8 +214,7 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
     "float16". A single file has no tokenizer.
 
     An older model folder or file at `path` is replaced, and what else lies in the folder stays; anything else there is
-    refused with SdjaxError, and so are values that `dtype` cannot hold. A folder of SD 2 says, as diffusers' do, that
-    "!" pads: prompts then have 0 for "!", where a single file's have 256.
+    refused with SdjaxError, and so are values that `dtype` cannot hold.
     """
     suffix = Path(path).suffix.lower()
     if dtype is not None:
@@ -342,12 +340,9 @@ def known_dtype(dtype: Any) -> jnp.dtype:
 
 def images(name: str, x: Any, channels: int, factor: int) -> Array:
     """`x` as an array after checking [B, H, W, channels] with sides that are multiples of `factor`."""
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError):
-        raise SdjaxError(f"{name} is {type(x).__name__}: an array [B, H, W, {channels}] expected") from None
-    if x.ndim != 4 or x.shape[3] != channels:
-        raise SdjaxError(f"{name} has shape {list(x.shape)}, should be [B, H, W, {channels}]")
+    x = x if x is None or isinstance(x, str) else jnp.asarray(x)
+    if np.ndim(x) != 4 or x.shape[3] != channels:
+        raise SdjaxError(f"{name} has shape {list(np.shape(x))}, should be [B, H, W, {channels}]")
     if 0 in x.shape or x.shape[1] % factor or x.shape[2] % factor:
         raise SdjaxError(f"{name} has shape {list(x.shape)}, its sides should be positive multiples of {factor}")
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -146,7 +146,8 @@ def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: in
 
 def write_tokenizer(tokenizer, config: TextConfig, folder: str | Path) -> None:
     """Writes `tokenizer` (a CLIPTokenizer) as vocab.json, merges.txt and two small files, in which are the words that
-    were added to it, as by textual inversion."""
+    were added to it, as by textual inversion. SD 2's say that "!" pads, as diffusers' folders do, and so prompts have 0
+    for "!" once it is read again, where a single file's have 256 (`clip_tokenizer`)."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     pad = next((token for token, i in model["vocab"].items() if i == config.pad_token), EOS)
