@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdjax.atomic import whole
 from sdjax.data import Chosen, Pictures, read_ahead, to_pixels
 from sdjax.errors import SdjaxError
 from sdjax.model import StableDiffusion, text_states, tokenize, vae_moments
@@ -133,15 +134,11 @@ def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compu
     found = [load(k) for k in range(len(paths))]
     mine = [k for k in range(len(paths))[jax.process_index() :: jax.process_count()] if found[k] is None]
     if mine:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            rows = sum(min(size, count - starts[k]) for k in mine)
-            with tqdm(total=rows, desc=what, disable=jax.process_index() > 0) as bar:
-                for k in mine:
-                    _write(paths[k], (min(size, count - starts[k]), *shape),
-                           compute(starts[k], min(starts[k] + size, count)), bar.update)
-        except OSError as error:
-            raise SdjaxError(f"{folder}: cannot be written ({error.strerror})") from None
+        rows = sum(min(size, count - starts[k]) for k in mine)
+        with tqdm(total=rows, desc=what, disable=jax.process_index() > 0) as bar:
+            for k in mine:
+                _write(paths[k], (min(size, count - starts[k]), *shape),
+                       compute(starts[k], min(starts[k] + size, count)), bar.update)
     for k in range(len(paths)):
         found[k] = load(k) if found[k] is None else found[k]
         while found[k] is None:
@@ -155,21 +152,16 @@ def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compu
 
 def _write(path: Path, shape: tuple[int, ...], pieces: Iterable[tuple[np.ndarray, dict]], progress: Callable) -> None:
     """A .npy file of float16 with the notes as JSON behind the array, where numpy does not look."""
-    scratch, notes = path.with_name(f".{path.name}.{jax.process_index()}"), {}
-    try:
-        with open(scratch, "wb") as file:
-            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for rows, said in pieces:
-                file.write(np.ascontiguousarray(rows).data)
-                notes |= said
-                progress(len(rows))
-            file.write(json.dumps(notes).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    notes = {}
+    with whole(path, mark=str(jax.process_index())) as scratch, open(scratch, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for rows, said in pieces:
+            file.write(np.ascontiguousarray(rows).data)
+            notes |= said
+            progress(len(rows))
+        file.write(json.dumps(notes).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, int]] | None:

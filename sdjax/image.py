@@ -2,8 +2,6 @@
 
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from sdjax.atomic import whole
 from sdjax.errors import SdjaxError
 
 log = logging.getLogger("sdjax")
@@ -183,13 +182,6 @@ def save_png(image: Image.Image, path: str | Path, parameters: str | None = None
     path, info = Path(path), PngInfo()
     if parameters is not None:
         info.add_text("parameters", parameters)  # PIL writes iTXt when Latin-1 does not hold it
-    handle, scratch = tempfile.mkstemp(suffix=".tmp", prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, "PNG", pnginfo=info)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    with whole(path) as scratch:
+        image.save(scratch, "PNG", pnginfo=info)
     return path

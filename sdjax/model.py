@@ -223,15 +223,13 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
         log.warning("%s: is written without the embeddings %s", path, ", ".join(sd.embeddings))
     if suffix in (".ckpt", ".pt", ".pth", ".bin"):
         raise SdjaxError(f"{path}: {suffix} files are only read; give a name in .safetensors or a folder's")
-    from safetensors import SafetensorError
-
     try:
         if suffix == ".safetensors":
             write_single(path, sd.config, sd.params)
         else:
             write_folder(path, sd.config, sd.params, sd.tokenizer)
-    except (OSError, SafetensorError) as error:  # what safetensors cannot write is a kind of its own
-        raise SdjaxError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:

@@ -9,8 +9,6 @@ two, see `sampler.plan`). The parameters are an argument: one file serves every 
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from jax import export
 
 from sdjax import stages
+from sdjax.atomic import whole
 from sdjax.config import Config
 from sdjax.engine import Chunk, guide_of, prepare
 from sdjax.errors import SdjaxError
@@ -79,13 +78,8 @@ def save_program(sd: StableDiffusion, path: str | Path, steps: int = 50, num_ima
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
     refuse_inpainting(sd.config)
     request = check(sd.config, "", Options(steps=steps, num_images=num_images, height=height, width=width))
-    path = Path(path)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            (Path(scratch) / "new").write_bytes(program_bytes(sd, request, platforms))
-            os.replace(Path(scratch) / "new", path)
-    except OSError as error:
-        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with whole(path) as scratch:
+        scratch.write_bytes(program_bytes(sd, request, platforms))
 
 
 def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str]) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sdjax.atomic import whole
 from sdjax.checkpoint import Checkpoints
 from sdjax.cli import check_folder
 from sdjax.errors import SdjaxError
@@ -47,9 +48,8 @@ class Run:
         if self.checkpoints.steps() and path.is_file():  # a run that goes on keeps the settings it was started with
             _report_changes(self.folder, path, settings)
         else:
-            scratch = self.folder / ".config.json.tmp"
-            scratch.write_text(json.dumps(settings, indent=2) + "\n")
-            os.replace(scratch, path)
+            with whole(path) as scratch:
+                scratch.write_text(json.dumps(settings, indent=2) + "\n")
 
     def restore(self, wanted: Any, adopt: Callable[[np.ndarray], Any] = lambda leaf: leaf) -> Any:
         """The newest whole checkpoint in the shapes of `wanted`, arrays or not; None in a fresh run.
@@ -112,9 +112,7 @@ class Run:
     def save_sheet(self, step: int, pictures: list[Image.Image]) -> None:
         """Writes the pictures as samples/<step>.png."""
         sheet = contact_sheet(pictures)
-        with self._writing(f"samples/{step}.png"):
-            (self.folder / "samples").mkdir(exist_ok=True)
-            save_png(sheet, self.folder / "samples" / f"{step}.png")
+        save_png(sheet, self.folder / "samples" / f"{step}.png")
         if self._board:
             self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 

@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         yield np.zeros((2, 1), np.float16), {}
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(SdjaxError, match=r"x: cannot be written \(No space left on device\)"):
+    with pytest.raises(SdjaxError, match=r"x/00000.npy: cannot be written \(No space left on device\)"):
         cached_rows(tmp_path / "x", 12, (1,), full, "rows")
     assert not list((tmp_path / "x").iterdir())
 

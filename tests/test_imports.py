@@ -12,6 +12,7 @@ ROOT = Path(sdjax.__file__).parent
 # floor of every module; a package's files are one floor unless named themselves
 FLOORS = {
     "errors": 0,
+    "atomic": 1,
     "config": 0,
     "types": 0,
     "cli": 1,

@@ -74,7 +74,7 @@ def test_refusals(path, tmp_path):
         (lambda: load_program(tmp_path / "cut.sdjax"), "not a program"),
         (lambda: load_program(tmp_path / "tpu.sdjax"), "for tpu, not for cpu"),
         (lambda: save_program(tiny(), path, platforms=["abacus"]), "platforms abacus"),
-        (lambda: save_program(tiny(), tmp_path / "no" / "a.sdjax"), r"a\.sdjax: cannot be written"),
+        (lambda: save_program(tiny(), tmp_path / "no.sdjax" / "a.sdjax"), r"a\.sdjax: cannot be written"),
     ]:
         with pytest.raises(SdjaxError, match=match):
             call()

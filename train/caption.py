@@ -8,7 +8,6 @@ read are named on standard error and left out.
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sdjax import cli
+from sdjax.atomic import whole
 from sdjax.errors import SdjaxError
 
 
@@ -78,12 +78,8 @@ def main(options: Options) -> None:
         progress(min(start + options.batch_size, len(paths)), len(paths))
     if not kept:
         raise SdjaxError(f"--data {options.data}: none of its {len(paths)} pictures can be read")
-    scratch = table.with_name(".metadata.jsonl.tmp")
-    try:
+    with whole(table) as scratch:
         scratch.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-        os.replace(scratch, table)
-    finally:
-        scratch.unlink(missing_ok=True)
     print(table)
 
 

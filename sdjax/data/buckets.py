@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
+from sdjax.atomic import whole
 from sdjax.data.listing import Listing
 from sdjax.data.picture import Unreadable, measure
 from sdjax.errors import SdjaxError
@@ -63,8 +63,6 @@ def picture_sizes(listing: Listing, known: set[int], report: Callable[[int, str]
         rows = list(tqdm(pool.map(size, range(len(listing)), chunksize=64), total=len(listing), desc="picture sizes"))
     sizes = np.array(rows, np.int32)
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        scratch = kept.with_name(f".{uuid4().hex}-{kept.name}")  # hosts that share the folder may share process ids
-        np.save(scratch, sizes)
-        os.replace(scratch, kept)
+        with whole(kept) as scratch, open(scratch, "wb") as file:  # to a name, np.save would add a suffix
+            np.save(file, sizes)
     return sizes

@@ -12,8 +12,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
+from sdjax.atomic import whole
 from sdjax.data.picture import SUFFIXES
 from sdjax.errors import SdjaxError
 
@@ -122,10 +122,5 @@ def _load(path: Path) -> list | None:
 
 
 def _save(path: Path, rows: list[tuple]) -> None:
-    scratch = path.with_name(f".{path.name}.{uuid4().hex}")  # hosts that share the folder may share process ids
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as scratch:
         scratch.write_text(json.dumps(rows), encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        raise SdjaxError(f"{path}: cannot be written ({error.strerror})") from None

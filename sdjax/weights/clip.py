@@ -4,15 +4,12 @@ Our own folders hold transformers' CLIPModel names without the text tower, which
 hold both towers and a tokenizer.
 """
 
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdjax.atomic import whole
 from sdjax.config import TextConfig, VisionConfig
 from sdjax.errors import SdjaxError
 from sdjax.nn.layers import ACTIVATIONS
@@ -20,6 +17,7 @@ from sdjax.text import load_tokenizer
 from sdjax.types import Params
 from sdjax.weights.configs import Fields, read_json, read_text
 from sdjax.weights.convert import from_file_tensors, param_shapes, placed, to_file_tensors
+from sdjax.weights.files import write_json, write_tensors
 from sdjax.weights.folder import TRANSFORMERS, read_weights
 from sdjax.weights.names import make_rows
 
@@ -35,23 +33,15 @@ DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "num_hidden
 
 def save_clip(params: Params, config: VisionConfig, folder: str | Path) -> None:
     """Writes {"vision", "text_projection" [width, projection], "logit_scale" []} to `folder`."""
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     tensors = to_file_tensors(params["vision"], make_rows(config))
     tensors["text_projection.weight"] = np.ascontiguousarray(np.asarray(params["text_projection"]).T)
     tensors["logit_scale"] = np.asarray(params["logit_scale"])
     vision = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     content = {"model_type": "clip", "projection_dim": config.projection, "vision_config": vision}
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder))
-    try:
-        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
-        (scratch / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for path in scratch.iterdir():
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(scratch)
+    with whole(folder / "model.safetensors") as weights, whole(folder / "config.json") as described:
+        write_tensors(weights, tensors)
+        write_json(described, content)
 
 
 def read_vision_config(path: Path) -> VisionConfig:

@@ -1,8 +1,9 @@
-"""What every reader of weights needs: the file as a read-only map, arrays over it, refusals that name the file."""
+"""What all readers and writers of weights need: the file as a read-only map, arrays over it, refusals that name it."""
 
+import json
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -71,3 +72,18 @@ def view(data: mmap.mmap, dtype: np.dtype, start: int, shape: tuple, strides: tu
     if strides is not None:
         strides = [(stride if n > 1 else 1) * dtype.itemsize for n, stride in zip(shape, strides, strict=True)]
     return np.ndarray(shape, dtype, data, start, strides)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """A .safetensors file; its metadata say {"format": "pt"}, as transformers wants it, unless others are given."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
+    except SafetensorError as error:  # a kind of its own for what the system refuses
+        raise OSError(str(error)) from None

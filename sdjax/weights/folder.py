@@ -4,7 +4,6 @@ Weights are safetensors or torch's .bin, whole or in shards that an index names,
 variant. Writing is safetensors, and atomic: a sibling folder, then a rename.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from sdjax.text import load_tokenizer, write_tokenizer
 from sdjax.types import Params
 from sdjax.weights.configs import folder_configs, read_config, read_json
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
+from sdjax.weights.files import write_json, write_tensors
 from sdjax.weights.names import current_name, make_rows
 from sdjax.weights.tensors import read_tensors
 
@@ -86,8 +86,6 @@ def read_folder(folder: str | Path, name: str | None = None) -> tuple[Config, Pa
 def write_folder(path: str | Path, config: Config, params: Params, tokenizer: Any) -> None:
     """Writes a diffusers folder; values keep their dtype. Only an older model folder at `path` is replaced, and what
     else lies in it stays."""
-    from safetensors.numpy import save_file
-
     path = Path(path).resolve()  # through a link: another disk's folder cannot be moved here
     if path.exists() and not (path / "model_index.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise SdjaxError(f"{path}: exists and is not a model folder; name a new folder")
@@ -99,10 +97,10 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
     try:
         for name, content in folder_configs(config).items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_json(new / name, content)
         for part, (subfolder, ((stem, suffix), _)) in PARTS.items():
             tensors = to_file_tensors(params[part], make_rows(getattr(config, part)))
-            save_file(tensors, new / subfolder / f"{stem}.{suffix}", metadata={"format": "pt"})
+            write_tensors(new / subfolder / f"{stem}.{suffix}", tensors)
         write_tokenizer(tokenizer, config.text, new / "tokenizer")
         try:
             if path.exists():

@@ -7,21 +7,20 @@ metadata, or at last a guess. What follows from no shape (heads, VAE scaling, sc
 
 import contextlib
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from sdjax.atomic import whole
 from sdjax.config import EMOJI, PRESETS, SD15, SD21_BASE, Config, ScheduleConfig, TextConfig
 from sdjax.errors import SdjaxError
 from sdjax.schedule import make_schedule
 from sdjax.text import clip_tokenizer, load_tokenizer
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
+from sdjax.weights.files import write_tensors
 from sdjax.weights.names import Row, current_name, ema_name, make_rows
 
 log = logging.getLogger("sdjax")
@@ -162,8 +161,6 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
     text_projection and logit_scale, which SD 2 does not use and no reader needs, no EMA copy and no schedule buffers.
     The metadata hold the prediction; `scale_factor` is written where the VAE's scaling is not the preset's.
     """
-    from safetensors.numpy import save_file
-
     path = Path(path)
     if path.exists() and not path.is_file():
         raise SdjaxError(f"{path}: exists and is no file; name a new .safetensors file")
@@ -175,13 +172,8 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
     if preset is None or replace(preset, name=config.name, vae=replace(
             preset.vae, scaling=config.vae.scaling)) != config:
         log.warning("%s: a single file does not hold this model's config, which is no preset's; a folder does", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        save_file(tensors, scratch / "new", metadata={PREDICTION_KEY: config.schedule.prediction})
-        os.replace(scratch / "new", path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with whole(path) as scratch:
+        write_tensors(scratch, tensors, {PREDICTION_KEY: config.schedule.prediction})
 
 
 def bundled_tokenizer(text: TextConfig):

@@ -1,0 +1,30 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+from sdjax.errors import SdjaxError
+
+
+@contextlib.contextmanager
+def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
+    """A hidden file beside `path` to write to: it becomes `path` when the block ends, and goes when the block fails.
+
+    Its folder is made. `mark` tells it from other writers'; without one that is random: hosts that share a folder may
+    share process ids. What the system refuses, mostly before the block, is an SdjaxError that names `path`.
+    """
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}-{mark or uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+        yield scratch
+        os.replace(scratch, path)
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
