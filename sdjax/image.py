@@ -56,12 +56,23 @@ def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
+def whole_picture(image: Image.Image, name: str = "image") -> Image.Image:
+    """`image` with its pixels read, which Pillow puts off. SdjaxError: no PIL image, a file cut off."""
+    if not isinstance(image, Image.Image):
+        raise SdjaxError(f"{name} is {type(image).__name__}: a PIL image expected")
+    try:
+        image.load()
+    except Exception as error:  # decoders raise what they like
+        raise SdjaxError(f"{name}: not readable ({str(error) or type(error).__name__})") from None
+    return image
+
+
 def pil_to_pixels(image: Image.Image, size: tuple[int, int] | None = None, multiple: int = 1) -> np.ndarray:
     """One image -> float32 [1, H, W, 3], by `to_rgb`.
 
     `size` = (height, width) resizes it; otherwise its sides are floored to a `multiple`. LANCZOS, as CompVis.
     """
-    image = to_rgb(image)
+    image = to_rgb(whole_picture(image))
     height, width = size or (image.height - image.height % multiple, image.width - image.width % multiple)
     if min(height, width) < 1:
         raise SdjaxError(f"image of {image.width} x {image.height} pixels: at least {multiple} x {multiple} needed")
@@ -80,7 +91,7 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
     pictures = image if isinstance(image, (list, tuple)) else [image]
     if pictures and all(isinstance(picture, Image.Image) for picture in pictures):
         pixels = []
-        for picture in map(to_rgb, pictures):
+        for picture in (to_rgb(whole_picture(picture)) for picture in pictures):
             sides = zip((height, width), (picture.height, picture.width), strict=True)
             size = tuple(side - side % multiple if wanted is None else wanted for wanted, side in sides)
             pixels.append(pil_to_pixels(picture, size if min(size) else None, multiple))
@@ -119,7 +130,7 @@ def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
     """
     masks = mask if isinstance(mask, (list, tuple)) else [mask]
     if masks and all(isinstance(m, Image.Image) for m in masks):
-        arrays = [shares(np.asarray(to_rgb(m, "black").convert("L")))[None] for m in masks]
+        arrays = [shares(np.asarray(to_rgb(whole_picture(m, "mask"), "black").convert("L")))[None] for m in masks]
     elif hasattr(mask, "shape") and hasattr(mask, "dtype"):
         array = np.asarray(mask)
         array = array[..., 0] if array.ndim > 2 and array.shape[-1] == 1 else array

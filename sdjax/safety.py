@@ -19,7 +19,7 @@ from PIL import Image
 
 from sdjax.config import VisionConfig
 from sdjax.errors import SdjaxError
-from sdjax.image import pixels_to_pil, to_rgb
+from sdjax.image import pixels_to_pil, to_rgb, whole_picture
 from sdjax.model import FLOAT32, precise
 from sdjax.nn.clip import ImageTower
 from sdjax.types import Array, Params
@@ -66,6 +66,8 @@ def load_safety_checker(folder: str | Path) -> SafetyChecker:
 
 def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) -> np.ndarray:
     """bool [B]: is there something in the image that the checker knows? images: PIL, or pixels [B, H, W, 3]."""
+    if not isinstance(checker, SafetyChecker):
+        raise SdjaxError(f"checker is {type(checker).__name__}: what load_safety_checker gives expected")
     images = [images] if isinstance(images, Image.Image) else images
     if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
         images = pixels_to_pil(images)
@@ -95,7 +97,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
     """CLIP's image processor: RGB, the shorter side brought to `size` (bicubic), its centre, CLIP's mean and deviation.
     float32 [size, size, 3]."""
-    image = to_rgb(image)
+    image = to_rgb(whole_picture(image))
     short, long = sorted(image.size)
     sides = [size if side == short else int(size * long / short) for side in image.size]
     image = image.resize(sides, Image.Resampling.BICUBIC)

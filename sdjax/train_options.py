@@ -122,3 +122,9 @@ def check_channels(model: str, config: Config) -> None:
     if takes != latents:
         raise SdjaxError(f"--model {model}: its UNet has {takes} input channels; training takes models whose UNet "
                          f"has as many as the VAE's latents, {latents}")
+
+
+def check_dtype(dtype: str) -> None:
+    """SdjaxError unless training can compute in it: float16's gradients would need scaling."""
+    if dtype not in ("float32", "bfloat16"):
+        raise SdjaxError(f"--dtype {dtype}: expected float32 or bfloat16")

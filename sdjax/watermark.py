@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sdjax.errors import SdjaxError
+from sdjax.image import whole_picture
 
 V1, V2 = b"StableDiffusionV1", b"SDV2"
 STEP, BLOCK, PIXELS = 36, 4, 256 * 256
@@ -55,7 +56,7 @@ def decode(image: Image.Image, length: int) -> bytes:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    if image.width * image.height < PIXELS:
+    if whole_picture(image).width * image.height < PIXELS:
         raise SdjaxError(f"image of {image.width} x {image.height} pixels: a watermark takes at least {PIXELS}, "
                          "256 x 256")
     return np.asarray(image.convert("RGB"))

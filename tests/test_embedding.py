@@ -79,6 +79,11 @@ def test_refusals(sd, tmp_path, tensors, options, match):
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_is_a_path(sd):
+    with pytest.raises(sdjax.SdjaxError, match="path is NoneType"):
+        sdjax.add_embedding(sd, None)
+
+
 @pytest.mark.parametrize("content, match", [
     (b"", "the file is empty"), (b"hello, hello, hello", "neither safetensors nor a torch checkpoint"),
     (make_zip(mapping(STORY | {"string_to_param": mapping({"*": SYSTEM})})), r"'\*' is a 'os.system', should be"),

@@ -52,6 +52,16 @@ def test_pictures_that_tasks_start_from():
     np.testing.assert_array_equal(read_images(latents, None, None, 8), latents)
 
 
+def test_a_file_that_is_cut_off_is_said(tmp_path):
+    """Pillow opens it without a word, and finds out when its pixels are asked for."""
+    path = save_png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)), tmp_path / "a")
+    path.write_bytes(path.read_bytes()[:-900])
+    for read, name in [(lambda image: read_images(image, None, None, 8), "image"), (pil_to_pixels, "image"),
+                       (lambda image: read_masks([image], (32, 32)), "mask")]:
+        with pytest.raises(SdjaxError, match=f"^{name}: not readable .image file is truncated"):
+            read(Image.open(path))
+
+
 MASK = np.zeros((16, 16), bool)
 MASK[3:11, 5:16] = True
 

@@ -44,7 +44,7 @@ FLOORS = {
     "safety": 5,
     "options": 2,
     "sample_options": 4,
-    "watermark": 2,
+    "watermark": 3,
     "stages": 5,
     "engine": 6,
     "generate": 7,

@@ -133,6 +133,9 @@ def test_refusals(sd, x):
         (lambda: sdjax.attention_maps(sd, ["a"] * 3, x, 1), "3 prompts, t of shape .*: one, or 2"),
         (lambda: sdjax.attention_maps(sd, "a", x, [1, 2, 3]), r"t of shape \[3\]"),
         (lambda: sdjax.attention_maps(sd, "a", x[..., :3], 1), "x has shape"),
+        (lambda: sdjax.attention_maps(sd, "a", SimpleNamespace(x=[x], sigma=[1.0]), 1), "t: x is a walk"),
+        (lambda: sdjax.prompt_words(sd, []), "prompts: none given"),
+        (lambda: sdjax.attention_maps(sd, [], x, 1), "prompts: none given"),
         (lambda: sdjax.attention_pictures(Image.new("RGB", (8, 8)), x, ["a"]), "maps of shape"),
     ]:
         with pytest.raises(sdjax.SdjaxError, match=match) as caught:

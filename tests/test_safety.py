@@ -101,3 +101,8 @@ def test_refusals(folder, spoil, match):
     with pytest.raises(sdjax.SdjaxError, match=match) as caught:
         sdjax.load_safety_checker(folder)
     assert "safety_checker" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_checker_is_a_checker():
+    with pytest.raises(sdjax.SdjaxError, match="checker is NoneType: what load_safety_checker gives"):
+        sdjax.check_safety(None, [Image.new("RGB", (8, 8))])

@@ -43,6 +43,7 @@ def test_refusals():
     for call, match in [
         (lambda: watermark.embed(small), "image of 255 x 256 pixels: a watermark takes at least 65536"),
         (lambda: watermark.decode(small, 4), "image of 255 x 256"),
+        (lambda: watermark.embed("a.png"), "image is str: a PIL image expected"),
         (lambda: watermark.embed(image, b""), "content b''"),
         (lambda: watermark.embed(image, "SDV2"), "content 'SDV2'"),
         (lambda: watermark.decode(image, 0), "length 0"), (lambda: watermark.decode(image, 2.0), r"length 2\.0"),

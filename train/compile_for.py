@@ -32,7 +32,7 @@ from sdjax.measure import (
 from sdjax.model import initial_params
 from sdjax.parallel import KINDS, FsdpLayout
 from sdjax.report import describe_memory, describe_state, megabytes
-from sdjax.train_options import TrainOptions, check_channels, picture_size
+from sdjax.train_options import TrainOptions, check_channels, check_dtype, picture_size
 from sdjax.types import Batch
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -67,8 +67,7 @@ def main(options: Options) -> None:
         raise SdjaxError(f"--model {options.model}: expected one of {', '.join(NAMED)}")
     if options.parallel not in KINDS:
         raise SdjaxError(f"--parallel {options.parallel}: expected {' or '.join(KINDS)}")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise SdjaxError(f"--dtype {options.dtype}: expected float32 or bfloat16")
+    check_dtype(options.dtype)
     config = NAMED[options.model]
     check_channels(options.model, config)
     config = replace(config, size=picture_size(options.size, config, config.multiple))

@@ -24,7 +24,7 @@ from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_
 from sdjax.loss import diffusion_loss
 from sdjax.model import StableDiffusion, initial_params
 from sdjax.parallel import is_primary, local_part
-from sdjax.train_options import check_channels, picture_size
+from sdjax.train_options import check_channels, check_dtype, picture_size
 from sdjax.types import Batch
 
 VIEWS = 4  # of a picture that is flipped or cropped at random
@@ -73,8 +73,7 @@ class Options(TrainOptions):
             raise SdjaxError(f"--logit-normal {self.logit_normal}: expected a mean and a positive spread")
         if not 0 <= self.noise_offset < float("inf"):
             raise SdjaxError(f"--noise-offset {self.noise_offset}: expected a number from 0 on")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise SdjaxError(f"--dtype {self.dtype}: expected float32 or bfloat16")
+        check_dtype(self.dtype)
         if self.views is not None and self.views < 1:
             raise SdjaxError(f"--views {self.views}: expected at least 1")
         if (self.views or 1) > 1 and not self.varied:

@@ -25,7 +25,7 @@ from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_
 from sdjax.model import vae_posterior
 from sdjax.nn.vae import VAE
 from sdjax.parallel import device_errors, is_primary, local_part, make_layout
-from sdjax.train_options import picture_size
+from sdjax.train_options import check_dtype, picture_size
 from sdjax.types import Params
 from sdjax.weights.lpips import read_lpips
 
@@ -68,8 +68,7 @@ class Options(TrainOptions):
             raise SdjaxError(f"--perceptual-weight {self.perceptual_weight}: needs --vgg and --lpips")
         if self.discriminator_start and not self.discriminator_weight:
             raise SdjaxError(f"--discriminator-start {self.discriminator_start}: needs --discriminator-weight")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise SdjaxError(f"--dtype {self.dtype}: expected float32 or bfloat16")
+        check_dtype(self.dtype)
 
 
 def main(options: Options) -> None:

@@ -32,6 +32,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises SdjaxError naming the file. Values are not looked at: from_file_tensors refuses those that are not finite.
     """
+    if not isinstance(path, (str, Path)):
+        raise SdjaxError(f"path is {type(path).__name__}: the name of a file expected")
     path = Path(path)
     with refusals(path):
         head = map_file(path)[:32]
