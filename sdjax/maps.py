@@ -76,7 +76,10 @@ def cross_attention(params: Params, x: Array, t: Array, context: Array, config: 
 def prompt_words(sd: StableDiffusion, prompts: str | Sequence[str], syntax: str = "a1111") -> list[list[str]]:
     """The L tokens of each prompt as the tokenizer spells them: "</w>" ends a word, specials are "<|...|>"."""
     own = [word + "</w>" for word, vectors in sd.embeddings.items() for _ in vectors]
-    tokens = stack(read_prompts(sd, prompts, syntax), sd.config.text)
+    found = read_prompts(sd, prompts, syntax)
+    if not found:
+        return []
+    tokens = stack(found, sd.config.text)
     if tokens.ids.shape[1] > 1:
         raise SdjaxError(f"prompts {prompts!r}: compose several with AND, ask for the words of one at a time")
     size = sd.config.text.vocab_size

@@ -144,10 +144,8 @@ def read_prompts(prompts: Sequence[str], tokenizer, config: TextConfig, syntax: 
     """Strings -> Prompts. `syntax` "plain" knows no special characters and cuts what is too long.
 
     embeddings: words that stand for some ids of their own. composed: AND joins prompts, else it is text.
-    SdjaxError: an unknown syntax, no prompts.
+    SdjaxError: an unknown syntax.
     """
-    if not prompts:
-        raise SdjaxError("prompts: none given, at least one expected")
     if syntax not in SYNTAXES:
         raise SdjaxError(f"syntax {syntax!r}: one of {', '.join(SYNTAXES)}")
     plain, embeddings = syntax == "plain", embeddings or {}
