@@ -102,7 +102,9 @@ class Checkpoints:
                 _sync_folder(self.folder)
             self._thin()
         except Exception as error:
-            _remove(scratch)
+            for pause in (0, 0.1, 0.4, 1):  # tensorstore's threads write on after Orbax has given up
+                time.sleep(pause)
+                _remove(scratch)
             raise SdjaxError(
                 f"--out {self.folder.parent}: the checkpoint of step {step} could not be written ({_reason(error)}); "
                 "older ones are whole, and the same command goes on from them") from None
