@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import io
 import os
 import re
@@ -42,6 +43,7 @@ def run(main: Callable[[Options], None], options: type[Options],
     defaults(parsed) may return other defaults, which options on the command line override.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
+    gc.set_threshold(50_000)  # imports and traces make millions of objects that stay: looking through them took a tenth
     parsed = parse(options, main.__doc__ or "")
     handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     try:

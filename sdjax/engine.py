@@ -19,6 +19,7 @@ from sdjax import stages
 from sdjax.config import Config, TextConfig
 from sdjax.image import feather_masks, pixels_to_pil
 from sdjax.model import StableDiffusion, context_keys, prompt_tower, read_prompts, text_context
+from sdjax.nn.backends import here
 from sdjax.options import Request
 from sdjax.parallel import copy_over, over, split_over
 from sdjax.prompt import Tokens, group
@@ -96,7 +97,7 @@ def run(sd: StableDiffusion, request: Request, plan: Plan, pictures=None, masks=
         done, total = before + n * rows, before + len(work) * rows + after
         report = partial(tell, request, part.places[: part.length], done, total)
         params, chunk = copy_over(sd.params, part.devices), split_over(chunk, part.devices)
-        with over(part.devices):
+        with over(part.devices), here():
             images = generate(sd, params, request, plan, chunk, part.negative, report, stream)
         for i, place in enumerate(part.places[: part.length]):
             results[place] = jax.tree.map(itemgetter(i), images)

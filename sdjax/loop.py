@@ -18,6 +18,7 @@ from sdjax.data import Pictures, open_data
 from sdjax.errors import SdjaxError
 from sdjax.measure import Costs
 from sdjax.model import StableDiffusion, create, save
+from sdjax.nn.backends import here
 from sdjax.parallel import (
     Layout,
     agree,
@@ -100,7 +101,8 @@ def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any) 
     make, step = build(options, loss_fn, layout)
     shapes, asked = state_shapes(make, params), jax.ShapeDtypeStruct((options.examples,), np.float32)
     inputs = layout.abstract(shapes), layout.abstract_batch((batch, asked)), np.uint32(0)
-    costs = Costs(layout.step(step, shapes).lower(*inputs).compile(), options.accumulate)
+    with here():
+        costs = Costs(layout.step(step, shapes).lower(*inputs).compile(), options.accumulate)
     if is_primary():
         print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
         print(*_summary(options, shapes, layout, costs), sep="\n")
@@ -119,7 +121,7 @@ def fit(options: TrainOptions, params: Source, loss_fn: LossFn, stream: Callable
     loss, with the weights to export and always the same draws, is logged as validation_loss.
     """
     check_batch_size(options.batch_size)
-    with device_errors(), closing(Run(options.out, options)) as run, _StopFlag() as stop:
+    with device_errors(), here(), closing(Run(options.out, options)) as run, _StopFlag() as stop:
         return _Loop(options, params, loss_fn, run, stop).train(stream, on_sample, name_batch, validation)
 
 

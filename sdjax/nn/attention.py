@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.nn import flash as kernels
 from sdjax.nn.backends import by_platform, split_by_batch
 from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, some_at_a_time
 from sdjax.types import Array
@@ -133,7 +132,9 @@ def flash_split(q: Array, k: Array, v: Array) -> Array:
 
 
 def flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    return split_by_batch(kernels.forward, q, k, v)
+    from sdjax.nn.flash import forward  # Pallas takes its time
+
+    return split_by_batch(forward, q, k, v)
 
 
 def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
@@ -142,7 +143,9 @@ def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
 
 
 def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
-    return split_by_batch(kernels.backward, *kept, dy)
+    from sdjax.nn.flash import backward
+
+    return split_by_batch(backward, *kept, dy)
 
 
 flash_split.defvjp(flash_kept, flash_backward)
@@ -215,13 +218,13 @@ class Attention(nn.Module):
         watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
         context = x if context is None else context
         width = x.shape[-1]
-        project = lambda name: nn.Dense(width, use_bias=self.qkv_bias, dtype=self.dtype, name=name)
+        project = lambda name: Dense(width, self.dtype, self.qkv_bias, name=name)
         k, v = context if isinstance(context, tuple) else (project("k")(context), project("v")(context))
         q = project("q")(x)
         if watched:
             self.sow("maps", "weights", attention_weights(q, k, self.heads))
         y = attention(q, k, v, self.heads, self.causal, self.upcast)
-        return nn.Dense(width, dtype=self.dtype, name="out")(y)
+        return Dense(width, self.dtype, name="out")(y)
 
 
 class TransformerBlock(nn.Module):
@@ -259,8 +262,8 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x: Array, context: Context) -> Array:
         shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])  # tokens, so that a TPU keeps one layout for all
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
-        h = nn.Dense(shape[-1], dtype=self.dtype, name="proj_in")(h)
+        h = Dense(shape[-1], self.dtype, name="proj_in")(h)
         h = TransformerBlock(self.heads, self.upcast, self.dtype, name="block")(h, context)
         zeros = nn.initializers.zeros_init()
-        h = nn.Dense(shape[-1], dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
+        h = Dense(shape[-1], self.dtype, kernel_init=zeros, name="proj_out")(h)
         return (x + h).reshape(shape)

@@ -8,9 +8,26 @@ from jax.sharding import AxisType, PartitionSpec
 
 from sdjax.types import Array
 
+#: The platforms that what is traced may be lowered for, "default" for any other; None: all. Part of jit's cache keys.
+LOWERED_FOR = jax.make_user_context(None)
+SHAPES = ("default",)  # its value where a trace is for shapes alone
+
+
+def here():
+    """A context for programs that run in this process: they are traced for its platforms alone, which takes less time.
+
+    Not for what somebody else may be tracing: that may be exported to any platform.
+    """
+    found = {"cpu": ("cpu",), "gpu": ("cuda", "rocm", "cpu"), "tpu": ("tpu", "cpu")}
+    return LOWERED_FOR(found.get(jax.default_backend()))
+
 
 def by_platform(*args: Array, default: Callable, **ways: Callable):
-    """`jax.lax.platform_dependent`, but what is the same as the default is not traced again."""
+    """`jax.lax.platform_dependent`, but what is the same as the default is not traced again, nor what is not asked for
+    (LOWERED_FOR)."""
+    if LOWERED_FOR.value:
+        first, *others = (ways.get(platform, default) for platform in LOWERED_FOR.value)
+        default, ways = first, dict(zip(LOWERED_FOR.value[1:], others, strict=True))
     ways = {platform: way for platform, way in ways.items() if way is not default}
     return jax.lax.platform_dependent(*args, default=default, **ways) if ways else default(*args)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from sdjax.config import TextConfig, VisionConfig
 from sdjax.nn.attention import Attention
-from sdjax.nn.layers import ACTIVATIONS, LayerNorm
+from sdjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, parameter
 from sdjax.types import Array
 
 
@@ -20,8 +20,8 @@ class Layer(nn.Module):
     def __call__(self, x: Array) -> Array:
         config = self.config
         x = x + Attention(config.heads, True, self.dtype, causal=self.causal, name="attn")(LayerNorm(name="norm1")(x))
-        h = nn.Dense(config.mlp_width, dtype=self.dtype, name="fc1")(LayerNorm(name="norm2")(x))
-        return x + nn.Dense(config.width, dtype=self.dtype, name="fc2")(ACTIVATIONS[config.activation](h))
+        h = Dense(config.mlp_width, self.dtype, name="fc1")(LayerNorm(name="norm2")(x))
+        return x + Dense(config.width, self.dtype, name="fc2")(ACTIVATIONS[config.activation](h))
 
 
 class TextTower(nn.Module):
@@ -41,7 +41,7 @@ class TextTower(nn.Module):
         if vectors is not None:
             own = vectors.astype(self.dtype)[jnp.maximum(ids - config.vocab_size, 0)]
             x = jnp.where(ids[..., None] < config.vocab_size, x, own)
-        position = self.param("position_embedding", nn.initializers.normal(0.01), (config.length, config.width))
+        position = parameter(self, "position_embedding", nn.initializers.normal(0.01), (config.length, config.width))
         x = x + position[: ids.shape[1]].astype(self.dtype)
         for i in range(config.layers):
             x = Layer(config, True, self.dtype, name=f"layer_{i}")(x)
@@ -67,12 +67,12 @@ class ImageTower(nn.Module):
             pixels.astype(self.dtype))
         x = x.reshape(x.shape[0], -1, config.width)
         normal = nn.initializers.normal(0.02)
-        token = self.param("class_embedding", normal, (config.width,)).astype(self.dtype)
+        token = parameter(self, "class_embedding", normal, (config.width,)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, config.width)), x], axis=1)
-        x = x + self.param("position_embedding", normal, x.shape[1:]).astype(self.dtype)
+        x = x + parameter(self, "position_embedding", normal, x.shape[1:]).astype(self.dtype)
         x = LayerNorm(name="pre_norm")(x)
         for i in range(config.layers):
             x = Layer(config, False, self.dtype, name=f"layer_{i}")(x)
         pooled = LayerNorm(name="post_norm")(x[:, 0])
-        projection = nn.Dense(config.projection, use_bias=False, dtype=self.dtype, name="projection")
+        projection = Dense(config.projection, self.dtype, use_bias=False, name="projection")
         return projection(pooled).astype(jnp.float32)

@@ -15,14 +15,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.nn.backends import by_platform, split_by_batch
+from sdjax.nn.backends import LOWERED_FOR, SHAPES, by_platform, split_by_batch
 from sdjax.nn.convolution import ROWS, by_bands, convolve, convolve_enlarged, is_large
-from sdjax.types import Array
+from sdjax.types import Array, Params
 
 
 def precise(dtype):
     """float32 means float32: not TF32 on a GPU, not bfloat16 passes on a TPU."""
     return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
+
+
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]):
+    """`module.param`, but that traces `init` at every application to compare shapes; here shapes alone are compared."""
+    found = module.get_variable("params", name)
+    fits = found is not None and all(leaf.shape == shape for leaf in jax.tree.leaves(found))
+    return found if fits else module.param(name, init, shape)
+
+
+def lecun_normal(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Flax' initializer; zeros in a trace for shapes alone, a third of which it would take."""
+    return jnp.zeros(shape, dtype) if LOWERED_FOR.value == SHAPES else nn.initializers.lecun_normal()(key, shape, dtype)
 
 
 class GroupNorm(nn.Module):
@@ -37,8 +49,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def of(self, channels: int) -> Callable[[Array], Callable[[Array], Array]]:
         """Of x [..., channels], what normalises x or some rows of it."""
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,)).astype(jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,)).astype(jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones_init(), (channels,)).astype(jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (channels,)).astype(jnp.float32)
         exact, rows, squares = (partial(way, groups=self.groups) for way in (two_pass, by_rows, by_squares))
 
         def normaliser(x: Array) -> Callable[[Array], Array]:
@@ -95,8 +107,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        channels = x.shape[-1]
-        params = self.param("norm", lambda key: {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)})
+        make = lambda key, shape: {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
+        params = parameter(self, "norm", make, x.shape[-1:])
 
         def normalise(x: Array, fast: bool) -> Array:
             norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, use_fast_variance=fast, parent=None)
@@ -107,18 +119,30 @@ class LayerNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """`nn.Dense` that makes its parameters first: what `of` gives may be called in a loop, as no module may."""
+    """x @ kernel + bias in `dtype`. It makes its parameters first: what `of` gives may be called in a loop, where no
+    module may."""
 
     features: int
     dtype: jnp.dtype
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = lecun_normal
+
+    def __call__(self, x: Array) -> Array:
+        return self.of(x.shape[-1])(x)
 
     @nn.compact
     def of(self, channels: int) -> Callable[[Array], Array]:
         """[..., channels] -> [..., features]."""
-        params = {"kernel": self.param("kernel", nn.initializers.lecun_normal(), (channels, self.features)),
-                  "bias": self.param("bias", nn.initializers.zeros_init(), (self.features,))}
-        dense = nn.Dense(self.features, dtype=self.dtype, parent=None)
-        return lambda x: dense.apply({"params": params}, x)
+        params = {"kernel": parameter(self, "kernel", self.kernel_init, (channels, self.features))}
+        if self.use_bias:
+            params["bias"] = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
+        return lambda x: dense(params, x, self.dtype)
+
+
+def dense(params: Params, x: Array, dtype: jnp.dtype) -> Array:
+    """{"kernel", and perhaps "bias"}, x [..., channels] -> [..., features]."""
+    y = jnp.dot(x.astype(dtype), params["kernel"].astype(dtype))
+    return y + params["bias"].astype(dtype) if "bias" in params else y
 
 
 def some_at_a_time(function: Callable[[Array], Array], x: Array) -> Array:
@@ -152,8 +176,8 @@ class Conv3x3(nn.Module):
     @nn.compact
     def of(self, channels: int) -> Callable[..., Array]:
         """convolve(x [..., channels], before=None, padding=its own), of before(x) if given; see `Dense`."""
-        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+        kernel = parameter(self, "kernel", self.kernel_init, (3, 3, channels, self.features)).astype(self.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
         if self.enlarge:
             return lambda x: split_by_batch(convolve_enlarged, x.astype(self.dtype), whole=(kernel, bias))
         return lambda x, before=None, padding=self.padding: convolve(x.astype(self.dtype), kernel, bias, self.stride,
@@ -162,8 +186,7 @@ class Conv3x3(nn.Module):
 
 def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None,
             enlarge: bool = False) -> Conv3x3:
-    init = init or nn.initializers.lecun_normal()
-    return Conv3x3(features, dtype, stride, padding, init, enlarge, name=name)
+    return Conv3x3(features, dtype, stride, padding, init or lecun_normal, enlarge, name=name)
 
 
 def timestep_embedding(t: Array, width: int) -> Array:
@@ -197,7 +220,7 @@ class ResBlock(nn.Module):
         conv2 = conv3x3(channels, "conv2", self.dtype, init=init).of(channels)
         shortcut = Dense(channels, self.dtype, name="shortcut").of(before) if before != channels else lambda x: x
         if time is not None:
-            shift = nn.Dense(channels, dtype=self.dtype, name="time")(nn.silu(time).astype(x.dtype))
+            shift = Dense(channels, self.dtype, name="time")(nn.silu(time).astype(x.dtype))
         shifted = lambda h: h if shift is None else h + shift[:, None, None, :]
 
         def activation(norm: Callable, x: Array) -> Callable[[Array], Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sdjax.config import UNetConfig
 from sdjax.nn.attention import SpatialTransformer
-from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3, timestep_embedding
+from sdjax.nn.layers import Dense, GroupNorm, ResBlock, conv3x3, dense, timestep_embedding
 from sdjax.types import Array, Params
 
 KeysValues = dict[str, tuple[Array, Array]]  # a cross-attention's keys and values, [B, L, C] each
@@ -26,10 +26,9 @@ def keys_values(params: Params, context: Array, dtype: jnp.dtype) -> KeysValues:
 
 def time_shifts(params: Params, t: Array, config: UNetConfig, dtype: jnp.dtype) -> TimeShifts:
     """UNet parameters, t [B] -> what the time adds to every ResBlock, once for all steps of a walk."""
-    dense = lambda part, dtype, x: nn.Dense(part["bias"].shape[0], dtype=dtype).apply({"params": part}, x)
-    time = dense(params["time_in"], jnp.float32, timestep_embedding(t, config.channels[0]))
-    time = nn.silu(dense(params["time_out"], jnp.float32, nn.silu(time))).astype(dtype)
-    return {name: dense(part["time"], dtype, time) for name, part in params.items() if "time" in part}
+    time = dense(params["time_in"], timestep_embedding(t, config.channels[0]), jnp.float32)
+    time = nn.silu(dense(params["time_out"], nn.silu(time), jnp.float32)).astype(dtype)
+    return {name: dense(part["time"], time, dtype) for name, part in params.items() if "time" in part}
 
 
 def computed_in(params: Params, dtype: jnp.dtype) -> Params:
@@ -66,8 +65,8 @@ class UNet(nn.Module):
         if time is not None:
             width = 4 * config.channels[0]
             time = timestep_embedding(time, config.channels[0])
-            time = nn.Dense(width, dtype=jnp.float32, name="time_in")(time)
-            time = nn.Dense(width, dtype=jnp.float32, name="time_out")(nn.silu(time))
+            time = Dense(width, jnp.float32, name="time_in")(time)
+            time = Dense(width, jnp.float32, name="time_out")(nn.silu(time))
         context = context if isinstance(context, dict) else context.astype(dtype)
 
         h = conv3x3(config.channels[0], "conv_in", dtype)(x.astype(dtype))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sdjax.config import VAEConfig
 from sdjax.nn.attention import Attention
-from sdjax.nn.layers import GroupNorm, ResBlock, conv3x3
+from sdjax.nn.layers import Dense, GroupNorm, ResBlock, conv3x3
 from sdjax.types import Array
 
 
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         h = Middle(config, dtype, name="mid")(h)
         h = nn.silu(GroupNorm(config.groups, 1e-6, name="norm_out")(h))
         h = conv3x3(2 * config.latent_channels, "conv_out", dtype)(h)
-        return nn.Dense(2 * config.latent_channels, dtype=dtype, name="quant")(h)
+        return Dense(2 * config.latent_channels, dtype, name="quant")(h)
 
 
 class Decoder(nn.Module):
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latents: Array) -> Array:
         config, dtype = self.config, self.dtype
-        h = nn.Dense(config.latent_channels, dtype=dtype, name="post_quant")(latents.astype(dtype))
+        h = Dense(config.latent_channels, dtype, name="post_quant")(latents.astype(dtype))
         h = conv3x3(config.channels[-1], "conv_in", dtype)(h)
         h = Middle(config, dtype, name="mid")(h)
         for level in reversed(range(len(config.channels))):

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.config import TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.errors import SdjaxError
+from sdjax.nn.backends import LOWERED_FOR, SHAPES
 from sdjax.nn.clip import ImageTower, TextTower
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import VAE
@@ -53,7 +54,8 @@ def param_shapes(config: TextConfig | VisionConfig | UNetConfig | VAEConfig) -> 
 
 
 def module_shapes(module: Any, *inputs: jax.ShapeDtypeStruct) -> Params:
-    return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)["params"]
+    with LOWERED_FOR(SHAPES):
+        return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)["params"]
 
 
 def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Any, layout: str = "diffusers",

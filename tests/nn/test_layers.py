@@ -8,9 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 
+from sdjax.nn.backends import LOWERED_FOR, SHAPES
 from sdjax.nn.convolution import by_bands
-from sdjax.nn.layers import GroupNorm, LayerNorm, ResBlock, by_rows, by_squares, gelu, some_at_a_time, two_pass
+from sdjax.nn.layers import (
+    Dense,
+    GroupNorm,
+    LayerNorm,
+    ResBlock,
+    by_rows,
+    by_squares,
+    conv3x3,
+    gelu,
+    lecun_normal,
+    some_at_a_time,
+    two_pass,
+)
+from sdjax.nn.unet import UNet
+from sdjax.weights.convert import param_shapes
+from tests.narrow import NARROW
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -34,6 +51,30 @@ def test_mean_and_variance_of_groups(way, ratio, dtype, shape):
 def test_a_constant_has_no_negative_variance():
     x = jnp.full((2, 8, 8, 32), 1000.1)
     assert (by_squares(x, 4)[1] >= 0).all()
+
+
+@pytest.mark.parametrize("module, wrong", [
+    (Dense(5, jnp.float32), {"kernel": (4, 4)}), (Dense(5, jnp.float32), {"bias": (4,)}),
+    (GroupNorm(2, 1e-5), {"scale": (8,)}), (LayerNorm(), {"norm": {"scale": (3,), "bias": (4,)}}),
+    (conv3x3(5, None, jnp.float32), {"kernel": (3, 3, 5, 4)})])
+def test_parameters_of_a_wrong_shape_are_refused(module, wrong):
+    x = jnp.ones((1, 4, 4, 4))
+    params = module.init(jax.random.key(0), x)["params"]
+    module.apply({"params": params}, x)
+    wrong = jax.tree.map(jnp.zeros, wrong, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    with pytest.raises(ScopeParamShapeError):
+        module.apply({"params": params | wrong}, x)
+    with pytest.raises((ScopeParamNotFoundError, ScopeCollectionNotFound)):
+        module.apply({"params": {}}, x)
+
+
+def test_shapes_alone_draw_nothing_and_models_do():
+    shapes = param_shapes(NARROW.unet)
+    params = UNet(NARROW.unet).init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 3, 24)))
+    assert jax.tree.map(jnp.shape, params["params"]) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    with LOWERED_FOR(SHAPES):
+        assert not lecun_normal(jax.random.key(0), (3, 4)).any()
+    assert np.std(params["params"]["conv_in"]["kernel"]) > 0.05  # 1 / sqrt(9 x 4) = 0.17
 
 
 def lowered(module, shape, platform, dtype):
