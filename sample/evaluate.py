@@ -100,8 +100,12 @@ class References:
     def __init__(self, folder: Path, size: int, things: list[str], slugs: list[str], styles):
         from PIL import Image
 
+        def cutout(path: Path) -> Image.Image:
+            with Image.open(path) as image:  # read now: thousands of files would stay open
+                return image.convert("RGBA")
+
         self.things, self.size = things, size
-        self.cutouts = {style: [Image.open(folder / style / f"{slug}.png") for slug in slugs] for style in styles}
+        self.cutouts = {style: [cutout(folder / style / f"{slug}.png") for slug in slugs] for style in styles}
 
     def on(self, colour: tuple[int, ...]) -> dict[str, np.ndarray]:
         """style -> float32 [things, sizes, features]"""
@@ -143,10 +147,10 @@ def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) 
     import sdjax
     from sdjax.data import to_pixels
     from sdjax.model import embed_phrases
-    from sdjax.nn.clip import ImageTower
+    from sdjax.safety import image_embedding
 
     config, params = sdjax.load_clip(folder)
-    image = np.asarray(ImageTower(config).apply({"params": params["vision"]}, to_pixels(pictures)))
+    image = np.asarray(image_embedding(params["vision"], to_pixels(pictures), config))
     logits = image @ np.asarray(embed_phrases(sd, captions, params["text_projection"])).T
     rank = (logits > np.diagonal(logits)[:, None]).sum(1)
     return {"clip top1": float((rank < 1).mean()), "clip top5": float((rank < 5).mean())}

@@ -6,6 +6,7 @@ does not grow with the data. The folder's name carries a digest of all that the 
 of the computation, the data's listing, crops and rows, captions, tokenizer. Another model or listing never reads it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -172,7 +173,9 @@ def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, int
             file.seek(rows.offset + rows.nbytes)
             notes = json.loads(file.read())
         return (rows, notes) if rows.shape == shape and rows.dtype == np.float16 else None
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # it may well be whole
+            raise SdjaxError(f"{path}: {error.strerror}; `ulimit -n` raises how many a process may open") from None
         return None
 
 

@@ -56,6 +56,11 @@ def run(main: Callable[[Options], None], options: type[Options],
         refuse(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word
+            raise
+        refuse(f"the device's memory does not hold this ({' '.join(str(error).split())[:300]}); fewer or smaller "
+               "pictures at once and --dtype bfloat16 take less")
     finally:
         for name, handler in handlers.items():  # training sets its own
             signal.signal(name, handler)
@@ -72,6 +77,17 @@ def keep_programs() -> None:
             os.environ[name.upper()] = str(value)  # read when JAX is imported, which a refusal need not wait for
             if "jax" in sys.modules:
                 sys.modules["jax"].config.update(name, value)
+
+
+def open_more_files() -> None:
+    """Up to the system's limit of open files instead of the shell's, often 1,024: the files of caches stay open."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such module on Windows
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @cache

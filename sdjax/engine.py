@@ -92,11 +92,14 @@ def run(sd: StableDiffusion, request: Request, plan: Plan, pictures=None, masks=
     whole = Chunk(None, request.seeds, latents, each(pictures), each(masks))
     whole = jax.tree.map(np.asarray, whole)
     work, rows, results = plan_work(sd, request), evaluations(plan), [None] * count
+    params, where = None, None
     for n, part in enumerate(work):
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(tokens=part.tokens)
         done, total = before + n * rows, before + len(work) * rows + after
         report = partial(tell, request, part.places[: part.length], done, total)
-        params, chunk = copy_over(sd.params, part.devices), split_over(chunk, part.devices)
+        if part.devices != where:  # once for all chunks
+            params, where = copy_over(sd.params, part.devices), part.devices
+        chunk = split_over(chunk, part.devices)
         with over(part.devices), here():
             images = generate(sd, params, request, plan, chunk, part.negative, report, stream)
         for i, place in enumerate(part.places[: part.length]):

@@ -147,8 +147,11 @@ def plan_of(sd: StableDiffusion, options: Options, strength: float | None = None
 
 
 def refuse_inpainting(config: Config) -> None:
-    if config.unet.in_channels != config.vae.latent_channels:
-        raise SdjaxError(f"sd {config.name}: an inpainting model ({config.unet.in_channels} channels), use inpaint")
+    channels, latents = config.unet.in_channels, config.vae.latent_channels
+    if channels == 2 * latents + 1:
+        raise SdjaxError(f"sd {config.name}: an inpainting model ({channels} channels), use inpaint")
+    if channels != latents:
+        raise SdjaxError(f"sd {config.name}: its UNet takes {channels} channels, {latents} expected")
 
 
 def read(config: Config, image, options: Options) -> tuple[Options, np.ndarray]:

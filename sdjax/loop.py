@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.cli import check_folder, prefixed, return_memory
+from sdjax.cli import check_folder, open_more_files, prefixed, return_memory
 from sdjax.data import Pictures, open_data
 from sdjax.errors import SdjaxError
 from sdjax.measure import Costs
@@ -52,6 +52,7 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
         raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
     if not options.dry_run:
         on_primary(lambda: hold(options.out))  # before anything is cached there
+    open_more_files()
     return_memory()
     with prefixed("--model: "):
         sd = create(options.model, options.seed, without)
@@ -177,7 +178,7 @@ class _Loop:
                     if draw and not stopping:  # before the checkpoint, after which a restart would not come here again
                         drawn = layout.fetch(trained_params(self.state), everywhere=False)
                         if is_primary():
-                            on_sample(step, drawn, run)
+                            self.draw(on_sample, step, drawn)
                     if save:
                         self.save(step)
                 if stopping:
@@ -189,6 +190,16 @@ class _Loop:
         params = params if isinstance(jax.tree.leaves(params)[0], np.ndarray) else layout.fetch(params)
         on_primary(run.checkpoints.wait)
         return params
+
+    def draw(self, on_sample, step: int, drawn: Params) -> None:
+        """Draws samples, if the device has room for the whole model: a run does not end for want of that."""
+        try:
+            on_sample(step, drawn, self.run)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            self.bar.write(f"step {step}: no samples, the whole model does not fit the device's memory beside the "
+                           "state; --sample-every 0 does not try", file=sys.stderr)
 
     def save(self, step: int) -> None:
         """Begins to write a checkpoint. After the last one of a single process the state is on the host alone, so that

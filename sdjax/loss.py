@@ -135,10 +135,11 @@ def clip_loss(text: TextConfig, vision: VisionConfig, gather: Callable[[Any], tu
     text_tower, image_tower = TextTower(text), ImageTower(vision)
 
     def loss_fn(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-        image = image_tower.apply({"params": params["vision"]}, batch["pixels"])
-        states = text_tower.apply({"params": params["text"]}, batch["ids"])
-        words = pool_text(states, batch["ids"], text.eos_token) @ params["text_projection"]
-        losses, found = clip_contrastive(image, words, params["logit_scale"], gather)
+        with precise(jnp.float32):
+            image = image_tower.apply({"params": params["vision"]}, batch["pixels"])
+            states = text_tower.apply({"params": params["text"]}, batch["ids"])
+            words = pool_text(states, batch["ids"], text.eos_token) @ params["text_projection"]
+            losses, found = clip_contrastive(image, words, params["logit_scale"], gather)
         return losses, {"retrieval": found.mean()}
 
     return loss_fn

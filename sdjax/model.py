@@ -45,10 +45,10 @@ class StableDiffusion:
     and the vectors [n, D] that stand for them, see `sdjax.add_embedding`."""
 
     config: Config
-    params: Params
-    tokenizer: Any
+    params: Params = field(repr=False)
+    tokenizer: Any = field(repr=False)
     dtype: jnp.dtype = FLOAT32
-    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict)
+    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 # ---- pure functions of parameters
@@ -156,7 +156,7 @@ def find_source(source: str | Path) -> tuple[Path, str | None]:
     if not isinstance(source, (str, Path)):
         raise SdjaxError(f"source is {source!r}, should be a string or a path")
     path, name = Path(source), str(source)
-    if name in BUNDLED and not path.is_dir():
+    if name in BUNDLED and not (path / "model_index.json").is_file():
         return Path(__file__).parent / "pretrained" / name, None
     with contextlib.suppress(OSError):  # too long a name, no permission
         if path.exists():
@@ -170,8 +170,10 @@ def find_source(source: str | Path) -> tuple[Path, str | None]:
 def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array) -> Array:
     """Unit embeddings [N, D] of phrases, read literally, in the space of the CLIP image tower that `projection`
     ([width, D], `load_clip`'s "text_projection") belongs to (arXiv 2103.00020, section 2.4)."""
-    states = encode_prompt(sd, phrases, syntax="plain").context
-    words = pool_text(states, tokenize(sd, phrases), sd.config.text.eos_token) @ projection
+    eos = sd.config.text.eos_token
+    pooled = lambda some: pool_text(encode_prompt(sd, some, syntax="plain").context, tokenize(sd, some), eos)
+    words = [pooled(phrases[first : first + 256]) @ projection for first in range(0, len(phrases), 256)]
+    words = jnp.concatenate(words)
     return words / jnp.linalg.norm(words, axis=1, keepdims=True)
 
 

@@ -41,7 +41,9 @@ class Options:
     variation_seed, variation_strength: the noise is turned from seed + i's (0) towards variation_seed's (1). For many
         variations of seed 7's picture take variation_seed=7 and a strength near 1.
 
-    Only height, width, guidance_fn and now and then steps (see `sdjax.sampler.plan`) are compiled for anew.
+    Compiled for anew are: height, width, how many pictures go through at once and how many chunks their prompts have,
+    clip_skip, guidance_fn, the output "trajectory", progress or preview (both alike), and now and then steps (see
+    `sdjax.sampler.plan`).
     """
 
     negative_prompt: str = ""

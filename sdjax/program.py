@@ -167,7 +167,8 @@ def load_program(path: str | Path) -> Program:
     except OSError as error:
         raise SdjaxError(f"{path}: cannot be read ({error.strerror})") from None
     head, _, body = content.removeprefix(MAGIC).partition(b"\n")
-    platform = jax.default_backend().replace("gpu", "cuda")
+    gpu = "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
+    platform = jax.default_backend().replace("gpu", gpu)
     try:
         if not content.startswith(MAGIC):
             raise ValueError("another beginning")

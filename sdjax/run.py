@@ -42,14 +42,20 @@ class Run:
         check_folder(self.folder)
         hold(self.folder)
         self._lock = HELD.pop(self.folder)
-        self._clean()
-        self.settings = settings = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-        path = self.folder / "config.json"
+        self.settings = json.loads(json.dumps(dataclasses.asdict(options), default=str))
+        try:
+            self._clean()
+            self._write_settings(self.folder / "config.json")
+        except BaseException:
+            os.close(self._lock)  # else this process could not try again
+            raise
+
+    def _write_settings(self, path: Path) -> None:
         if self.checkpoints.steps() and path.is_file():  # a run that goes on keeps the settings it was started with
-            _report_changes(self.folder, path, settings)
-        else:
-            with whole(path) as scratch:
-                scratch.write_text(json.dumps(settings, indent=2) + "\n")
+            _report_changes(self.folder, path, self.settings)
+            return
+        with whole(path) as scratch:
+            scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def restore(self, wanted: Any, adopt: Callable[[np.ndarray], Any] = lambda leaf: leaf) -> Any:
         """The newest whole checkpoint in the shapes of `wanted`, arrays or not; None in a fresh run.

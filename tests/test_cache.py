@@ -1,5 +1,6 @@
 """Caches say what the networks say, are made once, go on where they were killed, and never serve another model."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -231,6 +232,19 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(SdjaxError, match=r"x/00000.npy: cannot be written \(No space left on device\)"):
         cached_rows(tmp_path / "x", 12, (1,), full, "rows")
     assert not list((tmp_path / "x").iterdir())
+
+
+def test_too_many_open_files_are_not_a_damaged_cache(tmp_path, monkeypatch):
+    zeros = lambda start, stop: [(np.zeros((stop - start, 1), np.float16), {})]
+    rows = lambda: cached_rows(tmp_path, 4, (1,), zeros, "rows")
+    rows()
+
+    def load(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(SdjaxError, match=r"00000\.npy: Too many open files; `ulimit -n`"):
+        rows()
 
 
 def test_digest_tells_values_apart():

@@ -6,9 +6,12 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
+import jax
 import pytest
 
+from sdjax import cli
 from tests.commands import ROOT
 
 
@@ -30,6 +33,37 @@ def test_importing_sdjax_imports_nothing_else():
     """Under 1.5 s, with room for a busy machine: what takes long is JAX."""
     seconds, loaded = python(f"import sys, sdjax; {LOADED}")
     assert seconds < 1.5 and loaded == "[]"
+
+
+def test_a_device_that_is_too_small_is_said_in_one_line(monkeypatch, capsys):
+    @dataclass(frozen=True)
+    class Options:
+        said: str = "RESOURCE_EXHAUSTED: Out of memory allocating\n 9 bytes."
+
+    def main(options):
+        raise jax.errors.JaxRuntimeError(options.said)
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    monkeypatch.setenv("SDJAX_CACHE", "off")
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Options)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "Out of memory allocating 9 bytes.); fewer" in said
+    monkeypatch.setattr(sys, "argv", ["x", "--said", "INTERNAL"])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        cli.run(main, Options)
+
+
+def test_as_many_files_may_be_open_as_the_system_allows():
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+        cli.open_more_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard if 0 < hard < 2**16 else 2**16, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_help_comes_at_once():

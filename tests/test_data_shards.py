@@ -77,6 +77,17 @@ def test_hosts_with_the_same_process_ids_do_not_share_scratch_files(shards, tmp_
     assert len(named) == 6 and len(dict(named)) == 3 and len(set(named)) == 6
 
 
+def test_a_shard_that_cannot_be_read_is_said_with_its_picture(shards, tmp_path, monkeypatch):
+    class Broken(io.BytesIO):
+        def seek(self, *_):
+            raise OSError(5, "Input/output error")
+
+    data = open_data(shards, 2, max_bad=0.0)
+    monkeypatch.setattr("sdjax.data.listing.open_file", lambda path: Broken())
+    with pytest.raises(SdjaxError, match=r"00000\.tar/\S+: its shard cannot be read \(Input/output error\)"):
+        data[0]
+
+
 def test_bad_samples_of_shards(tmp_path):
     members = [m for i in range(20) for m in sample(i)]
     spoilt = {"000000003.png": b"", "000000005.txt": b"\xff\xfe", "000000007.png": stored(NOISE)[:-90]}

@@ -75,7 +75,10 @@ def test_chunks_do_not_show(monkeypatch):
     whole = make(num_images=4)
     monkeypatch.setattr(engine, "POSITIONS", 3 * 64)
     assert [engine.chunk_size(count, 64)[0] for count in (1, 3, 4, 5, 7)] == [1, 3, 2, 3, 3]
+    copied, copy = [], engine.copy_over
+    monkeypatch.setattr(engine, "copy_over", lambda *given: copied.append(given) or copy(*given))
     np.testing.assert_allclose(make(num_images=4), whole, atol=1e-4)
+    assert len(copied) == 1, "parameters are copied once for all chunks"
     np.testing.assert_allclose(make(num_images=2, seed=2), whole[2:], atol=1e-4)
 
 

@@ -103,6 +103,18 @@ def test_samples_are_drawn_with_the_weights_that_are_exported(tmp_path):
     assert list(seen) == [1] and np.abs(plain["w"] - ema["w"]).max() > 1e-3
 
 
+def test_a_run_goes_on_where_samples_do_not_fit_the_device(tmp_path, capfd):
+    def draw(step, params, run):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory" if step < 3 else "INTERNAL: broken")
+
+    toy(options(tmp_path / "a", steps=2), draw)
+    said = capfd.readouterr().err
+    assert "step 1: no samples, the whole model does not fit" in said and "--sample-every 0" in said
+    assert (tmp_path / "a" / "checkpoints" / "2").is_dir()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        toy(options(tmp_path / "b", steps=3), draw)
+
+
 def test_signals_are_given_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     during = []

@@ -44,7 +44,7 @@ def enlarge(a, axis, size):
 
 def by_hand(sd, x, t, context):
     """Softmax of the captured q and k of all cross-attentions, in float64."""
-    taken = lambda module, _: module.name in ("q", "k") and "cross" in module.path
+    taken = lambda module, method: method == "__call__" and module.name in ("q", "k") and "cross" in module.path
     apply = partial(UNet(sd.config.unet).apply, capture_intermediates=taken, mutable=["intermediates"])
     t = np.broadcast_to(np.float32(t), len(x))
     _, found = jax.jit(apply)({"params": sd.params["unet"]}, x, t, context)

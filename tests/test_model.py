@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -223,3 +224,16 @@ def test_sharded_files(folder, sd):
     path.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
     with pytest.raises(sdjax.SdjaxError, match="not a plain file name"):
         sdjax.load(folder)
+
+
+def test_a_data_folder_of_the_bundled_name_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji" / "pictures").mkdir(parents=True)
+    assert model.find_source("emoji")[0].parent.name == "pretrained"
+    (tmp_path / "emoji" / "model_index.json").touch()
+    assert model.find_source("emoji") == (Path("emoji"), None)
+
+
+def test_a_model_is_shown_without_its_parameters():
+    sd = sdjax.StableDiffusion(NARROW, random_model_params(NARROW), None)
+    assert len(repr(sd)) < 2000 and repr(NARROW) in repr(sd) and "Array" not in repr(sd)

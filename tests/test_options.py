@@ -117,6 +117,8 @@ def test_models_that_a_task_is_not_for():
             getattr(sdjax, task)(tiny(channels=9), "cat", **ARGUMENTS[task])
     with pytest.raises(sdjax.SdjaxError, match="5 channels, 4 or 9 expected"):
         sdjax.inpaint(tiny(channels=5), "cat", PIXELS, MASK)
+    with pytest.raises(sdjax.SdjaxError, match="its UNet takes 8 channels, 4 expected"):
+        sdjax.txt2img(tiny(channels=8), "cat")
 
 
 def test_every_task_shows_the_shared_options():

@@ -112,6 +112,15 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path):
     open_run(tmp_path).close()
 
 
+def test_what_could_not_be_opened_can_be_tried_again(tmp_path):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SdjaxError, match=r"config\.json: not readable as JSON"):
+        open_run(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    open_run(tmp_path).close()
+
+
 def test_a_folder_can_be_held_before_it_is_opened(tmp_path):
     hold(tmp_path)
     hold(tmp_path)

@@ -21,7 +21,7 @@ from sdjax.nn.lpips import LPIPS
 from sdjax.weights.convert import OPERATIONS
 from sdjax.weights.lpips import lpips_rows, read_lpips
 from tests.commands import CONFIG, TRAIN, arguments
-from tests.narrow import NARROW_VISION
+from tests.narrow import NARROW_VISION, random_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -188,3 +188,23 @@ def test_half_of_a_clip_batch_is_alike(script, place, monkeypatch, tmp_path, cap
         half_alike(options, tuple(record["text"] for record in records))
     (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "x", "text": "\xff", "style": 1, "ground": 2}')
     assert half_alike(options, ("?",))(0).rows[0] == 0  # as the listing reads it
+    (tmp_path / "metadata.jsonl").write_bytes(b'\xef\xbb\xbf{"file_name": "x", "text": "a", "style": 1, "ground": 2}')
+    assert half_alike(options, ("a",))(0).rows[0] == 0  # with the mark that Windows' editors put in front
+
+
+def test_bundle_refuses_what_float16_does_not_hold_before_it_writes(script, place, capfd, tmp_path):
+    sd = sdjax.load(place / "model")
+    large = sd.params["vae"] | {"decoder": jax.tree.map(lambda leaf: leaf * 0 + 1e5, sd.params["vae"]["decoder"])}
+    sdjax.save(replace(sd, params=sd.params | {"vae": large}), tmp_path / "large")
+    sdjax.save_clip({"vision": random_params(NARROW_VISION), "logit_scale": np.float32(1),
+                     "text_projection": np.ones((sd.config.text.width, NARROW_VISION.projection), np.float32)},
+                    NARROW_VISION, tmp_path / "clip")
+    (tmp_path / "out").mkdir()
+    given = "--clip", tmp_path / "clip", "--out", tmp_path / "out"
+    assert script("train/bundle.py", "--model", tmp_path / "large", *given) == 2
+    assert "float16" in capfd.readouterr().err and not list((tmp_path / "out").iterdir())
+    for _ in range(2):
+        assert script("train/bundle.py", "--model", place / "model", *given) == 0
+        (tmp_path / "out" / "README.md").write_text("mine")
+    assert sdjax.load(tmp_path / "out").params["text"]["token_embedding"]["embedding"].dtype == np.float16
+    assert sdjax.load_clip(tmp_path / "out" / "clip")[1]["logit_scale"] == 1

@@ -3,14 +3,14 @@
     python train/bundle.py --model runs/unet/export --clip runs/clip/export/clip --out sdjax/pretrained/emoji
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import sdjax
 from sdjax import cli
+from sdjax.weights.convert import cast_params
 
 
 @dataclass(frozen=True)
@@ -20,25 +20,16 @@ class Options:
     clip: Path
     """The clip folder that train/train_clip.py exported."""
     out: Path
-    """Where to write; an older model folder there is replaced, its README.md and LICENSES.txt are kept."""
+    """Where to write; an older model folder there is replaced, what else lies in it stays."""
 
 
 def main(options: Options) -> None:
     """Write a model in float16, with the CLIP image tower that belongs to it."""
-    half = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), tree)
     sd = sdjax.load(options.model)
     vision, clip = sdjax.load_clip(options.clip)
-    papers = {name: path.read_bytes() for name in ("README.md", "LICENSES.txt")
-              if (path := options.out / name).is_file()}
-    for name in papers:  # sdjax.save replaces an older model folder, or fills an empty one
-        (options.out / name).unlink()
-    try:
-        sdjax.save(replace(sd, params=half(sd.params)), options.out)
-        sdjax.save_clip(half(clip), vision, options.out / "clip")
-    finally:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for name, content in papers.items():
-            (options.out / name).write_bytes(content)
+    clip = cast_params(clip, np.float16)  # refuses what float16 does not hold, before anything is written
+    sdjax.save(sd, options.out, dtype="float16")
+    sdjax.save_clip(clip, vision, options.out / "clip")
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB")
 

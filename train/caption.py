@@ -85,14 +85,12 @@ def main(options: Options) -> None:
 
 def make_ranking(options: Options, phrases: list[str]):
     """(path -> what the tower sees of a picture, these [B, size, size, 3] -> (best phrase [B], its cosine [B]))."""
-    import jax
 
     import sdjax
     from sdjax.config import EMOJI
     from sdjax.data.picture import load_picture, load_square, to_pixels
     from sdjax.model import embed_phrases
-    from sdjax.nn.clip import ImageTower
-    from sdjax.safety import clip_pixels
+    from sdjax.safety import clip_pixels, image_embedding
     from sdjax.weights.clip import load_clip_text
 
     bundled = Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip"
@@ -107,10 +105,9 @@ def make_ranking(options: Options, phrases: list[str]):
         raise SdjaxError(f"{folder}: belongs to a text tower {len(params['text_projection'])} wide, that of --model "
                          f"{options.model} is {sd.config.text.width} wide")
     words = np.asarray(embed_phrases(sd, phrases, params["text_projection"]))
-    tower = jax.jit(ImageTower(config).apply)
 
     def rank(pictures):
-        image = np.asarray(tower({"params": params["vision"]}, pictures))
+        image = np.asarray(image_embedding(params["vision"], pictures, config))
         cosine = image / np.linalg.norm(image, axis=1, keepdims=True) @ words.T
         return cosine.argmax(1), cosine.max(1)
 

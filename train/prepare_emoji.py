@@ -184,7 +184,6 @@ def caption(form: str, thing: str, style: str, background: str, keywords: str = 
     return template.format(name=thing, thing=described, style=STYLES[style], background=ground, keywords=keywords)
 
 
-plain_caption = functools.partial(caption, "plain")  # (thing, style, background) -> what everyone will type
 
 
 def pick_keywords(thing: Thing, rng: np.random.Generator) -> str:

@@ -60,7 +60,7 @@ def picture_sizes(listing: Listing, known: set[int], report: Callable[[int, str]
             return 0, 0
 
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        rows = list(tqdm(pool.map(size, range(len(listing)), chunksize=64), total=len(listing), desc="picture sizes"))
+        rows = list(tqdm(pool.map(size, range(len(listing))), total=len(listing), desc="picture sizes"))
     sizes = np.array(rows, np.int32)
     if kept:
         with whole(kept) as scratch, open(scratch, "wb") as file:  # to a name, np.save would add a suffix

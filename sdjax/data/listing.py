@@ -86,6 +86,7 @@ def list_folder(root: Path) -> Listing:
         texts.append(clean)
     if not files:
         raise SdjaxError(f"{table}: no pictures listed")
+    digest.update(repr(sorted(known)).encode())  # a caption that is mended changes what is cached
     paths = [str(root / file) for file in files]
     return Listing(tuple(files), paths, tuple(texts), lambda i: open_file(root / files[i]),
                    digest.hexdigest(), known)
@@ -99,8 +100,11 @@ def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
     def open_member(i: int) -> BinaryIO:
         member = members[i]
         with open_file(member.shard) as file:
-            file.seek(member.start)
-            data = file.read(member.size)
+            try:
+                file.seek(member.start)
+                data = file.read(member.size)
+            except OSError as error:
+                raise Unreadable(f"its shard cannot be read ({error.strerror or error})") from None
         if len(data) != member.size:
             raise Unreadable("not a readable picture (its shard is cut off)")
         return io.BytesIO(data)
