@@ -22,6 +22,8 @@ def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.touch()
         yield scratch
+        with open(scratch, "rb+") as file:
+            os.fsync(file.fileno())  # else a file system may keep the new name and lose the content
         os.replace(scratch, path)
     except OSError as error:
         raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None

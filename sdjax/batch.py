@@ -138,8 +138,11 @@ class Manifest:
         self.finished.add(i)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise SdjaxError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def _read(self, path: Path, out: Path, prompts: Sequence[str]) -> int:
         """Takes in the records of one manifest; -> how many of its bytes are whole lines (a kill tears the last)."""

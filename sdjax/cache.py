@@ -9,7 +9,6 @@ of the computation, the data's listing, crops and rows, captions, tokenizer. Ano
 import errno
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -161,8 +160,6 @@ def _write(path: Path, shape: tuple[int, ...], pieces: Iterable[tuple[np.ndarray
             notes |= said
             progress(len(rows))
         file.write(json.dumps(notes).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, int]] | None:

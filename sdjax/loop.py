@@ -4,11 +4,13 @@ import dataclasses
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jax
 import numpy as np
@@ -45,6 +47,7 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     """
     start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
     check_folder(options.out)
+    check_shared(options.out)
     leave_on_signals(options.out)
     check_batch_size(options.batch_size)
     export = options.out / "export"
@@ -59,6 +62,27 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     if tokenizer and sd.tokenizer is None:
         raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd
+
+
+def check_shared(out: Path, seconds: float = 60.0) -> None:
+    """SdjaxError, on all processes, where one does not see what process 0 writes to `out`: it would wait for that."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mark = out / f".shared-{agree(uuid4().int % 2**31)}.tmp"
+    if is_primary():
+        mark.touch()
+    agree(0)  # now it is there
+    until = time.monotonic() + seconds  # for file systems that take their time
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    seen = multihost_utils.process_allgather(np.int32(mark.exists()))
+    if is_primary():
+        mark.unlink(missing_ok=True)
+    if not seen.all():
+        raise SdjaxError(f"--out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
+                         "that all processes share is needed")
 
 
 def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:

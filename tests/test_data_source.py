@@ -148,7 +148,7 @@ def test_the_refusal_comes_to_every_thread(tmp_path):
 def test_the_log_survives_a_line_that_was_cut_off(tmp_path):
     (tmp_path / "data").mkdir()
     numbers = make_folder(tmp_path / "data", 20, 4)
-    (tmp_path / "bad_data.jsonl").write_text('{"path": "other/7.png", "reason": "x"}\n{"path": "da\n')
+    (tmp_path / "bad_data.jsonl").write_text('{"path": "other/7.png", "reason": "x"}\n{"path": "da')
     drawn(open_data(tmp_path / "data", 2, 0.5, tmp_path), 4, 5)
     lines = (tmp_path / "bad_data.jsonl").read_text().splitlines()[2:]
     assert sorted(int(Path(json.loads(line)["path"]).stem) for line in lines) == numbers

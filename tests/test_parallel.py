@@ -242,6 +242,31 @@ def test_one_of_two_processes_is_lost(tmp_path):
         child.stderr.close()
 
 
+def test_processes_with_folders_of_their_own_are_refused(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from sdjax.errors import SdjaxError
+from sdjax.loop import check_shared
+from sdjax.parallel import start_processes
+start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)
+check_shared(Path(sys.argv[3]))
+try:
+    check_shared(Path(sys.argv[3 + int(sys.argv[2])]), seconds=0.1)
+except SdjaxError as error:
+    print(error)
+"""
+    where, folders = f"127.0.0.1:{free_port()}", [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    children = [subprocess.Popen([sys.executable, "-c", script, where, str(i), *folders], cwd=ROOT, text=True,
+                                 env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE) for i in (0, 1)]
+    for child, folder in zip(children, folders, strict=True):
+        said = child.communicate(timeout=120)[0].strip().splitlines()[-1]
+        assert said.startswith(f"--out {folder}: process 1 does not see there what process 0 writes; a folder that all")
+    assert not [*folders[0].iterdir(), *folders[1].iterdir()]
+
+
 def test_process_0_may_take_long_over_what_it_does_alone(tmp_path):
     """The other one stays until the last checkpoint and the export are whole, longer than an orderly end waits (here 1
     s), and so when told to stop. What process 0 cannot write, both refuse."""

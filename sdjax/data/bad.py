@@ -53,9 +53,14 @@ class BadData:
     def _write(self, name: str, reason: str) -> None:
         if self.path is not None and name not in self.written:
             self.written.add(name)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"path": name, "reason": reason}, ensure_ascii=False) + "\n")
+            line = json.dumps({"path": name, "reason": reason}, ensure_ascii=False) + "\n"
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write("\n" * torn + line)
+            except OSError as error:
+                raise SdjaxError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def _judge(self, name: str, reason: str) -> None:
         count = len(self.names)
