@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is said of one that cannot be written."""
 
 import contextlib
 import os
@@ -7,6 +7,15 @@ from pathlib import Path
 from uuid import uuid4
 
 from sdjax.errors import SdjaxError
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What the system refuses in here becomes an SdjaxError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextlib.contextmanager
@@ -19,14 +28,13 @@ def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
     path = Path(path)
     scratch = path.with_name(f".{path.name}-{mark or uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.touch()
-        yield scratch
-        with open(scratch, "rb+") as file:
-            os.fsync(file.fileno())  # else a file system may keep the new name and lose the content
-        os.replace(scratch, path)
-    except OSError as error:
-        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.touch()
+            yield scratch
+            with open(scratch, "rb+") as file:
+                os.fsync(file.fileno())  # else a file system may keep the new name and lose the content
+            os.replace(scratch, path)
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from PIL.Image import Image
 
+from sdjax.atomic import writing
 from sdjax.errors import SdjaxError
 from sdjax.image import save_png
 from sdjax.parameters import read_parameters
@@ -107,10 +108,8 @@ class Manifest:
     def __init__(self, out: Path, settings: Mapping[str, Any], prompts: Sequence[str], process: int):
         self.settings, self.finished, self.recorded, self.empty = json.loads(json.dumps(settings)), set(), set(), False
         self.path = out / ("manifest.jsonl" if process == 0 else f"manifest-{process}.jsonl")
-        try:
+        with writing(self.path):
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in __exit__
-        except OSError as error:
-            raise SdjaxError(f"{self.path}: cannot be written ({error.strerror})") from None
         try:
             lock(self.file, self.path)
             for path in sorted(out.glob("manifest*.jsonl")):
@@ -138,11 +137,9 @@ class Manifest:
         self.finished.add(i)
 
     def _write(self, record: dict[str, Any]) -> None:
-        try:
+        with writing(self.path):
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self.file.flush()
-        except OSError as error:
-            raise SdjaxError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def _read(self, path: Path, out: Path, prompts: Sequence[str]) -> int:
         """Takes in the records of one manifest; -> how many of its bytes are whole lines (a kill tears the last)."""

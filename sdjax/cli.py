@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, out_of_memory
 
 Options = TypeVar("Options")
 
@@ -57,7 +57,7 @@ def run(main: Callable[[Options], None], options: type[Options],
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word
+        if not out_of_memory(error):
             raise
         refuse(f"the device's memory does not hold this ({' '.join(str(error).split())[:300]}); fewer or smaller "
                "pictures at once and --dtype bfloat16 take less")

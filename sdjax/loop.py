@@ -17,7 +17,7 @@ import numpy as np
 
 from sdjax.cli import check_folder, open_more_files, prefixed, return_memory
 from sdjax.data import Pictures, open_data
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, out_of_memory
 from sdjax.measure import Costs
 from sdjax.model import StableDiffusion, create, save
 from sdjax.nn.backends import here
@@ -220,7 +220,7 @@ class _Loop:
         try:
             on_sample(step, drawn, self.run)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not out_of_memory(error):
                 raise
             self.bar.write(f"step {step}: no samples, the whole model does not fit the device's memory beside the "
                            "state; --sample-every 0 does not try", file=sys.stderr)

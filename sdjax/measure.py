@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, out_of_memory
 
 #: Dense bfloat16 FLOP/s of a device, from the makers' data sheets, by a part of `device_kind`; first match counts.
 PEAK = {
@@ -197,7 +197,7 @@ def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         used = re.search(r"(?:Used|temporaries) \(?([\d.]+\w)\)? (?:of|exceeds [\w ]+) \(?([\d.]+\w)", str(error))
         what = f"{used[1]} of the chip's {used[2]}" if used else str(error).splitlines()[0][:200]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import prompt, text
+from sdjax.atomic import writing
 from sdjax.config import DTYPES, NAMED, Config, TextConfig, UNetConfig, VAEConfig
 from sdjax.errors import SdjaxError
 from sdjax.nn.clip import TextTower, pool_text
@@ -225,13 +226,11 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
         log.warning("%s: is written without the embeddings %s", path, ", ".join(sd.embeddings))
     if suffix in (".ckpt", ".pt", ".pth", ".bin"):
         raise SdjaxError(f"{path}: {suffix} files are only read; give a name in .safetensors or a folder's")
-    try:
+    with writing(path):
         if suffix == ".safetensors":
             write_single(path, sd.config, sd.params)
         else:
             write_folder(path, sd.config, sd.params, sd.tokenizer)
-    except OSError as error:
-        raise SdjaxError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, out_of_memory
 from sdjax.types import Array
 
 AXIS = "data"
@@ -305,7 +305,7 @@ def device_errors():
             print(f"error: --coordinator: another process is gone or a device failed ({reason}); start all processes "
                   "again with the same command", file=sys.stderr, flush=True)
             os._exit(2)
-        if "RESOURCE_EXHAUSTED" in reason:
+        if out_of_memory(error):
             raise SdjaxError(f"--batch-size: the device's memory does not hold the step ({reason}); a smaller batch "
                              "with --accumulate, --remat, --dtype bfloat16 and --parallel fsdp take less") from None
         raise

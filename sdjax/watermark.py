@@ -56,7 +56,8 @@ def decode(image: Image.Image, length: int) -> bytes:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    if whole_picture(image).width * image.height < PIXELS:
+    image = whole_picture(image)
+    if image.width * image.height < PIXELS:
         raise SdjaxError(f"image of {image.width} x {image.height} pixels: a watermark takes at least {PIXELS}, "
                          "256 x 256")
     return np.asarray(image.convert("RGB"))

@@ -85,7 +85,6 @@ def main(options: Options) -> None:
 
 def make_ranking(options: Options, phrases: list[str]):
     """(path -> what the tower sees of a picture, these [B, size, size, 3] -> (best phrase [B], its cosine [B]))."""
-
     import sdjax
     from sdjax.config import EMOJI
     from sdjax.data.picture import load_picture, load_square, to_pixels

@@ -184,8 +184,6 @@ def caption(form: str, thing: str, style: str, background: str, keywords: str = 
     return template.format(name=thing, thing=described, style=STYLES[style], background=ground, keywords=keywords)
 
 
-
-
 def pick_keywords(thing: Thing, rng: np.random.Generator) -> str:
     """Three keywords in any order, one of them a word of the name so that the picture stays recognisable."""
     telling = [word for word in thing.keywords if word in thing.name.split()] or [thing.name]

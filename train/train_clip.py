@@ -5,6 +5,7 @@ soon nearly right: its states hardly say which thing is meant. --alike style,bac
 in these fields of metadata.jsonl, so that what is left has to be told apart.
 """
 
+import codecs
 import json
 import tempfile
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], Chos
     names = options.alike.split(",")
     if not (options.data / "metadata.jsonl").is_file():
         raise SdjaxError(f"--alike {options.alike}: {options.data} has no metadata.jsonl with such fields")
-    lines = (options.data / "metadata.jsonl").read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = (options.data / "metadata.jsonl").read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     records = [json.loads(line.decode("utf-8", "replace")) for line in lines if line.strip()]
     if lacking := [name for name in names if not any(name in record for record in records)]:
         raise SdjaxError(f"--alike {options.alike}: no line of metadata.jsonl has a field {lacking[0]!r}")

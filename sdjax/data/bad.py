@@ -5,6 +5,7 @@ import logging
 import threading
 from pathlib import Path
 
+from sdjax.atomic import writing
 from sdjax.errors import SdjaxError
 
 log = logging.getLogger("sdjax")
@@ -22,11 +23,14 @@ class BadData:
         self.names: set[str] = set()  # met by this process: what was repaired since an earlier start does not count
         self.written: set[str] = set()
         self.refusal: SdjaxError | None = None
+        self.before = ""  # what stands before the next line: a break where a full disk cut the last one off
         if path is not None and path.is_file():
-            for line in path.read_text("utf-8", "replace").splitlines():
+            content = path.read_text("utf-8", "replace")
+            self.before = "\n" if content and not content.endswith("\n") else ""
+            for line in content.splitlines():
                 try:
                     self.written.add(json.loads(line)["path"])
-                except (ValueError, KeyError, TypeError):  # the end of a line that a full disk cut off
+                except (ValueError, KeyError, TypeError):  # such a line
                     continue
 
     def __len__(self) -> int:
@@ -53,14 +57,11 @@ class BadData:
     def _write(self, name: str, reason: str) -> None:
         if self.path is not None and name not in self.written:
             self.written.add(name)
-            line = json.dumps({"path": name, "reason": reason}, ensure_ascii=False) + "\n"
-            try:
+            with writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
                 with open(self.path, "a", encoding="utf-8") as file:
-                    file.write("\n" * torn + line)
-            except OSError as error:
-                raise SdjaxError(f"{self.path}: cannot be written ({error.strerror})") from None
+                    file.write(self.before + json.dumps({"path": name, "reason": reason}, ensure_ascii=False) + "\n")
+            self.before = ""
 
     def _judge(self, name: str, reason: str) -> None:
         count = len(self.names)
