@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from sdjax.cli import run
+from sdjax.commands.command_line import run
 from sdjax.errors import SdjaxError
 
 PARTS, PROMPT = ("unet", "decode", "image"), "a red apple"
@@ -70,7 +70,7 @@ def ours(folder: str, options: Options) -> Callable:
     import jax
 
     import sdjax
-    from sdjax.cli import return_memory
+    from sdjax.commands.command_line import return_memory
     from sdjax.types import Cond
 
     return_memory()
@@ -94,7 +94,7 @@ def theirs(folder: str, options: Options) -> Callable:
     import torch
     import transformers
 
-    from sdjax.weights.configs import read_config
+    from sdjax.weights.folder_json import read_config
 
     config, dtype = read_config(folder), getattr(torch, options.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -127,7 +127,7 @@ def write_random(name: str, dtype: str, folder: str) -> None:
     import jax
 
     import sdjax
-    from sdjax.config import NAMED
+    from sdjax.families.sd import NAMED
     from sdjax.weights.convert import param_shapes
     from sdjax.weights.single import bundled_tokenizer
 
@@ -213,9 +213,10 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
     import jax.numpy as jnp
 
     import sdjax
-    from sdjax import model, program
-    from sdjax.options import Options as Arguments
-    from sdjax.options import check
+    from sdjax.model import functions as model
+    from sdjax.tasks import program
+    from sdjax.tasks.options import Options as Arguments
+    from sdjax.tasks.options import check
     from sdjax.weights.convert import param_shapes
 
     dtype = jnp.dtype(options.dtype)
@@ -236,7 +237,7 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
 
 def work_of(config, options: Options, size: int) -> dict[str, float]:
     """FLOPs of the model in each part."""
-    from sdjax.measure import flops
+    from sdjax.devices.cost import flops
 
     count = {part: flops(function, *args) for part in ("unet", "decode")
              for function, args in [traced(config, options, size, part)]}
@@ -245,7 +246,7 @@ def work_of(config, options: Options, size: int) -> dict[str, float]:
 
 def aot(options: Options, config, sizes: list[int]) -> None:
     """Compiles the parts for one TPU chip."""
-    from sdjax import measure
+    from sdjax.devices import cost as measure
 
     if options.aot_tpu not in measure.CHIPS:
         raise SdjaxError(f"--aot-tpu {options.aot_tpu}: one of {', '.join(measure.CHIPS)}")
@@ -281,9 +282,9 @@ def aot(options: Options, config, sizes: list[int]) -> None:
 
 def main(options: Options) -> None:
     """Measure sdjax beside diffusers."""
-    from sdjax.config import NAMED
-    from sdjax.model import find_source
-    from sdjax.weights.configs import read_config
+    from sdjax.families.sd import NAMED
+    from sdjax.model.functions import find_source
+    from sdjax.weights.folder_json import read_config
 
     if not options.parts or not set(options.parts) <= set(PARTS):
         raise SdjaxError(f"--parts {' '.join(options.parts)}: some of {', '.join(PARTS)}")
@@ -313,7 +314,7 @@ def main(options: Options) -> None:
 def compare(options: Options, config, sizes: list[int], folder: str) -> None:
     import jax
 
-    from sdjax.measure import matmul_ceiling
+    from sdjax.devices.cost import matmul_ceiling
 
     workers = {"sdjax": Worker(ours, folder, options)}
     workers |= {f"diffusers {peer}": Worker(theirs, folder, replace(options, peer=(peer,)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sdjax.cli import flags_of, prefixed, run
+from sdjax.commands.command_line import flags_of, prefixed, run
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdjax import cli
+from sdjax.commands import command_line as cli
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 
@@ -146,8 +146,8 @@ def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) 
     """Share of pictures whose own caption comes first, or in the first five, among `captions`."""
     import sdjax
     from sdjax.data import to_pixels
-    from sdjax.model import embed_phrases
-    from sdjax.safety import image_embedding
+    from sdjax.model.functions import embed_phrases
+    from sdjax.tasks.safety import image_embedding
 
     config, params = sdjax.load_clip(folder)
     image = np.asarray(image_embedding(params["vision"], to_pixels(pictures), config))
@@ -164,7 +164,7 @@ def main(options: Options) -> None:
 
     import sdjax
     from sdjax.errors import SdjaxError
-    from sdjax.image import contact_sheet
+    from sdjax.image.pixels import contact_sheet
 
     if not (options.data / "held_out.json").is_file():
         raise SdjaxError(f"--data {options.data}: no held_out.json there; expected a folder of train/prepare_emoji.py")

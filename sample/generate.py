@@ -15,9 +15,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sdjax.cli import Progress, check_folder, flags_of, prefixed, return_memory, run
+from sdjax.commands.command_line import Progress, check_folder, flags_of, prefixed, return_memory, run
+from sdjax.commands.generate_options import NAMES, Options, check_options, settings_of_picture
 from sdjax.errors import SdjaxError
-from sdjax.sample_options import NAMES, Options, check_options, settings_of_picture
 
 
 class Task:
@@ -25,10 +25,10 @@ class Task:
 
     def __init__(self, sd, options: Options, image, mask):
         import sdjax
-        from sdjax import watermark
-        from sdjax.image import read_images
-        from sdjax.options import Options as Arguments
-        from sdjax.options import check_size
+        from sdjax.image import watermark
+        from sdjax.image.pixels import read_images
+        from sdjax.tasks.options import Options as Arguments
+        from sdjax.tasks.options import check_size
 
         self.sd, self.options, self.checker = sd, options, None
         self.arguments = {name: getattr(options, name) for name in NAMES}
@@ -53,10 +53,10 @@ class Task:
 
     def check(self, prompts: list[str], **changes) -> None:
         """Refuses before the first picture what a later one would be refused for."""
-        from sdjax.generate import plan_of
-        from sdjax.model import prompt_tower
-        from sdjax.options import Options as Arguments
-        from sdjax.options import check
+        from sdjax.model.functions import prompt_tower
+        from sdjax.tasks.image_to_image import plan_of
+        from sdjax.tasks.options import Options as Arguments
+        from sdjax.tasks.options import check
 
         arguments = self.arguments | changes
         if "strength" in changes and "image" not in arguments:
@@ -72,7 +72,7 @@ class Task:
     def finish(self, images: list) -> list:
         """Pictures as they are saved: black where --safety-checker flags them, with --watermark's bytes."""
         import sdjax
-        from sdjax import watermark
+        from sdjax.image import watermark
 
         if self.checker is not None:
             flags = sdjax.check_safety(self.checker, images)
@@ -85,12 +85,12 @@ class Task:
         return images
 
     def preview(self, step: int, numbers: list[int], pictures: list) -> None:
-        from sdjax.image import contact_sheet, save_png
+        from sdjax.image.pixels import contact_sheet, save_png
 
         save_png(contact_sheet(self.finish(pictures)), self.options.out / "preview.png")
 
     def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
-        from sdjax.parameters import describe
+        from sdjax.image.parameters import describe
 
         others = ("init_image", "mask", "embedding", "safety_checker", "watermark", "dtype")
         others = {name: getattr(self.options, name) for name in others}
@@ -100,8 +100,8 @@ class Task:
 
 def main(options: Options) -> None:
     """Text to image."""
-    from sdjax.batch import read_prompts
-    from sdjax.grid import read_axes
+    from sdjax.commands.batch import read_prompts
+    from sdjax.commands.grid import read_axes
 
     check_options(options)
     with prefixed("--"):
@@ -111,7 +111,7 @@ def main(options: Options) -> None:
     check_folder(options.out)
 
     import sdjax
-    from sdjax.parallel import start_processes
+    from sdjax.devices.layouts import start_processes
 
     start_processes(options.coordinator, options.num_processes, options.process_id)
     return_memory()
@@ -132,7 +132,7 @@ def main(options: Options) -> None:
 
 def draw(task: Task, prompt: str) -> None:
     """--num-images pictures of one prompt, and a sheet of them."""
-    from sdjax.image import contact_sheet, save_png
+    from sdjax.image.pixels import contact_sheet, save_png
 
     out, seed = task.options.out, task.options.seed
     images = task.draw([prompt], Progress("step"))
@@ -144,8 +144,8 @@ def draw(task: Task, prompt: str) -> None:
 
 def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
     """A picture of each combination, and the labelled sheet."""
-    from sdjax.grid import cells, grid_sheet
-    from sdjax.image import save_png
+    from sdjax.commands.grid import cells, grid_sheet
+    from sdjax.image.pixels import save_png
 
     out, images, progress = task.options.out, [], Progress("picture")
     combinations = list(cells(axes))
@@ -164,10 +164,10 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     import jax
     import numpy as np
 
-    from sdjax.batch import run_batch
-    from sdjax.cache import digest
-    from sdjax.engine import chunk_size
-    from sdjax.parallel import agree, copy_over, device_errors
+    from sdjax.commands.batch import run_batch
+    from sdjax.devices.layouts import agree, copy_over, device_errors
+    from sdjax.tasks.engine import chunk_size
+    from sdjax.training.cache import digest
 
     sd, options = task.sd, task.options
     prompts = [prompt for prompt in prompts for _ in range(options.num_images)]
@@ -202,7 +202,7 @@ def read_picture(name: str, path: Path | None):
 def save_next(image, folder: Path, seed: int, text: str) -> Path:
     """Saves it under a number one higher than the highest that a picture in the folder has. Other runs may draw into
     the same folder: an empty file holds the name until the picture replaces it."""
-    from sdjax.image import save_png
+    from sdjax.image.pixels import save_png
 
     while True:
         numbers = (int(m[1]) + 1 for path in folder.iterdir() if (m := re.match(r"(\d{5,})-", path.name)))

@@ -11,18 +11,18 @@ import importlib
 from sdjax.errors import SdjaxError
 
 _HOME = {
-    "model": ("StableDiffusion", "create", "load", "save", "tokenize", "encode_prompt", "predict", "vae_moments",
-              "encode", "decode"),
+    "model.functions": ("StableDiffusion", "create", "load", "save", "tokenize", "encode_prompt", "predict",
+                        "vae_moments", "encode", "decode"),
     "weights.clip": ("load_clip", "save_clip"),
-    "embedding": ("add_embedding",),
-    "maps": ("attention_maps", "attention_pictures", "prompt_words"),
-    "generate": ("txt2img", "img2img", "inpaint", "outpaint", "hires"),
-    "stages": ("denoiser",),
-    "program": ("save_program", "load_program"),
-    "safety": ("load_safety_checker", "check_safety"),
-    "sampler": ("samplers",),
+    "adapters.embedding": ("add_embedding",),
+    "tasks.attention_maps": ("attention_maps", "attention_pictures", "prompt_words"),
+    "tasks.image_to_image": ("txt2img", "img2img", "inpaint", "outpaint", "hires"),
+    "tasks.stages": ("denoiser",),
+    "tasks.program": ("save_program", "load_program"),
+    "tasks.safety": ("load_safety_checker", "check_safety"),
+    "diffusion.sampler": ("samplers",),
 }
-_MODULES = ("watermark",)  # public as they are: sdjax.watermark.embed
+_MODULES = {"watermark": "image.watermark"}  # public as they are: sdjax.watermark.embed
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["SdjaxError", *_MODULE, *_MODULES]
@@ -30,7 +30,7 @@ __all__ = ["SdjaxError", *_MODULE, *_MODULES]
 
 def __getattr__(name: str):
     if name in _MODULES:
-        return importlib.import_module(f"sdjax.{name}")
+        return importlib.import_module(f"sdjax.{_MODULES[name]}")
     if name not in _MODULE:
         raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"sdjax.{_MODULE[name]}"), name)

@@ -9,10 +9,10 @@ import jax
 import pytest
 
 import sdjax
-from sdjax.text import train_bpe
-from tests.commands import CONFIG, ROOT
+from sdjax.text.tokenizer import train_bpe
 from tests.narrow import random_model_params
-from tests.test_text import captions
+from tests.scripts import CONFIG, ROOT
+from tests.text.test_tokenizer import captions
 
 #: XLA's passes for the CPU that cost as much time as the rest of a compilation, off
 QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")

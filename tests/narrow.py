@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from sdjax.config import SD15, SD21, Config, ScheduleConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.families.sd import SD15, SD21, Config, ScheduleConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.networks.rows import make_rows
 from sdjax.weights.convert import OPERATIONS, param_shapes
-from sdjax.weights.names import make_rows
 from sdjax.weights.single import model_rows
 
 NARROW = Config(

@@ -9,62 +9,83 @@ import sdjax
 
 ROOT = Path(sdjax.__file__).parent
 
-# floor of every module; a package's files are one floor unless named themselves
+# floor of every module, and its place on it
 FLOORS = {
-    "errors": 0,
-    "atomic": 1,
-    "config": 0,
-    "types": 0,
-    "cli": 1,
-    "schedule": 1,
-    "nn": 1,
-    "parallel": 1,
-    "denoise": 2,
-    "tables": 2,
-    "sampler": 3,
-    "text": 2,
-    "prompt": 2,
-    "image": 2,
-    "parameters": 2,
-    "grid": 2,
-    "loss": 2,
-    "quality": 1,
-    "measure": 1,
-    "autoencoder": 3,
-    "data": 3,
-    "weights": 3,
-    "train_state": 2,
-    "train_options": 4,
-    "report": 3,
-    "run": 4,
-    "checkpoint": 3,
-    "model": 4,
-    "embedding": 5,
-    "maps": 5,
-    "safety": 5,
-    "options": 2,
-    "sample_options": 4,
-    "watermark": 3,
-    "stages": 5,
-    "engine": 6,
-    "generate": 7,
-    "program": 8,
-    "cache": 5,
-    "batch": 5,
-    "loop": 6,
+    "errors": (0, -1),
+    "families.sd": (0, -1),
+    "types": (0, -1),
+    "commands.command_line": (1, -1),
+    "devices.cost": (1, -1),
+    "devices.layouts": (1, -1),
+    "diffusion.schedule": (1, -1),
+    "files": (1, -1),
+    "image.quality": (1, -1),
+    "networks.lpips.network": (1, 0),
+    "nn.kernels.backends": (1, 0),
+    "nn.kernels.flash": (1, 0),
+    "nn.tiles": (1, 0),
+    "nn.kernels.convolution": (1, 1),
+    "nn.layers": (1, 2),
+    "nn.kernels.attention": (1, 3),
+    "networks.clip.network": (1, 4),
+    "networks.unet.network": (1, 4),
+    "networks.vae.network": (1, 4),
+    "training.discriminator": (1, 4),
+    "commands.grid": (2, -1),
+    "diffusion.guidance": (2, -1),
+    "diffusion.tables": (2, -1),
+    "image.parameters": (2, -1),
+    "image.pixels": (2, -1),
+    "tasks.options": (2, -1),
+    "text.prompt": (2, -1),
+    "text.tokenizer": (2, -1),
+    "training.diffusion": (2, -1),
+    "training.state": (2, -1),
+    "diffusion.sampler": (3, -1),
+    "image.watermark": (3, -1),
+    "training.autoencoder": (3, -1),
+    "training.checkpoint": (3, -1),
+    "training.report": (3, -1),
+    "weights": (3, -1),
+    "data.bad": (3, 0),
+    "data.order": (3, 0),
+    "data.picture": (3, 0),
+    "formats.mapped": (3, 0),
+    "networks.rows": (3, 0),
+    "weights.folder_json": (3, 0),
+    "data.tars": (3, 1),
+    "formats.unpickler": (3, 1),
+    "weights.convert": (3, 1),
+    "data.listing": (3, 2),
+    "formats.torch_files": (3, 2),
+    "data.buckets": (3, 3),
+    "formats.tensors": (3, 3),
+    "data.source": (3, 4),
+    "weights.folder": (3, 4),
+    "weights.lpips": (3, 4),
+    "weights.single": (3, 4),
+    "weights.clip": (3, 5),
+    "weights.hub": (3, 5),
+    "data": (3, 9),
+    "commands.generate_options": (4, -1),
+    "model.functions": (4, -1),
+    "training.options": (4, -1),
+    "training.run": (4, -1),
+    "adapters.embedding": (5, -1),
+    "commands.batch": (5, -1),
+    "tasks.attention_maps": (5, -1),
+    "tasks.safety": (5, -1),
+    "tasks.stages": (5, -1),
+    "training.cache": (5, -1),
+    "tasks.engine": (6, -1),
+    "training.loop": (6, -1),
+    "tasks.image_to_image": (7, -1),
+    "tasks.program": (8, -1),
 }
-NN = {"backends": 0, "flash": 0, "tiles": 0, "convolution": 1, "layers": 2, "attention": 3, "unet": 4, "vae": 4,
-      "clip": 4, "discriminator": 4, "lpips": 0}  # within nn/
-WEIGHTS = {"names": 0, "configs": 0, "files": 0, "convert": 1, "machine": 1, "pickles": 2, "tensors": 3, "folder": 4,
-           "single": 4, "clip": 5, "hub": 5, "lpips": 4}  # within weights/
-DATA = {"picture": 0, "tars": 1, "bad": 0, "listing": 2, "buckets": 3, "source": 4, "order": 0}  # within data/
 
 
 def floor(module: str) -> tuple[int, int]:
-    """sdjax module name without the prefix -> (floor, place within its package)."""
-    head, _, tail = module.partition(".")
-    inner = {"nn": NN, "weights": WEIGHTS, "data": DATA}.get(head, {})
-    return FLOORS[head], inner[tail] if tail else -1
+    return FLOORS[module]
 
 
 def imports(path: Path) -> set[str]:
@@ -111,7 +132,8 @@ def test_nothing_imported_late_has_programs_compiled_again():
     """A module may add to what JAX' caches go by, as Pallas does: then every program made before it is made anew."""
     script = """
 import importlib, sys, jax
-import sdjax.generate, sdjax.loop, sdjax.program, sdjax.maps, sdjax.safety
+import sdjax.tasks.image_to_image, sdjax.training.loop, sdjax.tasks.program, sdjax.tasks.attention_maps
+import sdjax.tasks.safety
 traced = []
 function = jax.jit(lambda x: traced.append(x) or x)
 function(1.0)

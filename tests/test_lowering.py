@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from jax import export
 
-from sdjax.config import SD15
-from sdjax.loop import build, state_shapes
-from sdjax.loss import diffusion_loss
-from sdjax.model import StableDiffusion, initial_params
-from sdjax.options import Options, check
-from sdjax.parallel import FsdpLayout
-from sdjax.program import UNVOUCHED, export_program
-from sdjax.train_options import TrainOptions
+from sdjax.devices.layouts import FsdpLayout
+from sdjax.families.sd import SD15
+from sdjax.model.functions import StableDiffusion, initial_params
+from sdjax.tasks.options import Options, check
+from sdjax.tasks.program import UNVOUCHED, export_program
+from sdjax.training.diffusion import diffusion_loss
+from sdjax.training.loop import build, state_shapes
+from sdjax.training.options import TrainOptions
 from sdjax.types import Batch
 from sdjax.weights.convert import param_shapes
 from tests.tiny import Letters

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.config import EMOJI
+from sdjax.families.sd import EMOJI
 
 FOLDER = Path(sdjax.__file__).parent / "pretrained" / "emoji"
 COLOURS = {"red": (222, 36, 40), "yellow": (252, 220, 48), "blue": (32, 84, 214), "white": (252, 252, 252)}

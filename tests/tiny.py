@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.config import EMOJI
-from sdjax.model import StableDiffusion
-from sdjax.nn.clip import TextTower
-from sdjax.nn.unet import UNet
-from sdjax.nn.vae import VAE
+from sdjax.families.sd import EMOJI
+from sdjax.model.functions import StableDiffusion
+from sdjax.networks.clip.network import TextTower
+from sdjax.networks.unet.network import UNet
+from sdjax.networks.vae.network import VAE
 
 CONFIG = replace(
     EMOJI, name="tiny", size=16,

@@ -20,20 +20,20 @@ from typing import Literal
 import jax
 import numpy as np
 
-from sdjax import cli
-from sdjax.config import NAMED, Config
+from sdjax.commands import command_line as cli
+from sdjax.devices.cost import flops, matmul_ceiling
+from sdjax.devices.layouts import check_batch_size, make_layout
+from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError
-from sdjax.loop import build
-from sdjax.loss import diffusion_loss
-from sdjax.measure import flops, matmul_ceiling
-from sdjax.model import initial_params, unet_output
-from sdjax.parallel import check_batch_size, make_layout
-from sdjax.schedule import make_schedule
-from sdjax.train_options import TrainOptions, check_channels, picture_size
+from sdjax.families.sd import NAMED, Config
+from sdjax.model.functions import initial_params, unet_output
+from sdjax.networks.rows import make_rows
+from sdjax.training.diffusion import diffusion_loss
+from sdjax.training.loop import build
+from sdjax.training.options import TrainOptions, check_channels, picture_size
 from sdjax.types import Batch
-from sdjax.weights.configs import folder_configs
 from sdjax.weights.convert import to_file_tensors
-from sdjax.weights.names import make_rows
+from sdjax.weights.folder_json import folder_configs
 
 
 @dataclass(frozen=True)

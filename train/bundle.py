@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import sdjax
-from sdjax import cli
+from sdjax.commands import command_line as cli
 from sdjax.weights.convert import cast_params
 
 

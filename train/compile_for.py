@@ -15,12 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sdjax import cli
-from sdjax.config import NAMED, Config
-from sdjax.errors import SdjaxError
-from sdjax.loop import build, state_shapes
-from sdjax.loss import diffusion_loss
-from sdjax.measure import (
+from sdjax.commands import command_line as cli
+from sdjax.devices.cost import (
     Costs,
     array_sizes,
     compile_lowered,
@@ -29,10 +25,14 @@ from sdjax.measure import (
     operations,
     topology_devices,
 )
-from sdjax.model import initial_params
-from sdjax.parallel import KINDS, FsdpLayout
-from sdjax.report import describe_memory, describe_state, megabytes
-from sdjax.train_options import TrainOptions, check_channels, check_dtype, picture_size
+from sdjax.devices.layouts import KINDS, FsdpLayout
+from sdjax.errors import SdjaxError
+from sdjax.families.sd import NAMED, Config
+from sdjax.model.functions import initial_params
+from sdjax.training.diffusion import diffusion_loss
+from sdjax.training.loop import build, state_shapes
+from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
+from sdjax.training.report import describe_memory, describe_state, megabytes
 from sdjax.types import Batch
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdjax
-from sdjax import cli
-from sdjax.config import EMOJI_VISION
+from sdjax.commands import command_line as cli
 from sdjax.data import Chosen, Order, read_ahead, to_pixels
+from sdjax.devices.layouts import local_part, make_layout
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, dry_run, export, fit, on_primary, open_pictures, start_model
-from sdjax.loss import clip_loss
-from sdjax.nn.clip import ImageTower
-from sdjax.parallel import local_part, make_layout
-from sdjax.text import tokenize, train_bpe
+from sdjax.families.sd import EMOJI_VISION
+from sdjax.networks.clip.network import ImageTower
+from sdjax.text.tokenizer import tokenize, train_bpe
+from sdjax.training.diffusion import clip_loss
+from sdjax.training.loop import TrainOptions, dry_run, export, fit, on_primary, open_pictures, start_model
 
 
 @dataclass(frozen=True)

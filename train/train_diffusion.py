@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdjax
-from sdjax import cli
-from sdjax.cache import cached_latents, cached_states
-from sdjax.config import NAMED, Config
+from sdjax.commands import command_line as cli
 from sdjax.data import Chosen, Order, Pictures, read_ahead
+from sdjax.devices.layouts import is_primary, local_part
 from sdjax.errors import SdjaxError
-from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
-from sdjax.loss import diffusion_loss
-from sdjax.model import StableDiffusion, initial_params
-from sdjax.parallel import is_primary, local_part
-from sdjax.train_options import check_channels, check_dtype, picture_size
+from sdjax.families.sd import NAMED, Config
+from sdjax.model.functions import StableDiffusion, initial_params
+from sdjax.training.cache import cached_latents, cached_states
+from sdjax.training.diffusion import diffusion_loss
+from sdjax.training.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
+from sdjax.training.options import check_channels, check_dtype, picture_size
 from sdjax.types import Batch
 
 VIEWS = 4  # of a picture that is flipped or cropped at random

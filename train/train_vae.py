@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import cli
-from sdjax.autoencoder import Weights, init_critic, vae_loss
-from sdjax.config import VAEConfig
+from sdjax.commands import command_line as cli
 from sdjax.data import Order, read_ahead, to_pixels
+from sdjax.devices.layouts import device_errors, is_primary, local_part, make_layout
 from sdjax.errors import SdjaxError
-from sdjax.image import pixels_to_pil
-from sdjax.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
-from sdjax.model import vae_posterior
-from sdjax.nn.vae import VAE
-from sdjax.parallel import device_errors, is_primary, local_part, make_layout
-from sdjax.train_options import check_dtype, picture_size
+from sdjax.families.sd import VAEConfig
+from sdjax.image.pixels import pixels_to_pil
+from sdjax.model.functions import vae_posterior
+from sdjax.networks.vae.network import VAE
+from sdjax.training.autoencoder import Weights, init_critic, vae_loss
+from sdjax.training.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
+from sdjax.training.options import check_dtype, picture_size
 from sdjax.types import Params
 from sdjax.weights.lpips import read_lpips
 

@@ -5,8 +5,8 @@ import logging
 import threading
 from pathlib import Path
 
-from sdjax.atomic import writing
 from sdjax.errors import SdjaxError
+from sdjax.files import writing
 
 log = logging.getLogger("sdjax")
 

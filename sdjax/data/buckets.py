@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sdjax.atomic import whole
 from sdjax.data.listing import Listing
 from sdjax.data.picture import Unreadable, measure
 from sdjax.errors import SdjaxError
+from sdjax.files import whole
 
 
 def bucket_shapes(size: int, multiple: int) -> list[tuple[int, int]]:

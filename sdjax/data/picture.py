@@ -1,6 +1,6 @@
 """One picture: from a file's bytes to RGB pixels of a given shape, or to the reason why it cannot be used.
 
-What counts as a picture is what Pillow decodes whole in one of FORMATS; `sdjax.image.to_rgb` has the rules by which
+What counts as a picture is what Pillow decodes whole in one of FORMATS; `image.pixels.to_rgb` has the rules by which
 modes become RGB. Of animations and of files with several pages the first picture is taken.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sdjax.errors import SdjaxError
-from sdjax.image import to_rgb
+from sdjax.image.pixels import to_rgb
 
 #: Those that say what they are in their first bytes, and need no other program. EPS would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")

@@ -12,7 +12,7 @@ from sdjax.data.buckets import bucket_shapes, nearest_shapes, picture_sizes
 from sdjax.data.listing import Listing, list_data, list_folder
 from sdjax.data.picture import CROPS, Unreadable, decode, fit
 from sdjax.errors import SdjaxError
-from sdjax.options import number, whole
+from sdjax.tasks.options import number, whole
 
 
 class Pictures:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sdjax.atomic import whole
 from sdjax.data.picture import SUFFIXES
 from sdjax.errors import SdjaxError
+from sdjax.files import whole
 
 log = logging.getLogger("sdjax")
 

@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.nn.backends import LOWERED_FOR, SHAPES, by_platform, split_by_batch
-from sdjax.nn.convolution import ROWS, by_bands, convolve, convolve_enlarged, is_large
+from sdjax.nn.kernels.backends import LOWERED_FOR, SHAPES, by_platform, split_by_batch
+from sdjax.nn.kernels.convolution import ROWS, by_bands, convolve, convolve_enlarged, is_large
 from sdjax.types import Array, Params
 
 

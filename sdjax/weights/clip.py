@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.atomic import whole
-from sdjax.config import TextConfig, VisionConfig
 from sdjax.errors import SdjaxError
+from sdjax.families.sd import TextConfig, VisionConfig
+from sdjax.files import whole
+from sdjax.formats.mapped import write_json, write_tensors
+from sdjax.networks.rows import make_rows
 from sdjax.nn.layers import ACTIVATIONS
-from sdjax.text import load_tokenizer
+from sdjax.text.tokenizer import load_tokenizer
 from sdjax.types import Params
-from sdjax.weights.configs import Fields, read_json, read_text
 from sdjax.weights.convert import from_file_tensors, param_shapes, placed, to_file_tensors
-from sdjax.weights.files import write_json, write_tensors
 from sdjax.weights.folder import TRANSFORMERS, read_weights
-from sdjax.weights.names import make_rows
+from sdjax.weights.folder_json import Fields, read_json, read_text
 
 #: our field -> transformers' name in vision_config
 FIELDS = {"size": "image_size", "patch": "patch_size", "width": "hidden_size", "layers": "num_hidden_layers",

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sdjax.config import TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.errors import SdjaxError
-from sdjax.nn.backends import LOWERED_FOR, SHAPES
-from sdjax.nn.clip import ImageTower, TextTower
-from sdjax.nn.unet import UNet
-from sdjax.nn.vae import VAE
+from sdjax.families.sd import TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.networks.clip.network import ImageTower, TextTower
+from sdjax.networks.rows import Row, is_harmless
+from sdjax.networks.unet.network import UNet
+from sdjax.networks.vae.network import VAE
+from sdjax.nn.kernels.backends import LOWERED_FOR, SHAPES
 from sdjax.types import Params
-from sdjax.weights.names import Row, is_harmless
 
 # operation -> (file value to ours, ours to the file's, our shape to the file's shape)
 OPERATIONS = {

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.config import Config
 from sdjax.errors import SdjaxError
-from sdjax.text import load_tokenizer, write_tokenizer
+from sdjax.families.sd import Config
+from sdjax.formats.mapped import write_json, write_tensors
+from sdjax.formats.tensors import read_tensors
+from sdjax.networks.rows import current_name, make_rows
+from sdjax.text.tokenizer import load_tokenizer, write_tokenizer
 from sdjax.types import Params
-from sdjax.weights.configs import folder_configs, read_config, read_json
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
-from sdjax.weights.files import write_json, write_tensors
-from sdjax.weights.names import current_name, make_rows
-from sdjax.weights.tensors import read_tensors
+from sdjax.weights.folder_json import folder_configs, read_config, read_json
 
 #: (stem, suffix) of the files that transformers and diffusers keep weights in, the preferred first
 TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))

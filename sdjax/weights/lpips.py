@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from sdjax.nn.lpips import DEPTHS, LPIPS, VGG16
+from sdjax.formats.tensors import read_tensors
+from sdjax.networks.lpips.network import DEPTHS, LPIPS, VGG16
+from sdjax.networks.rows import Row
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors, module_shapes
-from sdjax.weights.names import Row
-from sdjax.weights.tensors import read_tensors
 
 
 def lpips_rows() -> list[Row]:

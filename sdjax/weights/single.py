@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sdjax.atomic import whole
-from sdjax.config import EMOJI, PRESETS, SD15, SD21_BASE, Config, ScheduleConfig, TextConfig
+from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError
-from sdjax.schedule import make_schedule
-from sdjax.text import clip_tokenizer, load_tokenizer
+from sdjax.families.sd import EMOJI, PRESETS, SD15, SD21_BASE, Config, ScheduleConfig, TextConfig
+from sdjax.files import whole
+from sdjax.formats.mapped import write_tensors
+from sdjax.networks.rows import Row, current_name, ema_name, make_rows
+from sdjax.text.tokenizer import clip_tokenizer, load_tokenizer
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
-from sdjax.weights.files import write_tensors
-from sdjax.weights.names import Row, current_name, ema_name, make_rows
 
 log = logging.getLogger("sdjax")
 
@@ -127,7 +127,7 @@ def read_single(path: str | Path, prediction: str | None = None, prefer_ema: boo
     `prediction` "epsilon" or "v" overrules the file and the preset; `prefer_ema` takes the UNet from `model_ema.*`
     where there is one; `config` is for files of no preset. Raises SdjaxError with one report of all that does not fit.
     """
-    from sdjax.weights.tensors import read_tensors
+    from sdjax.formats.tensors import read_tensors
 
     path, prediction, tensors = Path(path), known_prediction(prediction), {}
     for name, value in read_tensors(path).items():

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 
-from sdjax.nn.backends import LOWERED_FOR, SHAPES
-from sdjax.nn.convolution import by_bands
+from sdjax.networks.unet.network import UNet
+from sdjax.nn.kernels.backends import LOWERED_FOR, SHAPES
+from sdjax.nn.kernels.convolution import by_bands
 from sdjax.nn.layers import (
     Dense,
     GroupNorm,
@@ -25,7 +26,6 @@ from sdjax.nn.layers import (
     some_at_a_time,
     two_pass,
 )
-from sdjax.nn.unet import UNet
 from sdjax.weights.convert import param_shapes
 from tests.narrow import NARROW
 

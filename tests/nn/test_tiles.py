@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sdjax
-from sdjax import model
-from sdjax.image import pil_to_pixels
+from sdjax.image.pixels import pil_to_pixels
+from sdjax.model import functions as model
 from sdjax.nn.tiles import in_tiles, places, window
 
 

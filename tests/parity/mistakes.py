@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.nn import attention, clip, layers, unet, vae
+from sdjax.networks.clip import network as clip
+from sdjax.networks.unet import network as unet
+from sdjax.networks.vae import network as vae
+from sdjax.nn import layers
+from sdjax.nn.kernels import attention
 from sdjax.weights import convert
 from tests.narrow import NARROW, NARROW_V2
 from tests.parity import peers

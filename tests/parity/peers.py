@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sdjax import model
-from sdjax.config import Config, TextConfig, VisionConfig
-from sdjax.nn.clip import ImageTower, pool_text
-from sdjax.weights.configs import folder_configs
+from sdjax.families.sd import Config, TextConfig, VisionConfig
+from sdjax.model import functions as model
+from sdjax.networks.clip.network import ImageTower, pool_text
+from sdjax.networks.rows import current_name, make_rows
 from sdjax.weights.convert import from_file_tensors, param_shapes
-from sdjax.weights.names import current_name, make_rows
+from sdjax.weights.folder_json import folder_configs
 
 NAME_Q_OR_K = (".to_q.", ".to_k.", ".q_proj.", ".k_proj.")
 

@@ -17,8 +17,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sdjax
-from sdjax.config import SD15, SD15_INPAINT, SD21
-from sdjax.text import clip_tokenizer, write_tokenizer
+from sdjax.families.sd import SD15, SD15_INPAINT, SD21
+from sdjax.text.tokenizer import clip_tokenizer, write_tokenizer
 from sdjax.types import Cond
 from tests.parity.peers import error, fields, nchw, nhwc, rng_normal, roughen
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from sdjax.config import SD15
-from sdjax.text import clip_tokenizer, write_tokenizer
-from sdjax.weights.configs import folder_configs
+from sdjax.families.sd import SD15
+from sdjax.text.tokenizer import clip_tokenizer, write_tokenizer
+from sdjax.weights.folder_json import folder_configs
 from tests.narrow import file_tensors
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sdjax.errors import SdjaxError
-from sdjax.nn import lpips as module
-from sdjax.nn.lpips import lpips
+from sdjax.networks.lpips import network as module
+from sdjax.networks.lpips.network import lpips
 from sdjax.weights.lpips import read_lpips
 from tests.parity.peers import error, nchw
 

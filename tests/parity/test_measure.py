@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdjax.config import SD15
+from sdjax.families.sd import SD15
+from tests.devices.test_cost import COUNTED
 from tests.parity.peers import fields
-from tests.test_measure import COUNTED
 
 pytestmark = pytest.mark.parity
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from sdjax.config import EMOJI, EMOJI_VISION
+from sdjax.families.sd import EMOJI, EMOJI_VISION
 from tests.narrow import LIKE, NARROW, NARROW_V2, NARROW_VISION
 from tests.parity import peers
 from tests.parity.mistakes import MISTAKES, SMALL, TEXT, UNET, VAE

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdjax.errors import SdjaxError  # noqa: E402
-from sdjax.weights.machine import STORAGES  # noqa: E402
-from sdjax.weights.tensors import read_tensors  # noqa: E402
+from sdjax.formats.tensors import read_tensors  # noqa: E402
+from sdjax.formats.unpickler import STORAGES  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

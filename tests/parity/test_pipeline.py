@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import sdjax
-from sdjax.text import train_bpe
+from sdjax.networks.rows import make_rows
+from sdjax.text.tokenizer import train_bpe
 from sdjax.weights.convert import from_file_tensors, param_shapes
-from sdjax.weights.names import make_rows
 from tests.narrow import LIKE_SD15, LIKE_SD21, reference_tensors
-from tests.test_text import captions
+from tests.text.test_tokenizer import captions
 
 pytestmark = pytest.mark.parity
 

@@ -12,7 +12,7 @@ from transformers import CLIPConfig  # noqa: E402
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
 
 import sdjax  # noqa: E402
-from sdjax import safety  # noqa: E402
+from sdjax.tasks import safety  # noqa: E402
 from sdjax.weights.clip import FIELDS  # noqa: E402
 from tests.narrow import NARROW_VISION  # noqa: E402
 from tests.parity.peers import perturb  # noqa: E402

@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from sdjax import sampler  # noqa: E402
-from sdjax.config import ScheduleConfig  # noqa: E402
-from sdjax.denoise import make_denoiser  # noqa: E402
-from sdjax.sampler import make_grid  # noqa: E402
-from sdjax.schedule import make_schedule, sigma_to_t  # noqa: E402
+from sdjax.diffusion import sampler  # noqa: E402
+from sdjax.diffusion.guidance import make_denoiser  # noqa: E402
+from sdjax.diffusion.sampler import make_grid  # noqa: E402
+from sdjax.diffusion.schedule import make_schedule, sigma_to_t  # noqa: E402
+from sdjax.families.sd import ScheduleConfig  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
 

@@ -17,17 +17,18 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sdjax
-from sdjax import model
-from sdjax.config import EMOJI, SD15, SD15_INPAINT, SD21
-from sdjax.text import train_bpe
-from sdjax.weights import convert, names
-from sdjax.weights.configs import folder_configs
+from sdjax.families.sd import EMOJI, SD15, SD15_INPAINT, SD21
+from sdjax.model import functions as model
+from sdjax.networks import rows as names
+from sdjax.networks.rows import current_name, make_rows
+from sdjax.text.tokenizer import train_bpe
+from sdjax.weights import convert
 from sdjax.weights.convert import to_file_tensors
-from sdjax.weights.names import current_name, make_rows
+from sdjax.weights.folder_json import folder_configs
 from sdjax.weights.single import read_single, write_single
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, file_tensors, random_model_params
 from tests.parity.peers import error, fields, perturb, run
-from tests.test_text import captions
+from tests.text.test_tokenizer import captions
 
 pytestmark = pytest.mark.parity
 TOWER = "cond_stage_model.model."

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.errors import SdjaxError
-from sdjax.text import train_bpe
+from sdjax.text.tokenizer import train_bpe
 from sdjax.weights.folder import DIFFUSERS, PARTS, TRANSFORMERS, read_folder, weights_file
+from tests.formats.assembler import SYSTEM, make_zip, save_zip
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, random_model_params
-from tests.test_text import captions
+from tests.text.test_tokenizer import captions
 from tests.weights import published
-from tests.weights.assembler import SYSTEM, make_zip, save_zip
 
 
 def cast(params, dtype):

@@ -19,11 +19,11 @@ import pytest
 
 import sdjax
 from sdjax.errors import SdjaxError
-from sdjax.text import train_bpe
+from sdjax.text.tokenizer import train_bpe
 from sdjax.weights import hub
 from sdjax.weights.hub import chosen_weights, fetch_folder, is_hub_id
 from tests.narrow import NARROW, random_model_params
-from tests.test_text import captions
+from tests.text.test_tokenizer import captions
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

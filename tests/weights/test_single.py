@@ -11,15 +11,15 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax.config import EMOJI, PRESETS, SD15, SD21, SD21_BASE
 from sdjax.errors import SdjaxError
-from sdjax.text import clip_tokenizer, train_bpe
+from sdjax.families.sd import EMOJI, PRESETS, SD15, SD21, SD21_BASE
+from sdjax.networks.rows import ema_name
+from sdjax.text.tokenizer import clip_tokenizer, train_bpe
 from sdjax.weights import single
 from sdjax.weights.folder import read_folder, write_folder
-from sdjax.weights.names import ema_name
 from sdjax.weights.single import CANDIDATES, V_BIAS, bundled_tokenizer, detect, read_single, write_single
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, file_tensors, random_model_params
-from tests.test_text import captions
+from tests.text.test_tokenizer import captions
 
 CONFIGS = [NARROW, NARROW_V2, NARROW_INPAINT]
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."

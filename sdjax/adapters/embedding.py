@@ -1,0 +1,46 @@
+"""Textual inversion (arXiv 2208.01618): a word of prompts that stands for vectors of its own, read from a file.
+
+    sd = sdjax.add_embedding(sd, "learned_embeds.safetensors")             # diffusers: {token: [D] or [n, D]}
+    sd = sdjax.add_embedding(sd, "easynegative.pt", token="easynegative")  # the web UI: its "string_to_param"
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.errors import SdjaxError
+from sdjax.formats.tensors import read_tensors
+from sdjax.model.functions import StableDiffusion
+
+UNNAMED = ("*", "emb_params")  # what the web UI's files call their one tensor
+
+
+def add_embedding(sd: StableDiffusion, path: str | Path, token: str | None = None) -> StableDiffusion:
+    """A model like `sd` whose prompts know `token`: read as the n vectors of a .safetensors, .pt or .bin file.
+
+    `token`: the file's own name for it when None, or the file's name where it has none. It is found in prompts as a
+    whole word, in upper or lower case, and takes n tokens of a chunk. `sdjax.save` does not write it.
+    SdjaxError: a file that holds anything but one [n, D] or [D] tensor of the text tower's width D, more vectors than
+    a chunk has tokens, or a token that prompts cannot hold.
+    """
+    config, tensors = sd.config.text, read_tensors(path)
+    if len(tensors) != 1:
+        names = ", ".join([*sorted(tensors)[:4], *["..."] * (len(tensors) > 4)])
+        raise SdjaxError(f"{path}: holds {len(tensors)} tensors ({names}), an embedding is one")
+    ((name, value),) = tensors.items()
+    if not 1 <= value.ndim <= 2 or value.shape[-1] != config.width:
+        raise SdjaxError(f"{path}: {name} has shape {list(value.shape)}, should be [n, {config.width}] for this model")
+    vectors = value.reshape(-1, config.width)
+    if not jnp.issubdtype(value.dtype, jnp.floating) or not np.isfinite(vectors.astype(np.float32)).all():
+        raise SdjaxError(f"{path}: {name} is not made of finite floating point numbers")
+    if not 1 <= len(vectors) <= config.length - 2:
+        raise SdjaxError(f"{path}: {name} has {len(vectors)} vectors, should have 1 to {config.length - 2}")
+    token = token if token is not None else Path(path).stem if name in UNNAMED else name
+    if not isinstance(token, str) or not token.strip() or token != token.strip() or re.search(
+            r"[\\()\[\]:]|\b(BREAK|AND)\b", token):
+        raise SdjaxError(f"token {token!r}: a word without brackets, colons or backslashes")
+    known = {word: found for word, found in sd.embeddings.items() if word.lower() != token.lower()}
+    return replace(sd, embeddings=known | {token: vectors.astype(np.float32)})

@@ -1,0 +1,190 @@
+"""Thousands of pictures into one folder, by one process or many: each written whole or not at all, and recorded.
+
+    OUT/manifest.jsonl        {"settings": {...}}, then a record a finished picture:
+                              {"image": i, "file": "00007-seed7.png", "seed": 7, "prompt": "a red apple", "bytes": 9041}
+    OUT/manifest-<p>.jsonl    the same of process p > 0
+
+After a kill the same command goes on: finished pictures stay as they are. Picture i goes through the model in the same
+batch and at the same place of it whether the run was disturbed or not, so that its bytes are the same; what a kill
+costs is the batch in progress. The settings have to be the same; prompts may be added at the end.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from PIL.Image import Image
+
+from sdjax.errors import SdjaxError
+from sdjax.files import writing
+from sdjax.image.parameters import read_parameters
+from sdjax.image.pixels import save_png
+
+Draw = Callable[[list[str], int, Callable[[int, int], None]], list[Image]]
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a UTF-8 text file, one a line. Blank lines are skipped; "#" begins a prompt like any other."""
+    lines = []
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            lines.append(line.decode("utf-8").strip())
+        except UnicodeDecodeError:
+            raise SdjaxError(f"{path} line {number}: not UTF-8") from None
+    if not (prompts := [line for line in lines if line]):
+        raise SdjaxError(f"{path}: no prompts there; one a line expected")
+    return prompts
+
+
+def run_batch(draw: Draw, describe: Callable[[int], str], prompts: Sequence[str], out: str | Path,
+              settings: Mapping[str, Any], seed: int = 0, size: int = 32, process: int = 0, processes: int = 1,
+              report: Callable[[float, int], None] | None = None) -> int:
+    """Draws what is missing of this process's share of `prompts` into `out`; -> how many pictures that was.
+
+    draw(prompts, seed, progress) makes `size` pictures, the k-th from seed + k alone; picture i of the run has prompt
+    i, seed + i, and describe(i) as its parameters text. The last batch is filled up with the last prompt. `settings`
+    (JSON) is what has to be the same when a run goes on. report(done, all), of this process's share, is called at the
+    start and during each batch; done is a fraction then.
+
+    SdjaxError when `out` holds a run with other settings or prompts, another picture under a name that is needed, or
+    when another process writes there.
+    """
+    out, count, made = Path(out), len(prompts), 0
+    if not 0 <= seed <= 2**32 - count - size:
+        raise SdjaxError(f"seed {seed}: from 0 to {2**32 - count - size} for {count} pictures")
+    share = range(count * process // processes, count * (process + 1) // processes)
+    report = report or (lambda done, of: None)
+    with Manifest(out, settings, prompts, process) as manifest:
+        adopt(manifest, out, share, prompts, seed, describe)
+        done = sum(i in manifest.finished for i in share)
+        report(done, len(share))
+        for first in share[::size]:
+            missing = [i for i in share[first - share.start :][:size] if i not in manifest.finished]
+            if not missing:
+                continue
+            chosen = [prompts[min(i, share[-1])] for i in range(first, first + size)]
+            part = lambda n, of, done=done, new=missing: report(done + len(new) * n / of, len(share))
+            images = draw(chosen, seed + first, part)
+            for i in missing:
+                path = save_png(images[i - first], out / name(i, seed), describe(i))
+                manifest.add(i, path, prompts[i], seed + i)
+            done, made = done + len(missing), made + len(missing)
+            report(done, len(share))
+    return made
+
+
+def name(i: int, seed: int) -> str:
+    """The file of picture i of a run from `seed`."""
+    return f"{i:05d}-seed{seed + i}.png"
+
+
+def adopt(manifest: "Manifest", out: Path, share: range, prompts: Sequence[str], seed: int, describe) -> None:
+    """Records the pictures that are there whole but that a kill kept from their record; removes its scratch files."""
+    there = {entry.name for entry in os.scandir(out)}
+    own = {name(i, seed): i for i in share if i not in manifest.recorded}
+    for scratch in there:
+        if scratch.endswith(".tmp") and scratch.lstrip(".").rpartition("-")[0] in own:
+            (out / scratch).unlink()
+    for file in sorted(own.keys() & there):
+        i = own[file]
+        if read_parameters(out / file) != describe(i):
+            raise SdjaxError(f"{out / file}: a picture of another run; name an empty folder")
+        manifest.add(i, out / file, prompts[i], seed + i)
+
+
+class Manifest:
+    """The record of a run, all its processes' manifests together; a context that holds the lock of its own.
+
+    `recorded`: the pictures that they name; `finished`: those of them that are there, whole.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], prompts: Sequence[str], process: int):
+        self.settings, self.finished, self.recorded, self.empty = json.loads(json.dumps(settings)), set(), set(), False
+        self.path = out / ("manifest.jsonl" if process == 0 else f"manifest-{process}.jsonl")
+        with writing(self.path):
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in __exit__
+        try:
+            lock(self.file, self.path)
+            for path in sorted(out.glob("manifest*.jsonl")):
+                whole = self._read(path, out, prompts)
+                if path == self.path:
+                    self.file.truncate(whole)
+                    self.empty = not whole
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        if self.empty:
+            self.path.unlink()
+
+    def add(self, i: int, path: Path, prompt: str, seed: int) -> None:
+        if self.empty:
+            self._write({"settings": self.settings})
+            self.empty = False
+        self._write({"image": i, "file": path.name, "seed": seed, "prompt": prompt, "bytes": path.stat().st_size})
+        self.finished.add(i)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with writing(self.path):
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self.file.flush()
+
+    def _read(self, path: Path, out: Path, prompts: Sequence[str]) -> int:
+        """Takes in the records of one manifest; -> how many of its bytes are whole lines (a kill tears the last)."""
+        whole = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                try:
+                    record = json.loads(line)
+                    if number == 1:
+                        there = dict(record["settings"])
+                    else:
+                        i, prompt, picture = int(record["image"]), record["prompt"], out / record["file"]
+                        size = record["bytes"]
+                except (ValueError, KeyError, TypeError):
+                    raise SdjaxError(f"{path} line {number}: not a record of a batch run") from None
+                if number == 1:
+                    self._compare(path, there)
+                    continue
+                if i < len(prompts) and prompt != prompts[i]:
+                    raise SdjaxError(f"{path} line {number}: picture {i} is of {prompt!r}, the prompts now have "
+                                     f"{prompts[i]!r} there; name an empty folder")
+                self.recorded.add(i)
+                with contextlib.suppress(OSError):
+                    if os.stat(picture).st_size == size:
+                        self.finished.add(i)
+        return whole
+
+    def _compare(self, path: Path, there: dict[str, Any]) -> None:
+        different = [f"{key} is {there.get(key)!r} there, {self.settings.get(key)!r} here"
+                     for key in sorted({*there, *self.settings}) if there.get(key) != self.settings.get(key)]
+        if different:
+            raise SdjaxError(f"{path}: a run with other settings ({'; '.join(different)}); name an empty folder")
+
+
+def lock(file: TextIO, path: Path) -> None:
+    """Refuses a file that another process has locked; the lock goes with the process."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SdjaxError(f"{path}: another run writes in this folder") from None
+        except OSError:  # a file system without locks
+            pass

@@ -1,0 +1,137 @@
+"""What sample/generate.py takes on its command line, and what is refused of it before a model is loaded."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sdjax.errors import SdjaxError
+
+
+@dataclass(frozen=True)
+class Options:
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = ()
+    """What to draw, in quotes."""
+    model: str = "emoji"
+    """"emoji", a diffusers folder, a .safetensors or .ckpt file, or a hub id."""
+    negative_prompt: str = ""
+    """What to keep away from."""
+    syntax: str = "a1111"
+    """Of prompts: a1111, where (word:1.3), [word], BREAK and AND mean something, or plain."""
+    clip_skip: int = 1
+    """1 is the text tower's last layer, 2 the one before."""
+    embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
+    """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
+    sampler: str = "ddim"
+    """One of sdjax.samplers: ddim plms ddpm euler euler_a heun lms dpmpp_2m dpmpp_2m_sde unipc lcm."""
+    sigmas: str = "default"
+    """default or karras: the noise levels, for euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_sde and unipc."""
+    spacing: str | None = None
+    """Of the timesteps: leading, trailing or linspace; the sampler's own if left out."""
+    steps: int = 50
+    """1 to 1000."""
+    guidance_scale: float = 7.5
+    """1 follows the prompt loosely, 7.5 closely."""
+    guidance_rescale: float = 0.0
+    """0 to 1: takes back the contrast that guidance adds."""
+    guidance_interval: tuple[float, float] | None = None
+    """Two sigmas, low and high, between which there is guidance; everywhere if left out."""
+    eta: float | None = None
+    """Share of fresh noise, 0 to 1; the sampler's own if left out: 0 for ddim, 1 for ddpm, euler_a and dpmpp_2m_sde."""
+    seed: int = 0
+    """Image i has seed + i."""
+    variation_seed: int = 0
+    """Whose noise is blended in by --variation-strength."""
+    variation_strength: float = 0.0
+    """0 to 1."""
+    num_images: int = 1
+    """How many pictures, of each prompt."""
+    height: int | None = None
+    """Pixels; the model's own size, or the init image's, if left out."""
+    width: int | None = None
+    """Pixels; the model's own size, or the init image's, if left out."""
+    init_image: Path | None = None
+    """Picture to begin with."""
+    strength: float | None = None
+    """Above 0, to 1: how much of --init-image may change; 0.75 if left out, 1 with --mask."""
+    mask: Path | None = None
+    """Picture of --init-image's size; what is white in it is painted anew."""
+    feather: float = 0.0
+    """Pixels inside of --mask's border over which old and new are blended."""
+    safety_checker: Path | None = None
+    """Folder of a diffusers model or of its safety_checker; pictures that it flags become black."""
+    watermark: bool = False
+    """Hide StableDiffusionV1 (SDV2 for 2.x) in each picture, as the original scripts do; from 256 x 256 pixels on."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the computation."""
+    out: Path = Path("out")
+    """Folder for the pictures, made if need be."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Repeat this picture from its `parameters` text."""
+    grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE,VALUE")] = ()
+    """An axis of a grid: seed, sampler, sigmas, steps, guidance-scale, strength ..."""
+    preview: int | None = None
+    """Every so many steps, OUT/preview.png shows what the model has in mind."""
+    prompts_file: Path | None = None
+    """UTF-8, a prompt a line; blank lines are skipped."""
+    batch_size: int | None = None
+    """Pictures at once with --prompts-file, over all devices; as many as are fast if left out."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, or auto, when several processes share a --prompts-file."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    cache: bool = True
+    """Keep compiled programs on disk, in ~/.cache/sdjax or where SDJAX_CACHE says: a folder, or off."""
+
+
+#: Those that are arguments of txt2img, img2img and inpaint.
+NAMES = ("negative_prompt", "syntax", "clip_skip", "sampler", "sigmas", "spacing", "steps", "guidance_scale",
+         "guidance_rescale", "guidance_interval", "eta", "seed", "variation_seed", "variation_strength",
+         "num_images", "height", "width")
+
+
+def settings_of_picture(options: Options) -> Options | None:
+    """The defaults that --from makes of a picture's text; says what it does not take from it."""
+    if options.from_ is None:
+        return None
+    from sdjax.image.parameters import read_parameters, understand
+    from sdjax.weights.hub import is_hub_id
+
+    try:
+        found, rest = understand(read_parameters(options.from_))
+    except SdjaxError as error:
+        raise SdjaxError(f"--from {options.from_}: {str(error).removeprefix(f'{options.from_}: ')}") from None
+    source = rest.get("Source", rest.get("Model", ""))
+    if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
+        rest = {name: value for name, value in rest.items() if name not in ("Source", "Model")}
+        found["model"] = source
+    if "strength" in found and not (options.init_image or "init_image" in found):  # a web UI's hires pass
+        rest["Denoising strength"] = found.pop("strength")
+    if rest:
+        print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
+    found["prompt"] = () if options.prompts_file else (found["prompt"],)
+    found |= {name: Path(found[name]) for name in ("init_image", "mask", "safety_checker") if name in found}
+    found["embedding"] = tuple(map(Path, found.get("embedding", ())))
+    return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
+
+
+def check_options(options: Options) -> None:
+    """Refuses what can be refused without a model."""
+    if options.prompts_file and options.prompt:
+        raise SdjaxError("--prompts-file: instead of a prompt, not beside one")
+    if not options.prompts_file and len(options.prompt) != 1:
+        quoted = f", {len(options.prompt)} given: put it in quotes" if options.prompt else ": what to draw, in quotes"
+        raise SdjaxError(f"PROMPT: one expected{quoted}")
+    if options.strength is not None and not 0 < options.strength <= 1:
+        raise SdjaxError(f"--strength {options.strength}: a number above 0, to 1")
+    for name, needed in (("strength", "init_image"), ("mask", "init_image"), ("feather", "mask"),
+                         ("batch_size", "prompts_file"), ("coordinator", "prompts_file")):
+        if getattr(options, name) not in (None, 0.0) and not getattr(options, needed):
+            raise SdjaxError(f"--{name} {getattr(options, name)}: needs --{needed}".replace("_", "-"))
+    if options.grid and (options.prompts_file or options.num_images != 1):
+        raise SdjaxError("--grid: with one prompt and --num-images 1; take seed=0..3 for an axis")
+    for name in ("batch_size", "preview", "num_images"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise SdjaxError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")

@@ -1,0 +1,224 @@
+"""Samplers as tables: each function here turns falling noise levels into rows of coefficients, in float64.
+
+Notation. sigma -> sigma' is one step; alpha = 1 / sqrt(1 + sigma^2) and s = sigma alpha are the weights of x0 and eps
+in x, which is variance preserving; k-diffusion's x is y = x / alpha, DPM-Solver's half log-SNR is lambda = -log sigma.
+In y every deterministic sampler integrates dy/dsigma = (y - x0) / sigma = eps. The last sigma' is 0, and the last row
+then returns the denoiser's x0 (DDIM and PLMS stop at timestep 0's level instead, as CompVis does).
+
+Which peer is equal, from the same noise and model: to 2e-5 of the largest value for ddim, plms, euler and heun, 1e-4
+for the others, of eps, v and x0, fresh noise injected (tests/parity/test_samplers.py, test_tasks.py; test_tables.py):
+
+| sampler      | timesteps, start        | diffusers scheduler and settings                  | k-diffusion, CompVis    |
+|--------------|-------------------------|---------------------------------------------------|-------------------------|
+| ddim         | leading + 1, 1          | DDIM, steps_offset 1, set_alpha_to_one False      | `ddim.py` (a)           |
+| plms         | leading + 1, 1          | PNDM, skip_prk_steps, the same (e)                | `plms.py` (a)           |
+| ddpm         | leading + 1, 1          | DDPM, fixed_small, no clip_sample                 |                         |
+| euler        | linspace, s             | EulerDiscrete (b)                                 | sample_euler            |
+| euler_a      | linspace, s             | EulerAncestralDiscrete (b)                        | sample_euler_ancestral  |
+| heun         | linspace, s             | HeunDiscrete (b)                                  | sample_heun             |
+| lms          | linspace, s             | LMSDiscrete (b)                                   | sample_lms              |
+| dpmpp_2m     | open linspace, 1        | DPMSolverMultistep, midpoint (c)                  | sample_dpmpp_2m (d)     |
+| dpmpp_2m_sde | open linspace, 1        | the same, sde-dpmsolver++ (c)                     | sample_dpmpp_2m_sde (d) |
+| unipc        | open linspace, 1        | UniPCMultistep: order 2, bh2, corrector (c)       |                         |
+| lcm          | every 20th, 1           | LCM, original_inference_steps 50, up to 50 steps  |                         |
+
+(a) Where steps divides 1000. (b) Between whole timesteps diffusers interpolates sigma, k-diffusion and we log sigma:
+2e-5 apart; its float32 levels take heun of an x0-model 2.6e-5 away from float64, ours 1e-6. From 2 steps on: the only
+one is k-diffusion's, from t = 999, where diffusers has 0. (c) With Karras sigmas diffusers rounds the model's t, we do
+not; its "leading" divides by steps + 1, not by steps. (d) From the same levels; k-diffusion itself takes linspace's and
+start s. That start is y = sigma noise; with spacing "leading" it is 1, as diffusers' init_noise_sigma. (e) Of a v-model
+PNDM averages the v's, we the eps' as the paper does: equal once PNDM is told that the prediction is epsilon and is fed
+v_to_eps.
+
+With a strength (img2img, inpainting) all of diffusers' are equal but PNDM and LMS: cutting its list of timesteps loses
+PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.
+"""
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from sdjax.diffusion.schedule import trailing_timesteps
+
+HISTORY = 4  # D's that a row can use, its own included
+
+
+class Row(NamedTuple):
+    """One evaluation of the model and the update after it; in `Plan.rows` every field has a leading axis [R]."""
+
+    sigma: float  # noise level that the denoiser is called with
+    p: float  # D = p x + q x0
+    q: float
+    a: float  # x' = a x + sum_k b_k D_(n-k) + c noise
+    b: tuple[float, ...]  # up to HISTORY weights, newest D first; [R, HISTORY] in a plan
+    c: float = 0.0  # weight of fresh unit noise
+    push: bool = True  # does D enter the history?
+    live: bool = True  # False: padding, skipped
+
+
+class Grid(NamedTuple):
+    """The noise levels that a walk visits, float64."""
+
+    t: np.ndarray  # [n] falling, may be fractional
+    sigma: np.ndarray  # [n + 1]: sigma of each t, then where the walk ends
+
+
+def vp(sigma: float) -> tuple[float, float]:
+    """(alpha, s)."""
+    alpha = 1.0 / math.sqrt(1.0 + sigma * sigma)
+    return alpha, sigma * alpha
+
+
+def x0_row(sigma: float, a: float, b: tuple[float, ...], c: float = 0.0) -> Row:
+    """A row whose D is x0."""
+    return Row(sigma, 0.0, 1.0, a, b, c)
+
+
+def eps_row(sigma: float, a: float, b: tuple[float, ...], push: bool = True) -> Row:
+    """A row whose D is eps = (x - alpha x0) / s."""
+    alpha, s = vp(sigma)
+    return Row(sigma, 1.0 / s, -alpha / s, a, b, push=push)
+
+
+def eps_step(sigma: float, then: float) -> tuple[float, float]:
+    """(a, h) of DDIM's step in terms of eps, x' = a x + h eps: y' = y + (sigma' - sigma) eps, times alpha'."""
+    (alpha, _), (alpha_, _) = vp(sigma), vp(then)
+    return alpha_ / alpha, alpha_ * (then - sigma)
+
+
+def ddim_rows(grid: Grid, eta: float) -> list[Row]:
+    """DDIM, Eq. 12 and 16 of arXiv 2010.02502; eta 0 is deterministic, 1 is DDPM's variance.
+
+    x' = alpha' x0 + sqrt(s'^2 - c^2) eps + c noise with c = eta (s' / s) sqrt(1 - alpha^2 / alpha'^2).
+    The same table is Euler's method (Algorithm 1 of arXiv 2206.00364 without churn; sample_euler) for eta 0 and, for
+    eta 1, Euler ancestral (c = alpha' sigma_up) and DDPM's posterior (Eq. 7 of arXiv 2006.11239): the grids differ.
+    """
+    rows = []
+    for sigma, then in pairwise(grid.sigma):
+        (alpha, s), (alpha_, s_) = vp(sigma), vp(then)
+        c = eta * s_ / s * math.sqrt(1.0 - (alpha / alpha_) ** 2)
+        a = math.sqrt(s_**2 - c**2) / s
+        rows.append(x0_row(sigma, a, (alpha_ - a * alpha,), c))
+    return rows
+
+
+def improved_euler_rows(sigma: float, then: float) -> list[Row]:
+    """Two evaluations: x1 = DDIM(x, e), x' = DDIM(x, (e + e1) / 2). The second row only shifts x1 by h (e1 - e) / 2."""
+    a, h = eps_step(sigma, then)
+    return [eps_row(sigma, a, (h,)), eps_row(then, 1.0, (h / 2, -h / 2), push=False)]
+
+
+def heun_rows(grid: Grid) -> list[Row]:
+    """Heun's method, Algorithm 1 of arXiv 2206.00364 without churn: 2 steps - 1 rows, the last step is Euler's."""
+    *steps, (last, _) = pairwise(grid.sigma)
+    return [row for step in steps for row in improved_euler_rows(*step)] + [x0_row(last, 0.0, (1.0,))]
+
+
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def plms_rows(grid: Grid) -> list[Row]:
+    """PLMS, arXiv 2202.09778, as CompVis `plms.py`: DDIM's update with an Adams-Bashforth average of eps.
+
+    The first step is a pseudo improved Euler step whose second evaluation stays out of the history: steps + 1 rows.
+    The weights are those of even steps, whatever the grid.
+    """
+    first, *steps = pairwise(grid.sigma)
+    rows = improved_euler_rows(*first)
+    for n, (sigma, then) in enumerate(steps, 1):
+        a, h = eps_step(sigma, then)
+        rows.append(eps_row(sigma, a, tuple(h * w for w in ADAMS_BASHFORTH[min(n, HISTORY - 1)])))
+    return rows
+
+
+def lms_rows(grid: Grid) -> list[Row]:
+    """Linear multistep, k-diffusion sample_lms: Adams-Bashforth of order up to 4 on uneven steps in sigma.
+
+    y' = y + sum_k w_k eps_(n-k), w_k the integral from sigma to sigma' of the Lagrange polynomial of node n-k.
+    Unlike the peers it lowers the order where weights of a thousand times the step would magnify rounding errors: the
+    last step of more than 140 Karras sigmas, which lie close together next to the jump to 0.
+    """
+    rows = []
+    for n, (sigma, then) in enumerate(pairwise(grid.sigma)):
+        nodes = grid.sigma[max(n - HISTORY + 1, 0) : n + 1][::-1]
+        weights = lagrange_integrals(nodes, sigma, then)
+        while np.abs(weights).sum() > 1e3 * (sigma - then):
+            nodes = nodes[:-1]
+            weights = lagrange_integrals(nodes, sigma, then)
+        rows.append(eps_row(sigma, eps_step(sigma, then)[0], tuple(vp(then)[0] * weights)))
+    return rows
+
+
+def lagrange_integrals(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Integrals of the Lagrange basis polynomials, by Gauss-Legendre with two points: exact up to four nodes."""
+    points = (start + end) / 2 + (end - start) / 2 * np.asarray([[-1.0], [1.0]]) / math.sqrt(3.0)
+    others = [np.delete(nodes, k) for k in range(len(nodes))]
+    basis = [np.prod((points - rest) / (node - rest), axis=1) for node, rest in zip(nodes, others, strict=True)]
+    return (end - start) / 2 * np.sum(basis, axis=1)
+
+
+def dpmpp_2m_rows(grid: Grid, eta: float = 0.0) -> list[Row]:
+    """DPM-Solver++(2M), Algorithm 2 of arXiv 2211.01095, midpoint; with eta 1 its SDE version, SDE-DPM-Solver++(2M).
+
+    x' = rho^eta s'/s x + alpha' (1 - rho^(1 + eta)) (x0 + (x0 - x0_(n-1)) h / (2 h_(n-1))) + c noise with
+    c = s' sqrt(1 - rho^(2 eta)), rho = sigma' / sigma, h = -log rho; the first and last step without difference.
+    """
+    rows, before = [], None
+    for sigma, then in pairwise(grid.sigma):
+        rho = then / sigma
+        alpha_, s_ = vp(then)
+        gain = alpha_ * (1.0 - rho ** (1.0 + eta))
+        slope = math.log(rho) / math.log(sigma / before) / 2 if before and then else 0.0
+        rows.append(x0_row(sigma, rho**eta * s_ / vp(sigma)[1], (gain * (1.0 + slope), -gain * slope),
+                           s_ * math.sqrt(1.0 - rho ** (2.0 * eta))))
+        before = sigma
+    return rows
+
+
+def unipc_rows(grid: Grid) -> list[Row]:
+    """UniPC of order 2, B2(h) = e^h - 1, with corrector: Algorithms 5 to 8 of arXiv 2302.04867, on x0.
+
+    Its predictor is DPM-Solver++(2M). The corrector redoes the step that led here once x0_n is known; both are linear
+    in the same x and D's, so it only shifts x by sum_k shift_k x0_(n-k), and one row corrects, then predicts.
+    """
+    rows, sigmas = dpmpp_2m_rows(grid), grid.sigma
+    for n in range(1, len(rows) - 1):  # the first row has nothing to correct, the last drops x
+        rho = sigmas[n] / sigmas[n - 1]
+        h, gain = -math.log(rho), vp(sigmas[n])[0] * (1.0 - rho)
+        if n == 1:
+            shift = (gain / 2, -gain / 2, 0.0)
+        else:
+            r = math.log(sigmas[n - 1] / sigmas[n - 2]) / h
+            b1 = 1.0 / (1.0 - rho) - 1.0 / h  # solves w0 + w1 = b1, r w0 + w1 = b2: Eq. 8 of the paper
+            b2 = (1.0 - 2.0 * (1.0 - (1.0 - rho) / h) / h) / (1.0 - rho)
+            w0 = (b1 - b2) / (1.0 - r)
+            w1, change = b1 - w0, (w0 - 0.5) / r  # the predictor had w0 = 1 / 2 and no w1
+            shift = (gain * w1, -gain * (w1 + change), gain * change)
+        b = (*rows[n].b, 0.0)
+        rows[n] = rows[n]._replace(b=tuple(b[k] + rows[n].a * shift[k] for k in range(3)))
+    return rows
+
+
+LCM_STEPS, LCM_FIRST = 50, 19  # of the distillation: timesteps 19, 39 .. 999
+
+
+def lcm_timesteps(total: int, steps: int) -> np.ndarray:
+    """`steps` of the 50 timesteps 999, 979 .. 19 that the model was distilled on; above 50 steps the trailing ones."""
+    known = trailing_timesteps(total, max(steps, LCM_STEPS))
+    return known[np.arange(steps) * len(known) // steps]
+
+
+def lcm_rows(grid: Grid) -> list[Row]:
+    """Multistep consistency sampling, Algorithm 3 of arXiv 2310.04378, for LCM-distilled models (LCM LoRA too).
+
+    x' = alpha' f + s' noise, f = c_skip x + c_out x0 with c_skip = d^2 / (u^2 + d^2), c_out = u / sqrt(u^2 + d^2),
+    u = 10 t, d = 0.5. No smaller t than the first of the distillation counts, so that even at t = 0 f is nearly x0.
+    """
+    rows = []
+    for t, (sigma, then) in zip(grid.t, pairwise(grid.sigma), strict=True):
+        u, (alpha_, s_) = 10.0 * max(t, LCM_FIRST), vp(then)
+        skip, out = 0.25 / (u**2 + 0.25), u / math.sqrt(u**2 + 0.25)
+        rows.append(x0_row(sigma, alpha_ * skip, (alpha_ * out,), s_))
+    return rows

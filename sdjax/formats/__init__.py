@@ -1,0 +1,1 @@
+"""Bytes <-> tensors by name: safetensors and torch's files. It knows no network."""

@@ -1,0 +1,109 @@
+"""Tensors of one file of a stranger: safetensors, or torch's pickles (pickles.py); the content decides, not the suffix.
+
+A safetensors file is: the header's length (8 bytes, little-endian), the header (JSON), the data.
+"""
+
+import json
+import mmap
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from sdjax.errors import SdjaxError
+from sdjax.formats.mapped import MAX_TENSORS, check_name, check_truth, is_count, map_file, refusals, shown, view
+from sdjax.formats.torch_files import ZIP, read_pickle_checkpoint
+
+MAX_HEADER = 8 << 20  # bytes; 60,000 tensors, Stable Diffusion has 1,200. Parsed, it may take 20 times as much
+
+DTYPES = {name: np.dtype(dtype) for name, dtype in {
+    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
+    "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F32": np.float32, "F64": np.float64, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+}.items()}
+
+LFS = b"version https://git-lfs"
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors by name of a safetensors file or of a torch checkpoint, read-only views of the mapped file.
+
+    Raises SdjaxError naming the file. Values are not looked at: from_file_tensors refuses those that are not finite.
+    """
+    if not isinstance(path, (str, Path)):
+        raise SdjaxError(f"path is {type(path).__name__}: the name of a file expected")
+    path = Path(path)
+    with refusals(path):
+        head = map_file(path)[:32]
+        if head.startswith(LFS):
+            raise SdjaxError("a pointer of Git LFS, not the file itself; run `git lfs pull`")
+        if head[8:9] != b"{" and not head.startswith((ZIP, b"\x80")):
+            raise SdjaxError("neither safetensors nor a torch checkpoint")
+    return (read_safetensors if head[8:9] == b"{" and head[:4] != ZIP else read_pickle_checkpoint)(path)
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors by name, read-only views of the mapped file, which must stay as it is. Raises SdjaxError naming it.
+
+    Stricter than the library, which takes names with "../" and a name twice.
+    """
+    path = Path(path)
+    with refusals(path):
+        data = map_file(path)
+        start, header = read_header(data)
+        entries = {name: read_entry(name, entry) for name, entry in header.items()}
+        pos = start
+        for begin, end in sorted((begin, end) for *_, begin, end in entries.values()):
+            if start + begin != pos:
+                raise SdjaxError("its tensors overlap, or leave a hole")
+            pos = start + end
+        if pos != len(data):
+            raise SdjaxError(f"should have {pos} bytes, has {len(data)}; is it cut off?")
+        for dtype, _, begin, end in entries.values():
+            check_truth(data, dtype, start + begin, end - begin)
+        return {name: view(data, dtype, start + begin, shape) for name, (dtype, shape, begin, _) in entries.items()}
+
+
+def read_header(data: mmap.mmap) -> tuple[int, dict[str, Any]]:
+    """(where the data begin, the header without its __metadata__)."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 10 or size > min(len(data) - 8, MAX_HEADER) or data[8:9] != b"{":
+        raise SdjaxError("no safetensors header at its beginning, or one that goes beyond the file")
+    try:
+        header = json.loads(data[8:8 + size].decode(), object_pairs_hook=unique)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise SdjaxError("its header is not JSON") from None
+    metadata = header.pop("__metadata__", {})
+    if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+        raise SdjaxError("its __metadata__ has values that are not text")
+    if not 0 < len(header) <= MAX_TENSORS:
+        raise SdjaxError(f"has {len(header)} tensors, should be 1 to {MAX_TENSORS}")
+    return 8 + size, header
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise SdjaxError(f"its header has {shown(key)} twice")
+        found[key] = value
+    return found
+
+
+def read_entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """(dtype, shape, begin, end) of one tensor; bytes count from the end of the header."""
+    check_name(name)
+    if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise SdjaxError(f"{shown(name)} should have dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(dtype) is not str or dtype not in DTYPES:
+        raise SdjaxError(f"{shown(name)} has the dtype {shown(dtype)}, should be one of {', '.join(DTYPES)}")
+    if type(shape) is not list or len(shape) > 32 or not all(map(is_count, shape)):
+        raise SdjaxError(f"{shown(name)} has no possible shape")
+    if type(offsets) is not list or len(offsets) != 2 or not all(map(is_count, offsets)) or offsets[0] > offsets[1]:
+        raise SdjaxError(f"{shown(name)} has no possible data_offsets")
+    if (size := offsets[1] - offsets[0]) != (want := prod(shape) * DTYPES[dtype].itemsize):
+        raise SdjaxError(f"{shown(name)} {shape} has {size} bytes, should have {want}")
+    return DTYPES[dtype], tuple(shape), *offsets

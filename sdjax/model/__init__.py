@@ -1,0 +1,1 @@
+"""One loaded model as a value, and the pure functions over it."""

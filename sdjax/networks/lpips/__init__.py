@@ -1,0 +1,1 @@
+"""LPIPS, a perceptual distance."""

@@ -1,0 +1,1 @@
+"""How each backend computes attention, convolutions and norms. The architecture can be read without it."""

@@ -1,0 +1,269 @@
+"""Attention: the one formula, how each backend computes it, and the transformer blocks of the UNet.
+
+softmax(q k^T / sqrt(d)) v (arXiv 1706.03762) with float32 logits and softmax. The T x S logits of a head are what
+costs: 268 million of them in one layer at 512 px, batch 2. `attention` looks up in TABLE how a backend avoids them.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sdjax.nn.kernels.backends import by_platform, split_by_batch
+from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, some_at_a_time
+from sdjax.types import Array
+
+Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them
+
+
+def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, upcast: bool = False) -> Array:
+    """q [B, T, C], k and v [B, S, C], split into `heads` -> [B, T, C]. `causal`: row i sees columns <= i.
+
+    `upcast` multiplies q k^T in float32 inputs; logits and softmax are always float32.
+    Traced once for all backends: the one that the program is lowered for takes its own way (`choose`).
+    """
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
+    size = Size(q.shape[0] * heads, q.shape[1], k.shape[1], q.shape[3], q.dtype, causal)
+    chosen = {platform: choose(platform, size) for platform in TABLE}
+    ways = {way: partial(way, causal=causal, upcast=upcast) for way in chosen.values()}
+    y = by_platform(q, k, v, **{platform: ways[way] for platform, way in chosen.items()})
+    return y.reshape(*q.shape[:2], -1)
+
+
+# ---- the ways: q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D]
+
+
+def plain(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """The formula as it stands, with all logits in memory."""
+    if upcast:
+        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if causal:
+        logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**22) -> Array:
+    """Some rows of some heads at a time, at most about `most` logits, half as many of several heads, computed again in
+    the backward pass."""
+    assert not causal
+    (b, t, h, d), s = q.shape, k.shape[1]
+    scale = d**-0.5
+    if upcast:
+        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    q, k, v = (x.swapaxes(1, 2).reshape(b * h, x.shape[1], d) for x in (q, k, v))
+    count = math.ceil(t * s / most)
+    rows = math.ceil(t / count)
+
+    @jax.checkpoint
+    def block(q: Array, k: Array, v: Array) -> Array:
+        logits = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
+        weights = jnp.exp(scale * (logits - logits.max(-1, keepdims=True)))
+        y = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+    def head(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        q = jnp.pad(q, ((0, count * rows - t), (0, 0))).reshape(count, rows, d)
+        return jax.lax.map(lambda q: block(q, k, v), q).reshape(-1, d)[:t]
+
+    several = min(b * h, most // (2 * t * s))
+    y = jax.lax.map(head, (q, k, v), batch_size=several if several > 1 else None)  # of one, products would be batched
+    return y.reshape(b, h, t, d).swapaxes(1, 2)
+
+
+def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False,
+                  most: int = 2**23) -> Array:
+    """Some rows of all heads at a time, for accelerators: small blocks would leave them idle, and blocks of heads would
+    not lie where XLA has split the batch over devices."""
+    assert not causal
+    (b, t, h, d), s = q.shape, k.shape[1]
+    count = math.ceil(b * h * t * s / most)
+    rows = math.ceil(t / count)
+    q = jnp.pad(q, ((0, 0), (0, count * rows - t), (0, 0), (0, 0))).reshape(b, count, rows, h, d)
+    block = jax.checkpoint(partial(plain, upcast=upcast))
+    y = jax.lax.map(lambda q: block(q, k, v), q.swapaxes(0, 1))
+    return y.swapaxes(0, 1).reshape(b, count * rows, h, d)[:, :t]
+
+
+def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """cuDNN's flash attention (arXiv 2307.08691) on NVIDIA GPUs; its logits are float32."""
+    assert not causal
+    try:
+        return cudnn_any(q, k, v)
+    except (RuntimeError, NotImplementedError):  # no cuDNN here, or heads too wide for this GPU: only JAX's own
+        return blocked_large(q, k, v, causal, upcast)  # checks know, and they only raise
+
+
+@jax.custom_vjp
+def cudnn_any(q: Array, k: Array, v: Array) -> Array:
+    """Of any lengths: JAX refuses gradients where one is odd, as a prompt's 77, so there it gets one token more."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def cudnn_even(q: Array, k: Array, v: Array) -> Array:
+    lengths, even = {}, lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    if q.shape[1] % 2 or k.shape[1] % 2:  # the token more does not count
+        lengths = {name: jnp.full(x.shape[0], x.shape[1], jnp.int32)
+                   for name, x in (("query_seq_lengths", q), ("key_value_seq_lengths", k))}
+    y = jax.nn.dot_product_attention(even(q), even(k), even(v), implementation="cudnn", **lengths)
+    return y[:, : q.shape[1]]
+
+
+cudnn_any.defvjp(lambda q, k, v: jax.vjp(cudnn_even, q, k, v), lambda gradients, dy: gradients(dy))
+
+
+def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
+    """The Pallas kernels of flash.py, for TPUs; their logits are float32."""
+    assert not causal
+    q, k, v = (x.transpose(0, 2, 3, 1) for x in (q, k, v))  # as the projections then write them, no pass of its own
+    return flash_split(q, k, v).transpose(0, 3, 1, 2)
+
+
+@jax.custom_vjp
+def flash_split(q: Array, k: Array, v: Array) -> Array:
+    """q [B, H, D, T], k and v [B, H, D, S] -> [B, H, D, T]."""
+    return flash_forward(q, k, v)[0]
+
+
+def flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    from sdjax.nn.kernels.flash import forward  # Pallas takes its time
+
+    return split_by_batch(forward, q, k, v)
+
+
+def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
+    y, lse = flash_forward(q, k, v)
+    return y, (q, k, v, y, lse)
+
+
+def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
+    from sdjax.nn.kernels.flash import backward
+
+    return split_by_batch(backward, *kept, dy)
+
+
+flash_split.defvjp(flash_kept, flash_backward)
+
+
+# ---- which way
+
+
+class Size(NamedTuple):
+    """What the choice hangs on."""
+
+    heads: int  # times batch
+    t: int
+    s: int
+    width: int  # of a head
+    dtype: jnp.dtype
+    causal: bool
+
+    @property
+    def logits(self) -> int:
+        return self.heads * self.t * self.s
+
+    @property
+    def bytes(self) -> int:
+        """Of one head's queries or keys."""
+        return max(self.t, self.s) * self.width * self.dtype.itemsize
+
+
+HALF = (jnp.bfloat16, jnp.float16)
+ALWAYS = lambda size: True
+
+#: platform -> (way, when it is right): the first that fits. Causal attention is the text towers', 77 tokens: `plain`.
+TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
+    "cpu": ((plain, lambda size: size.causal or size.t * size.s <= 2**14), (blocked, ALWAYS)),
+    "cuda": ((plain, lambda size: size.causal),
+             (cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256),
+             (plain, lambda size: size.logits <= 2**23),
+             (blocked_large, ALWAYS)),
+    "tpu": ((plain, lambda size: size.causal or size.logits <= 2**20),
+            (flash, lambda size: size.dtype != jnp.float16 and size.bytes <= 3 * 2**19),
+            (blocked_large, ALWAYS)),
+    "default": ((plain, lambda size: size.causal or size.logits <= 2**23), (blocked_large, ALWAYS)),
+}
+
+
+def choose(platform: str, size: Size) -> Callable:
+    """The first way of the platform's row in TABLE that fits."""
+    return next(way for way, fits in TABLE[platform] if fits(size))
+
+
+def attention_weights(q: Array, k: Array, heads: int) -> Array:
+    """softmax(q k^T / sqrt(d)) alone, the mean over the heads: float32 [B, T, S]. Only for looking at it."""
+    q, k = (x.reshape(*x.shape[:2], heads, -1).astype(jnp.float32) for x in (q, k))
+    return jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q * q.shape[-1] ** -0.5, k), axis=-1).mean(1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x to context (or to itself). Applied with mutable=["maps"], it leaves its weights for a
+    context there; otherwise they are never computed."""
+
+    heads: int
+    qkv_bias: bool
+    dtype: jnp.dtype
+    causal: bool = False
+    upcast: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, context: Context | None = None) -> Array:
+        """x: [B, T, C]; context: [B, S, D], its keys and values [B, S, C] each, or None -> [B, T, C]."""
+        watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
+        context = x if context is None else context
+        width = x.shape[-1]
+        project = lambda name: Dense(width, self.dtype, self.qkv_bias, name=name)
+        k, v = context if isinstance(context, tuple) else (project("k")(context), project("v")(context))
+        q = project("q")(x)
+        if watched:
+            self.sow("maps", "weights", attention_weights(q, k, self.heads))
+        y = attention(q, k, v, self.heads, self.causal, self.upcast)
+        return Dense(width, self.dtype, name="out")(y)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, GEGLU feed-forward (arXiv 2002.05202), each pre-normed and residual."""
+
+    heads: int
+    upcast: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, context: Context) -> Array:
+        attend = lambda name: Attention(self.heads, False, self.dtype, upcast=self.upcast, name=name)
+        x = x + attend("self")(LayerNorm(name="norm1")(x))
+        x = x + attend("cross")(LayerNorm(name="norm2")(x), context)
+        channels = x.shape[-1]
+        widen = Dense(8 * channels, self.dtype, name="ff_in").of(channels)
+        narrow = Dense(channels, self.dtype, name="ff_out").of(4 * channels)
+
+        def feed_forward(x: Array) -> Array:
+            value, gate = jnp.split(widen(x), 2, axis=-1)
+            return narrow(value * ACTIVATIONS["gelu"](gate))
+
+        return x + some_at_a_time(feed_forward, LayerNorm(name="norm3")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """[B, H, W, C] through one TransformerBlock over its H W tokens. Its GroupNorm's eps is 1e-6."""
+
+    heads: int
+    groups: int
+    upcast: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, context: Context) -> Array:
+        shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])  # tokens, so that a TPU keeps one layout for all
+        h = GroupNorm(self.groups, 1e-6, name="norm")(x)
+        h = Dense(shape[-1], self.dtype, name="proj_in")(h)
+        h = TransformerBlock(self.heads, self.upcast, self.dtype, name="block")(h, context)
+        zeros = nn.initializers.zeros_init()
+        h = Dense(shape[-1], self.dtype, kernel_init=zeros, name="proj_out")(h)
+        return (x + h).reshape(shape)

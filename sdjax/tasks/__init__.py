@@ -1,0 +1,1 @@
+"""Text and pictures to pictures: options, plans, compiled stages, and the tasks themselves."""

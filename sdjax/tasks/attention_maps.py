@@ -1,0 +1,127 @@
+"""Where a picture's words are: the UNet's cross-attention as maps, a token each (arXiv 2210.04885).
+
+    walk = sdjax.txt2img(sd, prompt, output="trajectory")
+    maps = sdjax.attention_maps(sd, prompt, walk)                  # [B, L, h, w]; over L they sum to 1
+    image = pixels_to_pil(sdjax.decode(sd, walk.latents))[0]
+    sdjax.attention_pictures(image, maps[0], sdjax.prompt_words(sd, prompt)[0])   # a PIL sheet, a cell each word
+
+Every position of the latents spreads its attention over the L tokens of the context, in every head of every
+cross-attention of the UNet. A map is the mean over the heads, the layers (brought to the latents' size) and, of a walk,
+the evaluations of the model. It costs one more evaluation of the UNet each, conditional only, and nothing when not
+asked for.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sdjax.diffusion.schedule import make_schedule, sigma_to_t
+from sdjax.errors import SdjaxError
+from sdjax.families.sd import UNetConfig
+from sdjax.image.pixels import contact_sheet
+from sdjax.model.functions import StableDiffusion, encode_prompt, images, precise, read_prompts
+from sdjax.networks.unet.network import UNet
+from sdjax.text.prompt import stack
+from sdjax.types import Array, Params
+
+
+def attention_maps(sd: StableDiffusion, prompt: str | Sequence[str], x, t=None, clip_skip: int = 1,
+                   syntax: str = "a1111") -> np.ndarray:
+    """float32 [B, L, h, w]: the share of its attention that each position of the latents pays to each token.
+
+    x: noisy latents [B, h, w, C] with their timesteps t, [B] or one number; or, without t, a walk of txt2img or img2img
+    (output="trajectory"), whose evaluations are averaged. prompt: one for all or as many as pictures.
+    """
+    cond = encode_prompt(sd, prompt, clip_skip, syntax)
+    if cond.mix is not None:
+        raise SdjaxError(f"prompt {prompt!r}: composes several with AND, ask for the maps of one at a time")
+    if t is None:
+        if not hasattr(x, "sigma"):
+            raise SdjaxError('t is None: latents need their timesteps; only a walk (output="trajectory") knows them')
+        steps, at = x.x, sigma_to_t(make_schedule(sd.config.schedule), np.asarray(x.sigma, np.float64))
+        at = np.where(np.abs(at - np.round(at)) < 1e-3, np.round(at), at)  # as denoise.py does
+    elif hasattr(x, "sigma"):
+        raise SdjaxError("t: x is a walk, which knows its timesteps; leave t out")
+    else:
+        steps, at = [x], [t]
+    config, total = sd.config.unet, 0.0
+    for x, t in zip(steps, at, strict=True):
+        x = images("x", x, config.in_channels, config.factor)
+        if len(cond.context) not in (1, len(x)) or np.shape(t) not in ((), (len(x),)):
+            raise SdjaxError(f"{len(cond.context)} prompts, t of shape {list(np.shape(t))}: one, or {len(x)} as x has")
+        context = jnp.broadcast_to(cond.context, (len(x), *cond.context.shape[1:]))
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), len(x))
+        total += np.asarray(cross_attention(sd.params["unet"], x, t, context, config, sd.dtype))
+    return total / len(at)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def cross_attention(params: Params, x: Array, t: Array, context: Array, config: UNetConfig, dtype) -> Array:
+    """UNet parameters, x [B, h, w, C], t [B], context [B, L, D] -> float32 [B, L, h, w], the mean of the layers."""
+    with precise(dtype):
+        _, found = UNet(config, dtype).apply({"params": params}, x, t, context, mutable=["maps"])
+    b, h, w, _ = x.shape
+    maps = []
+    for weights in jax.tree.leaves(found["maps"]):  # [B, T, L] each
+        level = next(i for i in range(len(config.channels)) if (h >> i) * (w >> i) == weights.shape[1])
+        grid = weights.reshape(b, h >> level, w >> level, -1)
+        maps.append(jax.image.resize(grid, (b, h, w, grid.shape[3]), "linear"))
+    return jnp.moveaxis(sum(maps) / len(maps), -1, 1)
+
+
+def prompt_words(sd: StableDiffusion, prompts: str | Sequence[str], syntax: str = "a1111") -> list[list[str]]:
+    """The L tokens of each prompt as the tokenizer spells them: "</w>" ends a word, specials are "<|...|>"."""
+    own = [word + "</w>" for word, vectors in sd.embeddings.items() for _ in vectors]
+    found = read_prompts(sd, prompts, syntax)
+    if not found:
+        return []
+    tokens = stack(found, sd.config.text)
+    if tokens.ids.shape[1] > 1:
+        raise SdjaxError(f"prompts {prompts!r}: compose several with AND, ask for the words of one at a time")
+    size = sd.config.text.vocab_size
+    spell = lambda i: own[i - size] if i >= size else sd.tokenizer.convert_ids_to_tokens(i)
+    return [[spell(i) for i in row.ravel().tolist()] for row in tokens.ids]
+
+
+def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int = 192) -> Image.Image:
+    """A sheet: `image`, then a cell for each word of the prompt with its map [L, h, w] over the image, bright where the
+    attention is. A word's tokens are added up; each map is scaled to its own largest value."""
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or len(maps) != len(words):
+        raise SdjaxError(f"maps of shape {list(maps.shape)}: [{len(words)}, h, w] expected for {len(words)} words")
+    scale = side / max(image.size)
+    size = tuple(max(1, round(edge * scale)) for edge in image.size)
+    image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    cells, word, total = [captioned(image, "")], "", 0.0
+    for token, attention in zip(words, maps, strict=True):
+        if token.startswith("<|"):  # start, end, padding
+            word, total = "", 0.0  # also of what pads in SD 2, "!", which ends no word
+            continue
+        word, total = word + token.removesuffix("</w>"), total + attention
+        if token.endswith("</w>"):
+            cells.append(captioned(overlay(image, total), word))
+            word, total = "", 0.0
+    return contact_sheet(cells)
+
+
+def overlay(image: Image.Image, attention) -> Image.Image:
+    """`attention` [h, w] over the image in grey: dark blue where it is least, yellow where it is most."""
+    attention = np.asarray(attention, np.float32)
+    spread = np.ptp(attention)
+    level = (attention - attention.min()) / spread if spread > 0 else np.zeros_like(attention)
+    level = Image.fromarray(np.round(255 * level).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
+    heat = np.asarray(level, np.float32)[..., None] / 255
+    colour = (1 - heat) * np.float32([20, 20, 90]) + heat * np.float32([255, 230, 60])
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    return Image.fromarray(np.round(0.3 * grey + 0.7 * colour).astype(np.uint8))
+
+
+def captioned(image: Image.Image, text: str) -> Image.Image:
+    cell = Image.new("RGB", (image.width, image.height + 16), "white")
+    cell.paste(image, (0, 0))
+    ImageDraw.Draw(cell).text((2, image.height + 2), text, fill="black")
+    return cell

@@ -1,0 +1,216 @@
+"""How every image task runs: its images in chunks that the devices hold, each chunk through the stages of stages.py.
+
+With `progress` or `preview` the plan is walked a row at a time and the state carried on, instead of calling back from
+inside the scan: XLA programs that call Python cannot be kept in the persistent compilation cache, and one row's program
+serves any number of steps.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.devices.layouts import copy_over, over, split_over
+from sdjax.diffusion.sampler import Plan, start
+from sdjax.families.sd import Config, TextConfig
+from sdjax.image.pixels import feather_masks, pixels_to_pil
+from sdjax.model.functions import StableDiffusion, context_keys, prompt_tower, read_prompts, text_context
+from sdjax.nn.kernels.backends import here
+from sdjax.tasks import stages
+from sdjax.tasks.options import Request
+from sdjax.text.prompt import Tokens, group
+from sdjax.types import Array, Cond
+
+POSITIONS = 2**13  # latent positions that a CPU takes at once: 32 pictures of 16 x 16, 2 of 64 x 64; guided by one
+
+
+class Trajectory(NamedTuple):
+    """A walk as it went, for output="trajectory"; n counts evaluations of the model."""
+
+    sigma: np.ndarray  # [n]
+    x: np.ndarray  # [n, B, h, w, 4]: what the model was called with (known region and channels aside)
+    x0: np.ndarray  # [n, B, h, w, 4]: what it took x for, guided
+    latents: np.ndarray  # [B, h, w, 4]: where it ended
+
+
+class Chunk(NamedTuple):
+    """What belongs to each image; None where a task has no such thing."""
+
+    tokens: Tokens | None  # [B, P, K, length]
+    seeds: np.ndarray  # [B]
+    noise: np.ndarray | None = None  # [B, h, w, C] in place of the seeds' first draw
+    pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
+    masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
+
+
+class Work(NamedTuple):
+    """One chunk's share of a request."""
+
+    places: np.ndarray  # [B] images' places among all; what comes after `length` only fills up
+    length: int
+    tokens: Tokens
+    negative: Tokens  # [1, 1, K, length]
+    devices: list
+
+
+def plan_work(sd: StableDiffusion, request: Request) -> list[Work]:
+    """Images whose prompts have one shape go together, as many at a time as the devices hold."""
+    options, prompts = request.options, [*dict.fromkeys(request.prompts)]
+    (negative,) = read_prompts(sd, request.negative, options.syntax, composed=False)
+    read, work = dict(zip(prompts, read_prompts(sd, prompts, options.syntax), strict=True)), []
+    text = prompt_tower(sd, options.clip_skip)[0]
+    for places, tokens, null in group([read[prompt] for prompt in request.prompts], negative, text):
+        called = 1 + tokens.mix.shape[1]  # without a prompt, and with each that AND composes: usually 2
+        size, devices = chunk_size(len(places), request.shape[0] * request.shape[1] * called // 2)
+        for first in range(0, len(places), size):
+            chosen = np.minimum(np.arange(first, first + size), len(places) - 1)
+            part = jax.tree.map(itemgetter(chosen), tokens)
+            work.append(Work(places[chosen], min(size, len(places) - first), part, null, devices))
+    return work
+
+
+def evaluations(plan: Plan) -> int:
+    """How often the model is called for each chunk."""
+    return int(np.sum(plan.rows.live))
+
+
+def run(sd: StableDiffusion, request: Request, plan: Plan, pictures=None, masks=None, feather: float = 0.0,
+        stream: int | None = None, before: int = 0, after: int = 0):
+    """All images of a request, in the form that options.output says.
+
+    pictures, masks: float32 arrays as `image.read_images` and `read_masks` give them, of one or as many images. stream:
+    see `stages.image_draws`. before, after: evaluations of other walks, for `progress`.
+    """
+    options, count = request.options, request.count
+    each = partial(for_each, count=count)
+    latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
+    whole = Chunk(None, request.seeds, latents, each(pictures), each(masks))
+    whole = jax.tree.map(np.asarray, whole)
+    work, rows, results = plan_work(sd, request), evaluations(plan), [None] * count
+    params, where = None, None
+    for n, part in enumerate(work):
+        chunk = jax.tree.map(itemgetter(part.places), whole)._replace(tokens=part.tokens)
+        done, total = before + n * rows, before + len(work) * rows + after
+        report = partial(tell, request, part.places[: part.length], done, total)
+        if part.devices != where:  # once for all chunks
+            params, where = copy_over(sd.params, part.devices), part.devices
+        chunk = split_over(chunk, part.devices)
+        with over(part.devices), here():
+            images = generate(sd, params, request, plan, chunk, part.negative, report, stream)
+        for i, place in enumerate(part.places[: part.length]):
+            results[place] = jax.tree.map(itemgetter(i), images)
+    result = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
+    if options.output == "trajectory":
+        x, x0 = (np.moveaxis(leaf, 1, 0) for leaf in (result.x, result.x0))
+        return Trajectory(plan.rows.sigma[:rows], x, x0, result.latents)
+    if masks is not None and options.output != "latents":
+        weight = each(feather_masks(masks, feather))
+        result = np.where(weight == 0, whole.pictures, weight * result + (1 - weight) * whole.pictures)
+    return pixels_to_pil(result) if options.output == "pil" else result
+
+
+def tell(request: Request, places: np.ndarray, done: int, total: int, row: int, picture: Callable[[], Array]) -> None:
+    """Calls `progress` and `preview` after row number `row` (from 1 on) of a chunk; picture() are pixels of its x0."""
+    options, step = request.options, done + row
+    if options.preview and step % options.preview_every == 0 and step != total:
+        options.preview(step, [*map(int, places)], pixels_to_pil(picture())[: len(places)])
+    if options.progress:
+        options.progress(step, total)
+
+
+def for_each(values: np.ndarray | None, count: int) -> np.ndarray | None:
+    """What was given once, or once a picture, for `count` images."""
+    if values is None or len(values) == count:
+        return values
+    if len(values) == 1:
+        return np.broadcast_to(values, (count, *values.shape[1:]))
+    return values.repeat(count // len(values), axis=0)
+
+
+def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: Chunk, negative: Tokens, report, stream):
+    """One chunk through the stages, as host arrays, the image first; report(row, picture) is called on the way."""
+    options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
+    text, vectors = prompt_tower(sd, options.clip_skip)
+    draws = stages.image_draws(chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength),
+                               stream)
+    cond, uncond, extra, known, state = prepare(params, chunk, negative, draws, plan, request.shape, text, vectors,
+                                                **static)
+    walk = partial(stages.walk, params["unet"], cond, uncond, guide_of(request, plan), draws, extra, known,
+                   function=options.guidance_fn, **static)
+    keep, rows, traces = options.output == "trajectory", evaluations(plan), []
+    if options.progress is None and options.preview is None:
+        state = walk(plan.rows, state, keep=keep)
+        if keep:
+            state, trace = state
+            traces = [jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], trace)]
+    else:
+        for n in range(rows):
+            state, trace = walk(jax.tree.map(itemgetter(slice(n, n + 1)), plan.rows), state, keep=True)
+            if keep:
+                traces.append(jax.tree.map(np.asarray, trace))
+            jax.block_until_ready(state.x)
+            report(n + 1, lambda trace=trace: stages.finish(params["vae"], trace.x0[0], **static))
+    x = state.x if known is None else jnp.where(known.mask == 0, known.x0, state.x)
+    if keep:
+        xs, x0s = (np.moveaxis(np.concatenate(leaves), 1, 0) for leaves in zip(*traces, strict=True))
+        return Trajectory(None, xs, x0s, np.asarray(x))
+    return np.asarray(x if options.output == "latents" else stages.finish(params["vae"], x, **static))
+
+
+def prepare(params, chunk: Chunk, negative: Tokens, draws: stages.Draws, plan: Plan, shape: tuple[int, int, int],
+            text: TextConfig, vectors: Array | None = None, *, config: Config, dtype):
+    """What a walk takes: (cond, uncond, extra, known, state). Can be traced as a whole, for txt2img; see program.py."""
+    cond, uncond = (text_context(params["text"], side, text, dtype, vectors) for side in (chunk.tokens, negative))
+    uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
+    cond, uncond = (side._replace(context=context_keys(params["unet"], side.context, dtype))
+                    for side in (cond, uncond))  # once for all steps
+    noise = stages.draw(draws, shape, chunk.noise)
+    x0, extra, known = condition(config, dtype, params, plan, chunk, noise)
+    return cond, uncond, extra, known, start(plan, noise, x0 if x0 is not None and plan.signal else None)
+
+
+def guide_of(request: Request, plan: Plan) -> stages.Guide:
+    scales = np.ones(len(plan.levels), np.float32)
+    scales[: len(request.scales)] = request.scales
+    low, high = request.options.guidance_interval or (0.0, math.inf)
+    return stages.Guide(plan.levels, scales, np.float32(low), np.float32(high),
+                        np.float32(request.options.guidance_rescale))
+
+
+def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
+    """-> (x0 of the pictures, channels that an inpainting model wants, what another is to keep), or None each."""
+    if chunk.pictures is None:
+        return None, None, None
+    encode = partial(stages.encode, params["vae"], config=config, dtype=dtype)
+    extra = known = None
+    inpainting = config.unet.in_channels != config.vae.latent_channels
+    x0 = chunk.pictures
+    if x0.shape[3] == 3:
+        x0 = encode(x0) if plan.signal or not inpainting else None
+    if chunk.masks is not None:
+        small = chunk.masks[:, :: config.vae.factor, :: config.vae.factor]
+        if inpainting:
+            extra = jnp.concatenate([small, encode(chunk.pictures * (1 - chunk.masks))], -1)  # the hole is 0: grey
+        else:
+            known = stages.Known(x0, noise, small, plan.rows.sigma[0])
+    return x0, extra, known
+
+
+def chunk_size(count: int, positions: int) -> tuple[int, list]:
+    """How many pictures go through at once, and the devices that share them evenly."""
+    devices = jax.local_devices()[:count]
+    most = max(1, positions_at_once(devices[0]) // positions) * len(devices)
+    size = math.ceil(count / math.ceil(count / most))
+    return math.ceil(size / len(devices)) * len(devices), devices
+
+
+def positions_at_once(device: jax.Device) -> int:
+    """Latent positions that a device takes: an accelerator a picture of 512 px for every 2 GiB of its memory, up to 16,
+    which keep the largest busy."""
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    return POSITIONS if memory is None else 2**12 * min(16, max(1, memory // 2**31))

@@ -1,0 +1,187 @@
+"""Text to image as one program in a file: traced and lowered once, run without tracing, on one or several platforms.
+
+    sdjax.save_program(sd, "emoji.sdjax", steps=20, num_images=4)
+    program = sdjax.load_program("emoji.sdjax")
+    pixels = program(sd, "a red apple", seed=7)        # float32 [4, H, W, 3], what txt2img gives for output="pixels"
+
+Static are the model's config, the dtype, the pictures' size and number and the number of steps (up to the next power of
+two, see `sampler.plan`). The parameters are an argument: one file serves every model of the same config.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from sdjax.diffusion.sampler import Plan
+from sdjax.errors import SdjaxError
+from sdjax.families.sd import Config
+from sdjax.files import whole
+from sdjax.model.functions import StableDiffusion, prompt_tower, read_prompts
+from sdjax.tasks import stages
+from sdjax.tasks.engine import Chunk, guide_of, prepare
+from sdjax.tasks.image_to_image import plan_of, refuse_inpainting
+from sdjax.tasks.options import Options, Request, check
+from sdjax.text.prompt import Tokens, group
+from sdjax.text.tokenizer import as_list
+from sdjax.types import Array, Params
+
+MAGIC = b"sdjax program 2\n"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+#: custom calls of ours that jax.export does not vouch for across versions: cuDNN's attention
+UNVOUCHED = ("__cudnn$fmhaSoftmax",)
+#: options of txt2img that a program has no place for
+WITHOUT = ("latents", "output", "progress", "preview", "guidance_fn", "variation_strength", "clip_skip")
+
+
+def image_program(params: Params, tokens: Tokens, negative: Tokens, seeds: Array, guide: stages.Guide, plan: Plan, *,
+                  config: Config, dtype: Any, shape: tuple[int, int, int]) -> Array:
+    """Everything from token ids to pixels, clipped float32 [B, H, W, 3]: `engine.generate` for txt2img as one traceable
+    function. seeds uint32 [B]; shape [h, w, C] of a picture's latents."""
+    static = {"config": config, "dtype": dtype}
+    draws = stages.image_draws(seeds, jnp.uint32(0), jnp.float32(0))
+    cond, uncond, extra, known, state = prepare(params, Chunk(tokens, seeds), negative, draws, plan, shape, config.text,
+                                                **static)
+    state = stages.walk(params["unet"], cond, uncond, guide, draws, extra, known, plan.rows, state, **static)
+    return stages.finish(params["vae"], state.x, **static)
+
+
+def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
+    """`image_program`'s arguments after params, as host arrays. SdjaxError: a prompt of several chunks or parts."""
+    options = request.options
+    plan, text = plan_of(sd, options), prompt_tower(sd)[0]
+    (negative,) = read_prompts(sd, request.negative, options.syntax, composed=False)
+    found = read_prompts(sd, request.prompts, options.syntax)
+    if any(prompt.shape != (1, 1) for prompt in (*found, negative)):
+        raise SdjaxError(f"prompt: longer than the {text.length - 2} tokens of a program, or composed with AND; "
+                         "txt2img takes it")
+    ((_, tokens, null),) = group(found, negative, text)
+    if max(tokens.ids.max(), null.ids.max()) >= text.vocab_size:
+        raise SdjaxError("prompt: a program has no words of add_embedding; txt2img takes it")
+    return tokens, null, request.seeds, guide_of(request, plan), plan
+
+
+def save_program(sd: StableDiffusion, path: str | Path, steps: int = 50, num_images: int = 1, height: int | None = None,
+                 width: int | None = None, platforms: Sequence[str] = ("cpu",)) -> None:
+    """Writes txt2img of `num_images` pictures with sd's shapes and dtype as a program for `platforms`: some of cpu,
+    cuda, rocm, tpu. It is lowered here and compiled where it runs; cuDNN's attention is in it where cuDNN is here.
+
+    sd.params may be shapes (jax.ShapeDtypeStruct). SdjaxError: what is out of range, an unknown platform.
+    """
+    if not platforms or not set(platforms) <= set(PLATFORMS):
+        raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
+    refuse_inpainting(sd.config)
+    request = check(sd.config, "", Options(steps=steps, num_images=num_images, height=height, width=width))
+    with whole(path) as scratch:
+        scratch.write_bytes(program_bytes(sd, request, platforms))
+
+
+def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str]) -> bytes:
+    """A program file: what it was made with, then the program of each platform."""
+    parts, rows = export_program(sd, request, platforms)
+    bodies = {platform: exported.serialize() for platform, exported in parts.items()}
+    height, width = (side * sd.config.vae.factor for side in request.shape[:2])
+    settings = {"model": sd.config.name, "config": computed(sd.config), "dtype": sd.dtype.name,
+                "num_images": request.count, "height": height, "width": width, "rows": rows,
+                "steps": request.options.steps, "jax": jax.__version__,
+                "bytes": {platform: len(body) for platform, body in bodies.items()}}
+    return b"".join([MAGIC, json.dumps(settings).encode(), b"\n", *bodies.values()])
+
+
+def computed(config: Config) -> dict[str, Any]:
+    """What of a config is in a program, as JSON gives it back: "unet.channels" and the like."""
+    parts = ((part, asdict(getattr(config, part))) for part in ("text", "vae", "unet", "schedule"))
+    return json.loads(json.dumps({f"{part}.{key}": value for part, found in parts for key, value in found.items()}))
+
+
+def export_program(sd: StableDiffusion, request: Request,
+                   platforms: Sequence[str]) -> tuple[dict[str, export.Exported], int]:
+    """The program of one request's shapes for each platform, over the leaves of its arguments; its number of rows.
+
+    One for all of them would have to hold, for each, what only another one can do.
+    """
+    inputs = program_inputs(sd, request)
+    leaves, tree = jax.tree.flatten((sd.params, *inputs))
+    static = {"config": sd.config, "dtype": sd.dtype, "shape": request.shape}
+    flat = jax.jit(lambda *leaves: image_program(*jax.tree.unflatten(tree, leaves), **static))
+    shapes = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in leaves]
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in UNVOUCHED]
+    lower = lambda platform: export.export(flat, platforms=[platform], disabled_checks=checks)(*shapes)
+    return {platform: lower(platform) for platform in platforms}, len(inputs[-1].levels)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A loaded program; `settings` are what it was made with."""
+
+    path: Path
+    settings: dict[str, Any]
+    call: Callable[..., Array]
+    shapes: list[tuple]  # (shape, dtype) of its inputs
+
+    def __call__(self, sd: StableDiffusion, prompt: str | Sequence[str], **options: Any) -> np.ndarray:
+        """Pixels, clipped float32 [num_images, H, W, 3]: txt2img's. One prompt for all, or a list of num_images.
+
+        options: those of txt2img that need no other program, such as negative_prompt, seed, guidance_scale, sampler,
+        eta, and steps up to the power of two. SdjaxError: all else.
+        """
+        made, default = self.settings, Options()
+        prompts = as_list(prompt)
+        if len(prompts) not in (1, made["num_images"]):
+            raise SdjaxError(f"prompt: {len(prompts)} prompts, {self.path} draws {made['num_images']} pictures at once")
+        fixed = {"height": made["height"], "width": made["width"], "num_images": made["num_images"] // len(prompts)}
+        for name, value in options.items():
+            if name not in {field.name for field in fields(Options)}:
+                raise SdjaxError(f"{name}: not an option of txt2img")
+            if name in (*WITHOUT, *fixed) and (np.ndim(value) or value != fixed.get(name, getattr(default, name))):
+                raise SdjaxError(f"{name}: {self.path} has no other than {fixed.get(name, getattr(default, name))!r}; "
+                                 "txt2img takes it")
+        asked = Options(**{"steps": made["steps"]} | options | fixed)
+        theirs = computed(sd.config) | {"dtype": sd.dtype.name}
+        for key, value in (made["config"] | {"dtype": made["dtype"]}).items():
+            if theirs.get(key) != value:
+                raise SdjaxError(f"{self.path}: made for {made['model']} with {key} {value!r}, {sd.config.name} has "
+                                 f"{theirs.get(key)!r}")
+        inputs = program_inputs(sd, check(sd.config, prompts, asked))
+        leaves = jax.tree.leaves((sd.params, *inputs))
+        found = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves]
+        if (rows := len(inputs[-1].levels)) != made["rows"]:
+            raise SdjaxError(f"steps {asked.steps}: takes {rows} rows, {self.path} has {made['rows']}")
+        if found != self.shapes:
+            raise SdjaxError(f"{self.path}: made for {made['model']}, whose parameters have other dtypes than those of "
+                             f"this {sd.config.name}")
+        return np.asarray(self.call(*leaves))
+
+
+def load_program(path: str | Path) -> Program:
+    """A file of `save_program`. SdjaxError where it is none, or not for this platform."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be read ({error.strerror})") from None
+    head, _, body = content.removeprefix(MAGIC).partition(b"\n")
+    gpu = "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
+    platform = jax.default_backend().replace("gpu", gpu)
+    try:
+        if not content.startswith(MAGIC):
+            raise ValueError("another beginning")
+        settings, start, exported = json.loads(head), 0, None
+        for name, size in settings["bytes"].items():
+            if name == platform:
+                exported = export.deserialize(bytearray(body[start : start + size]))
+            start += size
+        if start != len(body):
+            raise ValueError("another length")
+    except Exception as error:  # whatever a broken file leads to
+        raise SdjaxError(f"{path}: not a program of sdjax.save_program ({type(error).__name__})") from None
+    if exported is None:
+        raise SdjaxError(f"{path}: for {', '.join(settings['bytes'])}, not for {platform}")
+    shapes = [(aval.shape, np.dtype(aval.dtype)) for aval in exported.in_avals]
+    return Program(path, settings, jax.jit(exported.call), shapes)

@@ -1,0 +1,113 @@
+"""Stable Diffusion's safety checker: a CLIP image tower and the directions of what it is to find (arXiv 2210.04610).
+
+    checker = sdjax.load_safety_checker("path/to/a/diffusers/folder")
+    flags = sdjax.check_safety(checker, images)        # a bool an image
+
+An image is flagged where its cosine to one of 17 concepts is above that concept's threshold, all lower by 0.01 when one
+of 3 special ones fired; differences are rounded to three digits, and count above 0. The decisions are those of
+diffusers' `safety_checker.py`. What to do with a flagged image is the caller's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sdjax.errors import SdjaxError
+from sdjax.families.sd import VisionConfig
+from sdjax.image.pixels import pixels_to_pil, to_rgb, whole_picture
+from sdjax.model.functions import FLOAT32, precise
+from sdjax.networks.clip.network import ImageTower
+from sdjax.networks.rows import make_rows
+from sdjax.types import Array, Params
+from sdjax.weights.clip import read_vision_config
+from sdjax.weights.convert import from_file_tensors, param_shapes
+from sdjax.weights.folder import TRANSFORMERS, read_weights
+
+MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
+CHUNK = 8  # images that go through the tower at once
+HEADS = ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
+
+
+class SafetyChecker(NamedTuple):
+    config: VisionConfig
+    params: Params  # of the image tower
+    concepts: np.ndarray  # [17, projection], of length 1
+    thresholds: np.ndarray  # [17]
+    special: np.ndarray  # [3, projection], of length 1
+    special_thresholds: np.ndarray  # [3]
+
+
+def load_safety_checker(folder: str | Path) -> SafetyChecker:
+    """From a diffusers folder's `safety_checker/`, or from that itself. SdjaxError names the file that does not fit."""
+    folder = Path(folder)
+    folder = folder / "safety_checker" if (folder / "safety_checker").is_dir() else folder
+    config, tensors = read_vision_config(folder / "config.json"), read_weights(folder, TRANSFORMERS, "safety")
+    heads = {}
+    for name in HEADS:
+        if name not in tensors:
+            raise SdjaxError(f"{folder}: its weights have no tensor {name}")
+        heads[name] = np.asarray(tensors.pop(name), np.float32)
+    for name in HEADS[::2]:
+        count = heads[f"{name}_weights"].shape[:1]
+        if heads[name].shape != (*count, config.projection) or heads[f"{name}_weights"].shape != count:
+            raise SdjaxError(f"{folder}: {name} has shape {list(heads[name].shape)} and {name}_weights "
+                             f"{list(heads[f'{name}_weights'].shape)}, should be [n, {config.projection}] and [n]")
+    if bad := [name for name, value in heads.items() if not np.isfinite(value).all()]:
+        raise SdjaxError(f"{folder}: {', '.join(bad)} with NaN or infinite values")
+    params = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
+    concepts, thresholds, special, special_thresholds = heads.values()
+    return SafetyChecker(config, params, unit(concepts), thresholds, unit(special), special_thresholds)
+
+
+def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) -> np.ndarray:
+    """bool [B]: is there something in the image that the checker knows? images: PIL, or pixels [B, H, W, 3]."""
+    if not isinstance(checker, SafetyChecker):
+        raise SdjaxError(f"checker is {type(checker).__name__}: what load_safety_checker gives expected")
+    images = [images] if isinstance(images, Image.Image) else images
+    if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
+        images = pixels_to_pil(images)
+    if not images:
+        return np.zeros(0, bool)
+    pixels = np.stack([clip_pixels(image, checker.config.size) for image in images])
+    size = min(CHUNK, len(pixels))
+    found = []
+    for first in range(0, len(pixels), size):
+        chosen = np.minimum(np.arange(first, first + size), len(pixels) - 1)  # the last chunk is filled up, then cut
+        found.append(np.asarray(image_embedding(checker.params, pixels[chosen], checker.config)))
+    return decide(checker, np.concatenate(found)[: len(pixels)])
+
+
+def decide(checker: SafetyChecker, embedding: np.ndarray) -> np.ndarray:
+    """Image embeddings [B, projection] -> bool [B]."""
+    embedding = unit(embedding)
+    above = lambda directions, thresholds, lower: np.round(embedding @ directions.T - thresholds + lower, 3) > 0
+    special = above(checker.special, checker.special_thresholds, np.float32(0)).any(1, keepdims=True)
+    return above(checker.concepts, checker.thresholds, np.where(special, np.float32(0.01), np.float32(0))).any(1)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """CLIP's image processor: RGB, the shorter side brought to `size` (bicubic), its centre, CLIP's mean and deviation.
+    float32 [size, size, 3]."""
+    image = to_rgb(whole_picture(image))
+    short, long = sorted(image.size)
+    sides = [size if side == short else int(size * long / short) for side in image.size]
+    image = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in sides)
+    image = image.crop((left, top, left + size, top + size))
+    return (np.asarray(image, np.float32) / 255 - MEAN) / STD
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def image_embedding(params: Params, pixels: Array, config: VisionConfig, dtype=FLOAT32) -> Array:
+    """Image tower's parameters, clip_pixels [B, size, size, 3] -> float32 [B, projection], not normalised."""
+    with precise(dtype):
+        return ImageTower(config, dtype).apply({"params": params}, pixels)

@@ -1,0 +1,1 @@
+"""Strings <-> token ids. It knows no network."""

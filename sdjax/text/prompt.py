@@ -1,0 +1,257 @@
+"""Prompts as AUTOMATIC1111's web UI reads them -> token ids and their weights.
+
+    (word)  [word]        times 1.1, divided by 1.1; they nest, and multiply
+    (some words:1.3)      times 1.3
+    \\(  \\)  \\[  \\]  \\\\    the character itself; before anything else a backslash disappears
+    BREAK                 what follows begins a new chunk
+    a cat AND a dog:0.7   two prompts, each with its weight, composed in guidance (arXiv 2206.01714)
+
+A tower of `length` positions reads chunks of length - 2 tokens, so a long prompt takes several, and the context grows
+by `length` a chunk. A chunk that is full is cut behind its last comma where that leaves at most 20 of 75 tokens empty.
+What the weights do is in `emphasise`. The web UI's files, read for this: `prompt_parser.py`, `sd_hijack_clip.py`.
+
+Where we leave it: BREAK inside brackets breaks too; a weight counts for a whole prompt only beside an AND (the web UI
+takes "at 12:30" for a weight of 30); and its prompt editing, [from:to:when] and [a|b], is read as text, which is said.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.errors import SdjaxError
+from sdjax.families.sd import TextConfig
+from sdjax.types import Array
+
+SYNTAXES = ("a1111", "plain")
+LIMIT = 1000.0  # weights beyond are cut to it: float32 has to hold their products
+
+TOKEN = re.compile(r"""\\(?P<escaped>[\\()\[\]]?) | :\s*(?P<weight>[+-]?[.0-9]+)\s*\) | (?P<bracket>[()\[\]])
+                       | (?P<text>[^\\()\[\]:]+ | :)""", re.X)
+BREAK, AND = re.compile(r"\bBREAK\b"), re.compile(r"\bAND\b")
+MIX = re.compile(r":\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*$")
+OPENING = {")": "(", "]": "["}
+FACTOR = {"(": 1.1, "[": 1 / 1.1}
+
+#: What the web UI would take for something else than text.
+FOREIGN = {
+    r"(?<!\\)\[[^\[\]|]*\|[^\[\]]*\]": "alternation [a|b] is read as text",
+    r"(?<!\\)\[[^\[\]]*:\s*[.0-9]+\s*\]": "prompt editing [from:to:when] is read as text",
+    r"<(?:lora|lyco|hypernet):[^<>]*>": "networks are not loaded by the prompt, <name:...> is read as text",
+}
+
+
+class Piece(NamedTuple):
+    text: str | None  # None is a BREAK
+    weight: float
+
+
+class Prompt(NamedTuple):
+    """One prompt, read: what AND composes, each with its weight and its chunks of (token id, weight) pairs."""
+
+    parts: list[tuple[float, list[list[tuple[int, float]]]]]
+    notes: list[str]  # what was not understood, or cut
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(parts, chunks of the longest)."""
+        return len(self.parts), max(len(chunks) for _, chunks in self.parts)
+
+
+class Tokens(NamedTuple):
+    """Prompts of one shape: the text tower's input. numpy arrays, the prompt first."""
+
+    ids: np.ndarray  # int32 [B, P, K, length]: P composed prompts of K chunks
+    weights: np.ndarray  # float32 [B, P, K, length]
+    mix: np.ndarray  # float32 [B, P]
+
+
+def parse(prompt: str) -> tuple[list[Piece], list[str]]:
+    """Text and its weights, and what was not understood. Takes every string. AND is text here, see `compose`."""
+    pieces: list[list] = []  # [text, weight]
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    notes = []
+
+    def close(bracket: str, factor: float) -> None:
+        for piece in pieces[opened[bracket].pop():]:
+            piece[1] *= factor
+
+    for match in TOKEN.finditer(prompt):
+        kind, found = match.lastgroup, match[match.lastgroup]
+        if kind == "bracket" and found in opened:
+            opened[found].append(len(pieces))
+        elif kind == "bracket" and opened[OPENING[found]]:
+            close(OPENING[found], FACTOR[OPENING[found]])
+        elif kind == "weight" and opened["("]:
+            try:
+                close("(", float(found))
+            except ValueError:
+                notes.append(f"{found} is not a number; it is read as text")
+                pieces.append([match[0][:-1], 1.0])
+                close("(", FACTOR["("])
+        elif kind == "text":
+            for i, text in enumerate(BREAK.split(found)):
+                pieces += [[None, 1.0], [text, 1.0]] if i else [[text, 1.0]]
+        else:
+            if kind != "escaped":
+                notes.append(f"{match[0][-1]} closes nothing; it is read as text")
+            pieces.append([match[0] if kind == "weight" else found, 1.0])
+    for bracket, places in opened.items():
+        if places:
+            notes.append(f"{bracket} is not closed, so it reaches to the end (\\{bracket} is the character itself)")
+        while places:
+            close(bracket, FACTOR[bracket])
+
+    merged: list[Piece] = []
+    for text, weight in pieces:
+        if not abs(weight) <= LIMIT:
+            notes.append(f"a weight above {LIMIT:g} is cut to it")
+            weight = math.copysign(LIMIT, weight)
+        last = merged[-1] if merged else None
+        if text is not None and last and last.text is not None and last.weight == weight:
+            merged[-1] = Piece(last.text + text, weight)
+        elif text != "":
+            merged.append(Piece(text, weight))
+    return merged, notes
+
+
+def escape(text: str) -> str:
+    """`text` such that `parse` gives it back as it is, with weight 1."""
+    text = re.sub(r"([\\()\[\]])", r"\\\1", text)
+    return AND.sub(r"A\\ND", BREAK.sub(r"B\\REAK", text))
+
+
+def compose(prompt: str) -> list[tuple[str, float]]:
+    """The prompts that AND joins, with their weights: "a AND b:0.7" -> [("a", 1.0), ("b", 0.7)]."""
+    texts = AND.split(prompt)
+    if len(texts) == 1:
+        return [(prompt, 1.0)]
+    parts = []
+    for text in texts:
+        match = MIX.search(text)
+        weight = float(match[1]) if match else 1.0
+        weight = math.copysign(min(abs(weight), LIMIT), weight)
+        parts.append(((text[:match.start()] if match else text).strip(), weight))
+    return parts
+
+
+def read_prompts(prompts: Sequence[str], tokenizer, config: TextConfig, syntax: str = "a1111",
+                 embeddings: Mapping[str, Sequence[int]] | None = None, composed: bool = True) -> list[Prompt]:
+    """Strings -> Prompts. `syntax` "plain" knows no special characters and cuts what is too long.
+
+    embeddings: words that stand for some ids of their own. composed: AND joins prompts, else it is text.
+    SdjaxError: an unknown syntax.
+    """
+    if syntax not in SYNTAXES:
+        raise SdjaxError(f"syntax {syntax!r}: one of {', '.join(SYNTAXES)}")
+    plain, embeddings = syntax == "plain", embeddings or {}
+    names = sorted(embeddings, key=len, reverse=True)
+    edge = lambda name, i: r"\b" if re.match(r"\w", name[i]) else ""
+    name_in = re.compile("|".join(f"({edge(n, 0)}{re.escape(n)}{edge(n, -1)})" for n in names) or r"(?!)", re.I)
+
+    found, texts = [], {",": None}  # texts: an ordered set, tokenized in one call
+    for prompt in prompts:
+        parts, notes = [], []
+        for text, weight in [(prompt, 1.0)] if plain or not composed else compose(prompt):
+            pieces, said = ([Piece(text, 1.0)], []) if plain else parse(text)
+            notes += said
+            split = []  # texts, ids of embeddings, and None for a BREAK
+            for piece in pieces:
+                last = 0
+                for match in name_in.finditer(piece.text or ""):
+                    ids = tuple(embeddings[names[match.lastindex - 1]])
+                    split += [(piece.text[last:match.start()], piece.weight), (ids, piece.weight)]
+                    last = match.end()
+                split.append((piece.text and piece.text[last:], piece.weight))
+            texts |= dict.fromkeys(text for text, _ in split if isinstance(text, str))
+            parts.append((weight, split))
+        if not plain:
+            notes += [note for pattern, note in FOREIGN.items() if re.search(pattern, prompt)]
+        found.append((parts, list(dict.fromkeys(notes))))
+
+    ids = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    ids, size = dict(zip(texts, ids, strict=True)), config.length - 2
+
+    def units(split):
+        for text, weight in split:
+            if isinstance(text, str):
+                yield from (((token,), weight) for token in ids[text])
+            else:
+                yield None if text is None else (text, weight)
+
+    out = []
+    for parts, notes in found:
+        cut = [(weight, chunks(units(split), size, 0 if plain else 20 * size // 75, tuple(ids[","])))
+               for weight, split in parts]
+        if plain and len(cut[0][1]) > 1:
+            notes.append(f"cut to its first {size} tokens of {sum(map(len, cut[0][1]))}")
+            cut = [(1.0, cut[0][1][:1])]
+        out.append(Prompt(cut, notes))
+    return out
+
+
+def chunks(units, size: int, backtrack: int, comma: tuple[int, ...]) -> list[list[tuple[int, float]]]:
+    """(ids, weight) units into chunks of at most `size` tokens, at least one chunk; a unit is whole in one, None ends
+    one. Where the next token does not fit, what follows a comma at most `backtrack` tokens back goes with it."""
+    done, chunk, last = [], [], -1  # last: where the chunk's last comma is
+    for unit in units:
+        if unit is None:
+            done, chunk, last = [*done, chunk], [], -1
+            continue
+        ids, weight = unit
+        if ids == comma:
+            last = len(chunk)
+        elif len(chunk) == size and last >= 0 and size - last <= backtrack:
+            done, chunk, last = [*done, chunk[:last + 1]], chunk[last + 1:], -1
+        if len(chunk) + len(ids) > size:
+            done, chunk, last = [*done, chunk], [], -1
+        chunk = chunk + [(i, weight) for i in ids]
+    return [*done, chunk] if chunk or not done else done
+
+
+def stack(prompts: Sequence[Prompt], config: TextConfig, shape: tuple[int, int] | None = None) -> Tokens:
+    """Prompts, filled up to one shape (the largest when None) with empty chunks and with prompts of weight 0."""
+    p, k = shape or tuple(max(sizes) for sizes in zip(*(prompt.shape for prompt in prompts), strict=True))
+    ids = np.full((len(prompts), p, k, config.length), config.pad_token, np.int32)
+    weights, mix = np.ones(ids.shape, np.float32), np.zeros((len(prompts), p), np.float32)
+    ids[..., 0], ids[..., 1] = config.bos_token, config.eos_token
+    for b, prompt in enumerate(prompts):
+        for i, (weight, found) in enumerate(prompt.parts):
+            mix[b, i] = weight
+            for j, chunk in enumerate(found):
+                end = len(chunk) + 1
+                ids[b, i, j, 1:end] = [token for token, _ in chunk]
+                weights[b, i, j, 1:end] = [value for _, value in chunk]
+                ids[b, i, j, end] = config.eos_token
+    return Tokens(ids, weights, mix)
+
+
+def group(prompts: Sequence[Prompt], negative: Prompt, config: TextConfig) -> list[tuple[np.ndarray, Tokens, Tokens]]:
+    """Prompts of one shape together: (their places in `prompts`, their Tokens, the negative prompt's of batch 1).
+
+    A prompt and its negative have the longer one's number of chunks, whatever else is in the list: so no picture
+    depends on the other prompts.
+    """
+    shapes = [(p, max(k, negative.shape[1])) for p, k in (prompt.shape for prompt in prompts)]
+    return [(np.flatnonzero([shape == found for found in shapes]),
+             stack([prompt for prompt, found in zip(prompts, shapes, strict=True) if found == shape], config, shape),
+             stack([negative], config, (1, shape[1]))) for shape in dict.fromkeys(shapes)]
+
+
+@jax.jit
+def emphasise(states: Array, weights: Array) -> Array:
+    """states [N, L, D] times weights [N, L], then scaled to the mean that they had: the web UI's `sd_emphasis.py`.
+
+    Rows of weight 1 stay as they are to the bit. The mean is of all L D numbers of a row. It is restored only where it
+    is one, above 0.01 standard deviations: around 0, as the bundled model's is, the quotient would be noise.
+    """
+    mean = lambda x: x.mean((1, 2), keepdims=True)
+    weighted, before = states * weights[..., None], mean(states)
+    after = mean(weighted)
+    restored = (jnp.abs(before) > 0.01 * jnp.std(states, (1, 2), keepdims=True)) & (after != 0)
+    weighted = weighted * jnp.where(restored, before / jnp.where(restored, after, 1.0), 1.0)
+    return jnp.where((weights == 1.0).all(1)[:, None, None], states, weighted)

@@ -1,0 +1,172 @@
+"""Prompts to token ids, and the training of a small tokenizer in CLIP's own format.
+
+CLIP's BPE (arXiv 2103.00020): NFC, runs of white space to one space, lower case, words split by CLIP's pattern, UTF-8
+bytes written as 256 printable characters, the last character of a word marked `</w>`, then merges in the order of
+`merges.txt`. Ids: 256 bytes, 256 bytes with `</w>`, one per merge, start, end. Every byte is in the vocabulary, so
+no text is unknown. transformers is imported only inside functions: it costs seconds.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.errors import SdjaxError
+from sdjax.families.sd import TextConfig
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+CLIP_MERGES = Path(__file__).parents[1] / "pretrained" / "clip_vocab" / "bpe_simple_vocab_16e6.txt.gz"
+
+
+def load_tokenizer(folder: str | Path):
+    """A transformers.CLIPTokenizer from a folder that holds vocab.json and merges.txt (or tokenizer.json)."""
+    folder = Path(folder)
+    whole = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    if not whole and not (folder / "tokenizer.json").is_file():
+        raise SdjaxError(f"{folder}: no vocab.json and merges.txt (nor tokenizer.json) of a CLIP tokenizer there")
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever a broken file leads to
+        raise SdjaxError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:160]})") from None
+
+
+@cache
+def clip_tokenizer():
+    """CLIP's own 49,408-word tokenizer, for files that come without one; nothing is downloaded.
+
+    Its padding token is the end token also for SD 2, which pads with id 0: were that "!" declared as padding,
+    transformers would read "!" in a prompt as 0, where SD 2's own tokenizer reads 256. `tokenize` pads by the config.
+    """
+    import gzip
+
+    from transformers import CLIPTokenizer
+
+    characters = byte_characters()
+    base = characters + [c + "</w>" for c in characters]
+    merges = gzip.decompress(CLIP_MERGES.read_bytes()).decode("utf-8").split("\n")[1 : 49408 - len(base) - 1]
+    tokens = [*base, *(merge.replace(" ", "") for merge in merges), BOS, EOS]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[tuple(m.split()) for m in merges])
+
+
+def special_ids(folder: str | Path) -> tuple[int, int, int]:
+    """(start, end, padding) ids of the tokenizer in `folder`, from its JSON files alone, without transformers."""
+    folder = Path(folder)
+
+    def read(name):
+        return json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {}
+
+    try:
+        whole = read("tokenizer.json") if not (folder / "vocab.json").is_file() else {}
+        vocabulary = read("vocab.json") or whole.get("model", {}).get("vocab", {})
+        special = read("tokenizer_config.json") | read("special_tokens_map.json")
+        added = {token["content"]: token["id"] for token in whole.get("added_tokens", ())} | read("added_tokens.json")
+        listed = {token["content"]: int(i) for i, token in special.get("added_tokens_decoder", {}).items()}
+        text = lambda value: value["content"] if isinstance(value, dict) else value
+        tokens = [text(special.get(f"{name}_token") or default) for name, default in
+                  (("bos", BOS), ("eos", EOS), ("pad", EOS))]
+        return tuple(int((listed | vocabulary | added)[token]) for token in tokens)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SdjaxError(f"{folder}: no start, end and padding token in vocab.json ({error!r})") from None
+
+
+def as_list(prompts: str | Sequence[str]) -> list[str]:
+    """One prompt or several. SdjaxError on what is no string, or holds half of a surrogate pair."""
+    if not isinstance(prompts, Iterable):
+        raise SdjaxError(f"prompts is {type(prompts).__name__}: a string or a list of strings")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise SdjaxError(f"prompts[{i}] is {type(prompt).__name__}: prompts are strings")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise SdjaxError(f"prompts[{i}] is no Unicode text: {prompt[:80]!a}")
+    return prompts
+
+
+def tokenize(tokenizer, config: TextConfig, prompts: str | Sequence[str]) -> np.ndarray:
+    """Prompts -> int32 [B, config.length]: start, tokens (cut to fit), end, padding with config.pad_token."""
+    prompts = as_list(prompts)
+    ids = np.full((len(prompts), config.length), config.pad_token, np.int32)
+    if not prompts:
+        return ids
+    tokens = tokenizer(prompts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    for row, found in zip(ids, tokens, strict=True):
+        whole = [config.bos_token, *found[: config.length - 2], config.eos_token]
+        row[: len(whole)] = whole
+    return ids
+
+
+def byte_characters() -> list[str]:
+    """The 256 printable characters that stand for bytes, in CLIP's order: printable Latin-1 first, then the rest.
+
+    OpenAI GPT-2 `encoder.py` bytes_to_unicode.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(code) for code in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: int = 77):
+    """Trains a CLIP tokenizer of exactly `size` entries and writes it to `folder`; returns it as load_tokenizer does.
+
+    Start is id size - 2, end and padding are size - 1. `length` is only recorded as the tokenizer's model_max_length.
+    Raises SdjaxError when `size` is below 514 or the captions do not have that many merges in them.
+    """
+    from tokenizers import Tokenizer, models, trainers
+    from transformers import CLIPTokenizer
+
+    characters = byte_characters()
+    base = characters + [c + "</w>" for c in characters]
+    if size < len(base) + 2:
+        raise SdjaxError(f"size {size}: a byte-level vocabulary has at least {len(base) + 2} entries")
+    reference = CLIPTokenizer().backend_tokenizer  # its normaliser and word pattern are CLIP's
+    scratch = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    scratch.normalizer, scratch.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
+    # The base goes in as "special tokens", which fixes its ids: ties between merges then always break the same way.
+    trainer = trainers.BpeTrainer(vocab_size=2 * size, min_frequency=1, special_tokens=base, end_of_word_suffix="</w>",
+                                  show_progress=False)
+    scratch.train_from_iterator(captions, trainer)
+
+    vocabulary, merges = dict.fromkeys(base), []  # an ordered set
+    for left, right in json.loads(scratch.to_str())["model"]["merges"]:
+        if left + right not in vocabulary:
+            if len(vocabulary) == size - 2:
+                break
+            vocabulary[left + right] = None
+        merges.append(f"{left} {right}")
+    if len(vocabulary) < size - 2:
+        raise SdjaxError(f"size {size}: the captions have words for {len(vocabulary) + 2} entries only")
+    tokens = [*vocabulary, BOS, EOS]
+    write_tokenizer_files(folder, {token: i for i, token in enumerate(tokens)}, merges, EOS, length)
+    return load_tokenizer(folder)
+
+
+def write_tokenizer(tokenizer, config: TextConfig, folder: str | Path) -> None:
+    """Writes `tokenizer` (a CLIPTokenizer) as vocab.json, merges.txt and two small files, in which are the words that
+    were added to it, as by textual inversion. SD 2's say that "!" pads, as diffusers' folders do, and so prompts have 0
+    for "!" once it is read again, where a single file's have 256 (`clip_tokenizer`)."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    pad = next((token for token, i in model["vocab"].items() if i == config.pad_token), EOS)
+    added = {str(i): token for i, token in tokenizer.added_tokens_decoder.items() if i >= len(model["vocab"])}
+    write_tokenizer_files(folder, model["vocab"], merges, pad, config.length, added)
+
+
+def write_tokenizer_files(folder: str | Path, vocabulary: dict[str, int], merges: list[str], pad: str, length: int,
+                          added: Mapping[str, Any] | None = None):
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
+    config = {**special, "add_prefix_space": False, "do_lower_case": True, "errors": "replace",
+              "model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
+    if added:
+        config["added_tokens_decoder"] = {i: token.__getstate__() for i, token in added.items()}
+    vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    write = lambda name, text: (folder / name).write_text(text, encoding="utf-8")
+    write("vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    write("merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+    write("special_tokens_map.json", json.dumps(special, indent=2) + "\n")
+    write("tokenizer_config.json", json.dumps(config, indent=2) + "\n")

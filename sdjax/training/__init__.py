@@ -1,0 +1,1 @@
+"""What training minimises, and the loop that runs it."""

@@ -1,0 +1,111 @@
+"""What training the VAE minimises (arXiv 2112.10752, appendix G; CompVis `contperceptual.py`).
+
+For a picture of n values, with every sum divided by n, so that it does not grow with the picture:
+
+    L = |x - D(z)| (or squared) + p LPIPS(x, D(z)) + k/n KL(q(z|x) || N(0, 1)) + w lambda/n (-C(D(z))) + hinge(C)
+
+z is a sample of the posterior. C, a patch discriminator, is trained in the same step: the VAE's part of L sees its
+parameters as constants, the hinge loss sees the VAE's pictures as constants. lambda makes the adversarial term as
+strong as the others where the decoder ends: with L' the first two terms and g = -C(D(z)),
+
+    lambda = |grad n L'| / (|grad g| + 1e-4), clipped to [0, 1e4], gradients of the batch's mean by the last convolution
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdjax.devices.layouts import example_keys
+from sdjax.families.sd import VAEConfig
+from sdjax.image.quality import psnr, ssim
+from sdjax.networks.lpips.network import lpips
+from sdjax.networks.vae.network import VAE
+from sdjax.nn.layers import precise
+from sdjax.training.diffusion import gaussian_kl, hinge, posterior_sample, reconstruction
+from sdjax.training.discriminator import PatchDiscriminator
+from sdjax.types import Array, Params
+
+MOST = 1e4  # of lambda
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the terms above."""
+
+    kind: str = "l1"  # or "l2"
+    kl: float = 1e-6  # k
+    perceptual: float = 1.0  # p, where there are LPIPS' parameters
+    adversarial: float = 0.0  # w; 0 is no discriminator
+    start: int = 0  # the step from which on the adversarial term and the hinge loss count
+
+
+def vae_loss(config: VAEConfig, weights: Weights, vgg: Params | None = None, fixed: Params | None = None,
+             average: Callable[[Any], Any] = lambda tree: tree, dtype: Any = jnp.float32) -> Callable:
+    """The loss function of ({"vae": ..., "critic": ...}, batch, key) -> (losses [B], metrics).
+
+    batch: {"pixels" [B, H, W, 3], "index" [B], "step" [B]}, the step that the batch is of. vgg: `read_lpips`'.
+    fixed: parts of the VAE that are not trained. average: the mean over devices, for lambda.
+    """
+    vae, critic, constant = VAE(config, jnp.dtype(dtype)), PatchDiscriminator(), jax.lax.stop_gradient
+
+    def loss_fn(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+        with precise(dtype):
+            return losses_of(params, batch, key)
+
+    def losses_of(params, batch, key):
+        pixels, parts = batch["pixels"], (fixed or {}) | params["vae"]
+        size = pixels[0].size
+        mean, logvar = vae.apply({"params": parts}, pixels, method="encode")
+        noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(example_keys(key, batch["index"]))
+        latents = posterior_sample(jnp.concatenate([mean, logvar], -1), noise)
+
+        def decode(last: Params) -> Array:
+            decoder = parts["decoder"] | {"conv_out": last}
+            return vae.apply({"params": parts | {"decoder": decoder}}, latents, method="decode")
+
+        def difference(decoded: Array) -> Array:
+            error = reconstruction(pixels, decoded, weights.kind)
+            return error if vgg is None else error + weights.perceptual * lpips(vgg, pixels, decoded)
+
+        last, kl, metrics = parts["decoder"]["conv_out"], gaussian_kl(mean, logvar), {}
+        if not weights.adversarial:
+            decoded = decode(last)
+            error = difference(decoded)
+            losses = error + weights.kl * kl / size
+        else:
+            judge = lambda judged, pictures: critic.apply({"params": judged}, pictures)
+            decoded, to_last = jax.vjp(decode, last)
+            error, slope = with_slope(difference, decoded)
+            doubt, doubt_slope = with_slope(lambda d: -judge(constant(params["critic"]), d).mean((1, 2)), decoded)
+            length = lambda slope: optax.global_norm(average(to_last(slope / len(pixels))))
+            balance = constant(jnp.clip(size * length(slope) / (length(doubt_slope) + 1e-4), 0, MOST))
+            on = (batch["step"] >= weights.start).astype(jnp.float32)
+            caution = hinge(judge(params["critic"], pixels), judge(params["critic"], constant(decoded)))
+            losses = error + weights.kl * kl / size + on * (weights.adversarial * balance / size * doubt + caution)
+            metrics = {"realism": -doubt, "critic_loss": caution, "adaptive_weight": balance}
+        pixel_error, shown = reconstruction(pixels, decoded, weights.kind), jnp.clip(decoded, -1, 1)
+        metrics |= {"reconstruction": pixel_error, "kl": kl, "psnr": psnr(pixels, shown), "ssim": ssim(pixels, shown)}
+        if vgg is not None:
+            metrics["perceptual"] = (error - pixel_error) / weights.perceptual
+        return losses, {name: value.mean() for name, value in metrics.items()}
+
+    return loss_fn
+
+
+def with_slope(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """(function(x) [B], its slopes [B, ...] by x, constants); what is differentiated later uses the same slopes, so
+    that the function is gone through once. function(x)[i] must depend on x[i] alone."""
+    still = jax.lax.stop_gradient(x)
+    value, back = jax.vjp(function, still)
+    (slope,) = back(jnp.ones_like(value))
+    value, slope = jax.lax.stop_gradient((value, slope))
+    return value + ((x - still) * slope).sum(tuple(range(1, x.ndim))), slope
+
+
+def init_critic(seed: int, size: int) -> Params:
+    """The discriminator's first parameters."""
+    return PatchDiscriminator().init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))["params"]

@@ -1,0 +1,184 @@
+"""What frozen networks say about a data set, computed once and kept on disk: latents and text states.
+
+A cache is a folder of .npy files of up to some thousand rows, each written whole or not at all and then only mapped
+into memory: a run that is killed goes on with the next file, several processes share the files among them, and memory
+does not grow with the data. The folder's name carries a digest of all that the rows depend on: parameters, the dtype
+of the computation, the data's listing, crops and rows, captions, tokenizer. Another model or listing never reads it.
+"""
+
+import errno
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax.data import Chosen, Pictures, read_ahead, to_pixels
+from sdjax.errors import SdjaxError
+from sdjax.files import whole
+from sdjax.model.functions import StableDiffusion, text_states, tokenize, vae_moments
+
+CHUNK = 128  # rows that go through a network at once
+PIXELS = 1 << 21  # but no more pixels than these
+FILES = 200  # of a cache, about: each stays open
+
+#: What fills a file: (first row, the one after the last) -> pieces of (rows, {row: whose they really are})
+Compute = Callable[[int, int], Iterable[tuple[np.ndarray, dict[int, int]]]]
+
+
+class Rows:
+    """The rows of a cache: rows[numbers] copies them out of the mapped files. `notes`: what `Compute` said of rows."""
+
+    def __init__(self, files: Sequence[np.ndarray], notes: dict[int, int]):
+        self.files, self.notes, self.size = files, notes, len(files[0])
+
+    def __len__(self) -> int:
+        return sum(map(len, self.files))
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        found = np.empty((len(numbers), *self.files[0].shape[1:]), self.files[0].dtype)
+        for i, number in enumerate(numbers):
+            found[i] = self.files[number // self.size][number % self.size]
+        return found
+
+
+class Latents:
+    """The VAE's posterior of every picture: latents(chosen) -> moments float16 [B, h, w, 8], mean and log variance,
+    unscaled; and the rows [B] that they are of, which differ from chosen.rows where a stand-in was needed."""
+
+    def __init__(self, groups: Sequence[Sequence[int]], views: Sequence[Sequence[Rows]]):
+        self.groups, self.views = [np.asarray(rows) for rows in groups], views
+
+    def __call__(self, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
+        places = np.searchsorted(self.groups[chosen.group], chosen.rows)
+        sources = [self.views[epoch % len(self.views)][chosen.group] for epoch in chosen.epochs]
+        moments = [rows[[place]] for rows, place in zip(sources, places, strict=True)]
+        index = [rows.notes.get(int(row), int(row)) for rows, row in zip(sources, chosen.rows, strict=True)]
+        return np.concatenate(moments), np.array(index)
+
+
+def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1) -> Latents:
+    """The moments of every picture, as each of the epochs 0 .. views - 1 crops and flips it; later epochs repeat them.
+
+    SdjaxError where the VAE overflows, and where too many pictures are bad.
+    """
+    config = sd.config.vae
+    name = digest(sd.params["vae"], f"{config} {sd.dtype} {source.digest}")
+
+    def rows_of(view: int, group: int) -> Rows:
+        members, (height, width) = source.groups[group], source.shapes[group]
+        chunk = max(1, min(CHUNK, PIXELS // (height * width), len(members)))
+        shape = (height // config.factor, width // config.factor, 2 * config.latent_channels)
+
+        def compute(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[int, int]]]:
+            def read(k: int) -> list[dict[str, Any]]:
+                chosen = members[start + k * chunk : min(start + (k + 1) * chunk, stop)]
+                return [source.view(int(row), view, group) | {"row": int(row)} for row in chosen]
+
+            for items in read_ahead(read, stop=-(-(stop - start) // chunk)):
+                pixels = np.stack([item["pixels"] for item in items + items[-1:] * (chunk - len(items))])
+                with np.errstate(over="ignore"):
+                    out = np.concatenate(vae_moments(sd, to_pixels(pixels)), axis=-1)[: len(items)].astype(np.float16)
+                for item, row in zip(items, out, strict=True):
+                    if not np.isfinite(row).all():
+                        lost = source.files[item["index"]]
+                        raise SdjaxError(f"--model: its VAE's latents of {lost} are not finite in float16")
+                yield out, {item["row"]: item["index"] for item in items if item["row"] != item["index"]}
+
+        kind = f"latents-{height}x{width}-{view}-{digest(np.asarray(members), name)}"
+        return cached_rows(folder / kind, len(members), shape, compute, f"latents {height} x {width}")
+
+    latents = [[rows_of(view, group) for group in range(len(source.groups))] for view in range(views)]
+    for row in {row for groups in latents for rows in groups for row in rows.notes} - set(source.known):
+        source.view(row)  # was found to be bad by an earlier run or another process: here it is set aside again
+    return Latents(source.groups, latents)
+
+
+def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tuple[Rows, np.ndarray]:
+    """Text states of every different caption, rows of float16 [L, D], and each text's row in them, [N].
+
+    Captions are plain: no character is special, what is too long is cut.
+    """
+    config, unique = sd.config.text, sorted(set(texts))
+    place = {text: i for i, text in enumerate(unique)}
+    tokenizer = sd.tokenizer.backend_tokenizer.to_str() if hasattr(sd.tokenizer, "backend_tokenizer") else ""
+    name = digest(sd.params["text"], f"{config} {sd.dtype} {tokenizer} {json.dumps(unique)}")
+
+    def compute(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[int, int]]]:
+        chunk = min(CHUNK, len(unique))
+        for first in range(start, stop, chunk):
+            prompts = unique[first : min(first + chunk, stop)]
+            ids = tokenize(sd, prompts + [""] * (chunk - len(prompts)))
+            states = text_states(sd.params["text"], ids, config, sd.dtype)
+            yield np.asarray(states)[: len(prompts)].astype(np.float16), {}
+
+    rows = cached_rows(folder / f"states-{name}", len(unique), (config.length, config.width), compute, "text states")
+    return rows, np.array([place[text] for text in texts])
+
+
+def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compute, what: str) -> Rows:
+    """`count` rows of float16 `shape` from the files in `folder`; those that are missing or damaged are made.
+
+    Of several processes each makes its share and waits for the others': they have to see the same folder.
+    """
+    from tqdm import tqdm
+
+    size = CHUNK * -(-count // (CHUNK * FILES))
+    starts = range(0, count, size)
+    paths = [folder / f"{k:05d}.npy" for k in range(len(starts))]
+    load = lambda k: _load(paths[k], (min(size, count - starts[k]), *shape))
+    found = [load(k) for k in range(len(paths))]
+    mine = [k for k in range(len(paths))[jax.process_index() :: jax.process_count()] if found[k] is None]
+    if mine:
+        rows = sum(min(size, count - starts[k]) for k in mine)
+        with tqdm(total=rows, desc=what, disable=jax.process_index() > 0) as bar:
+            for k in mine:
+                _write(paths[k], (min(size, count - starts[k]), *shape),
+                       compute(starts[k], min(starts[k] + size, count)), bar.update)
+    for k in range(len(paths)):
+        found[k] = load(k) if found[k] is None else found[k]
+        while found[k] is None:
+            if k in mine:
+                raise SdjaxError(f"{paths[k]}: was written and cannot be read back")
+            time.sleep(0.5)  # another process is at it; when it dies, JAX ends this one
+            found[k] = load(k)
+    notes = {int(row): index for _, one in found for row, index in one.items()}
+    return Rows([rows for rows, _ in found], notes)
+
+
+def _write(path: Path, shape: tuple[int, ...], pieces: Iterable[tuple[np.ndarray, dict]], progress: Callable) -> None:
+    """A .npy file of float16 with the notes as JSON behind the array, where numpy does not look."""
+    notes = {}
+    with whole(path, mark=str(jax.process_index())) as scratch, open(scratch, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for rows, said in pieces:
+            file.write(np.ascontiguousarray(rows).data)
+            notes |= said
+            progress(len(rows))
+        file.write(json.dumps(notes).encode())
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, int]] | None:
+    """(the mapped rows, the notes), None when the file is not there or not whole."""
+    try:
+        rows = np.load(path, mmap_mode="r")
+        with open(path, "rb") as file:
+            file.seek(rows.offset + rows.nbytes)
+            notes = json.loads(file.read())
+        return (rows, notes) if rows.shape == shape and rows.dtype == np.float16 else None
+    except (OSError, ValueError, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # it may well be whole
+            raise SdjaxError(f"{path}: {error.strerror}; `ulimit -n` raises how many a process may open") from None
+        return None
+
+
+def digest(params: Any, text: str = "") -> str:
+    """16 hexadecimal digits that name parameters' values and a text."""
+    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return found.hexdigest()[:16]

@@ -1,0 +1,164 @@
+"""What training minimises, an example at a time: every function returns losses of shape [B].
+
+Diffusion: x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps; the network regresses eps (Eq. 14 of DDPM, arXiv
+2006.11239) or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (arXiv 2202.00512).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.devices.layouts import example_keys
+from sdjax.diffusion.schedule import make_schedule
+from sdjax.families.sd import Config, TextConfig, VisionConfig
+from sdjax.networks.clip.network import ImageTower, TextTower, pool_text
+from sdjax.networks.unet.network import UNet
+from sdjax.nn.layers import precise
+from sdjax.types import Array, Batch, Params
+
+CAPTION, OFFSET = 3, 4  # children of an example's key; noise_batch's split(k, 3) takes 0, 1 and 2
+
+
+class Noised(NamedTuple):
+    """One draw of the forward process for a batch."""
+
+    x: Array  # [B, h, w, 4]
+    t: Array  # [B] int32
+    target: Array  # [B, h, w, 4]: eps or v
+    weight: Array  # [B]
+
+
+def posterior_sample(moments: Array, noise: Array) -> Array:
+    """moments [B, h, w, 8] = (mean, log variance) and unit noise -> latents, unscaled."""
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return mean + jnp.exp(0.5 * logvar) * noise
+
+
+def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Array, abar: Array,
+                prediction: str, min_snr_gamma: float | None = None, logit_normal: tuple[float, float] | None = None,
+                noise_offset: float = 0.0) -> Noised:
+    """Draws t, eps and the posterior noise of every example from fold_in(key, index).
+
+    t is uniform, or with logit_normal (m, s) floor(T sigmoid(m + s n)), n ~ N(0, 1) (arXiv 2403.03206, section 3.1).
+
+    x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents. abar: float32 [T].
+    Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v, itself for x0.
+    At zero terminal SNR the weight of v is 0 at the last timestep.
+    noise_offset: standard deviation of a further draw that is added to each channel of eps as a whole, so that the
+    model learns to move a picture's mean (N. Guttenberg, "Diffusion with offset noise", 2023).
+    """
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, index))
+    t_key, eps_key, posterior_key = keys[:, 0], keys[:, 1], keys[:, 2]
+    normal = jax.vmap(lambda k: jax.random.normal(k, shape[1:]))
+    t = jax.vmap(lambda k: draw_timestep(k, len(abar), logit_normal))(t_key)
+    x0, eps = x0_from(normal(posterior_key)), normal(eps_key)
+    if noise_offset:
+        draw = lambda k: jax.random.normal(jax.random.fold_in(k, OFFSET), (1, 1, shape[-1]))
+        eps += noise_offset * jax.vmap(draw)(example_keys(key, index))
+    signal, noise = jnp.sqrt(abar[t])[:, None, None, None], jnp.sqrt(1 - abar[t])[:, None, None, None]
+    target = {"epsilon": eps, "v": signal * eps - noise * x0, "x0": x0}[prediction]
+    weight = jnp.ones_like(abar[t])
+    if min_snr_gamma is not None:
+        snr = abar[t] / (1 - abar[t])
+        weight = jnp.minimum(snr, min_snr_gamma) / {"epsilon": snr, "v": snr + 1, "x0": 1}[prediction]
+    return Noised(signal * x0 + noise * eps, t, target, weight)
+
+
+def draw_timestep(key: Array, total: int, logit_normal: tuple[float, float] | None) -> Array:
+    """One t in 0 .. total - 1, int32."""
+    if logit_normal is None:
+        return jax.random.randint(key, (), 0, total)
+    mean, spread = logit_normal
+    t = jnp.floor(total * jax.nn.sigmoid(mean + spread * jax.random.normal(key)))
+    return jnp.clip(t, 0, total - 1).astype(jnp.int32)
+
+
+def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: float) -> Array:
+    """Replaces the states [B, L, D] of a share `rate` of the examples by the empty prompt's [L, D]."""
+    draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, CAPTION), rate)
+    drop = jax.vmap(draw)(example_keys(key, index))
+    return jnp.where(drop[:, None, None], null, context)
+
+
+def diffusion_loss(config: Config, null: Array, dtype: Any = jnp.float32, remat: bool = False,
+                   caption_dropout: float = 0.0, min_snr_gamma: float | None = None,
+                   logit_normal: tuple[float, float] | None = None, noise_offset: float = 0.0) -> Callable:
+    """The UNet's loss, (params, Batch, key) -> (losses [B], {}): `noise_batch`, `drop_captions`, squared error.
+
+    null: the empty prompt's states [L, D]. dtype: of the computation. remat: see `UNet`.
+    """
+    unet = UNet(config.unet, jnp.dtype(dtype), remat)
+    abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)
+
+    def loss_fn(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)
+        shape = (*batch.moments.shape[:3], config.vae.latent_channels)
+        noised = noise_batch(x0, shape, batch.index, key, abar, config.schedule.prediction, min_snr_gamma, logit_normal,
+                             noise_offset)
+        context = drop_captions(batch.context.astype(jnp.float32), null, batch.index, key, caption_dropout)
+        with precise(dtype):
+            out = unet.apply({"params": params}, noised.x, noised.t, context)
+        return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
+
+    return loss_fn
+
+
+def reconstruction(pixels: Array, decoded: Array, kind: str) -> Array:
+    """Mean absolute ("l1") or squared ("l2") difference of each picture: [B, H, W, 3] twice -> [B]."""
+    difference = decoded - pixels
+    return (jnp.abs(difference) if kind == "l1" else jnp.square(difference)).mean((1, 2, 3))
+
+
+def gaussian_kl(mean: Array, logvar: Array) -> Array:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over each latent: [B, h, w, c] -> [B]."""
+    return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).sum((1, 2, 3))
+
+
+def hinge(real: Array, fake: Array) -> Array:
+    """The discriminator's hinge loss over patch logits [B, h, w] twice -> [B] (arXiv 1705.02894)."""
+    return 0.5 * (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)).mean((1, 2))
+
+
+def alone(tree: Any) -> tuple[Any, int]:
+    """`Layout.gather` where there is one device."""
+    return tree, 0
+
+
+def clip_loss(text: TextConfig, vision: VisionConfig, gather: Callable[[Any], tuple[Any, Any]] = alone) -> Callable:
+    """CLIP's loss, ({"text", "vision", "text_projection", "logit_scale"}, {"pixels": [B, S, S, 3], "ids": [B, L]}, key)
+    -> (losses [B], {"retrieval": the share of pictures whose nearest caption is their own}).
+
+    gather: of a `Layout`; pictures and captions are compared across all devices.
+    """
+    text_tower, image_tower = TextTower(text), ImageTower(vision)
+
+    def loss_fn(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+        with precise(jnp.float32):
+            image = image_tower.apply({"params": params["vision"]}, batch["pixels"])
+            states = text_tower.apply({"params": params["text"]}, batch["ids"])
+            words = pool_text(states, batch["ids"], text.eos_token) @ params["text_projection"]
+            losses, found = clip_contrastive(image, words, params["logit_scale"], gather)
+        return losses, {"retrieval": found.mean()}
+
+    return loss_fn
+
+
+def clip_contrastive(image: Array, text: Array, logit_scale: Array,
+                     gather: Callable[[Any], tuple[Any, Any]] = alone) -> tuple[Array, Array]:
+    """Symmetric InfoNCE (arXiv 2103.00020, Figure 3): embeddings [B, P] twice -> losses [B], and whether a picture's
+    nearest text is its own, [B].
+
+    gather: (embeddings of all devices, the number of the first of these): the others, from which each is told apart.
+    The mean over devices of the losses' gradient is that of the whole batch on one device.
+    logit_scale is the logarithm of the inverse temperature, clipped at ln 100 as CLIP does.
+    """
+    unit = lambda e: e / jnp.linalg.norm(e, axis=-1, keepdims=True)
+    image, text = unit(image), unit(text)
+    (images, texts), first = gather((image, text))
+    scale, own = jnp.exp(jnp.minimum(logit_scale, jnp.log(100.0))), first + jnp.arange(len(image))
+    at_own = lambda table: jnp.take_along_axis(table, own[:, None], axis=1)[:, 0]
+    to_text, to_image = scale * image @ texts.T, scale * text @ images.T
+    right = at_own(jax.nn.log_softmax(to_text, axis=1)) + at_own(jax.nn.log_softmax(to_image, axis=1))
+    return -right / 2, jnp.argmax(to_text, axis=1) == own

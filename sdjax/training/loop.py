@@ -1,0 +1,342 @@
+"""The loop that every training script runs: restore, step, log, validate, sample, checkpoint."""
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import jax
+import numpy as np
+
+from sdjax.commands.command_line import check_folder, open_more_files, prefixed, return_memory
+from sdjax.data import Pictures, open_data
+from sdjax.devices.cost import Costs
+from sdjax.devices.layouts import (
+    Layout,
+    agree,
+    check_batch_size,
+    device_errors,
+    is_primary,
+    local_part,
+    make_layout,
+    start_processes,
+)
+from sdjax.errors import SdjaxError, out_of_memory
+from sdjax.model.functions import StableDiffusion, create, save
+from sdjax.nn.kernels.backends import here
+from sdjax.training.options import TrainOptions
+from sdjax.training.report import describe_state, describe_step, utilisation
+from sdjax.training.run import Run, hold
+from sdjax.training.state import LossFn, TrainState, make_state, make_train_step, trained_params
+from sdjax.types import Params
+
+Source = Params | Callable[[Any], Params]  # arrays, or a function of the seed that gives them
+
+
+def start_model(options: TrainOptions, tokenizer: bool = True, without: str | None = None) -> StableDiffusion:
+    """Joins the job's processes and gives the model that --model names, after what is cheap to refuse.
+
+    A small preset has no tokenizer. `without`: see `sdjax.model.functions.create`.
+    """
+    start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
+    check_folder(options.out)
+    check_shared(options.out)
+    leave_on_signals(options.out)
+    check_batch_size(options.batch_size)
+    export = options.out / "export"
+    if export.exists() and not (export / "model_index.json").is_file():
+        raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
+    if not options.dry_run:
+        on_primary(lambda: hold(options.out))  # before anything is cached there
+    open_more_files()
+    return_memory()
+    with prefixed("--model: "):
+        sd = create(options.model, options.seed, without)
+    if tokenizer and sd.tokenizer is None:
+        raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
+    return sd
+
+
+def check_shared(out: Path, seconds: float = 60.0) -> None:
+    """SdjaxError, on all processes, where one does not see what process 0 writes to `out`: it would wait for that."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mark = out / f".shared-{agree(uuid4().int % 2**31)}.tmp"
+    if is_primary():
+        mark.touch()
+    agree(0)  # now it is there
+    until = time.monotonic() + seconds  # for file systems that take their time
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    seen = multihost_utils.process_allgather(np.int32(mark.exists()))
+    if is_primary():
+        mark.unlink(missing_ok=True)
+    if not seen.all():
+        raise SdjaxError(f"--out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
+                         "that all processes share is needed")
+
+
+def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:
+    """The pictures that --data names, `size` pixels a side; with --buckets of sides that are multiples of `multiple`
+    (None: squares only)."""
+    if options.buckets and multiple is None:
+        raise SdjaxError("--buckets: this model takes squares only")
+    return open_data(options.data, size, options.max_bad, options.out, options.crop, options.flip,
+                     multiple if options.buckets else None, options.seed, jax.process_index())
+
+
+def build(options: TrainOptions, loss_fn: LossFn, layout: Layout) -> tuple[Callable, Callable]:
+    """(make, step): parameters -> state, and (state, (batch, asked), seed) -> (state, metrics), neither compiled.
+
+    asked: float32 [B], above 0 where a process was asked to stop; metrics["asked"] tells all of them.
+    """
+    optimizer, schedule = options.make_optimizer()
+    loss = lambda params, batch, key: loss_fn(layout.for_loss(params), batch, key)
+    train_step = make_train_step(loss, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
+
+    def step(state: TrainState, batch: Any, seed: Any) -> tuple[TrainState, dict[str, Any]]:
+        batch, asked = batch
+        state, metrics = train_step(state, batch, jax.random.key(seed))
+        return state, metrics | {"asked": layout.average(asked.mean())}
+
+    return lambda params: make_state(params, optimizer, ema=options.ema_decay > 0), step
+
+
+def state_shapes(make: Callable, params: Source) -> TrainState:
+    """The state without its values."""
+    seeded = lambda: make(params(np.uint32(0)))
+    return jax.eval_shape(seeded) if callable(params) else jax.eval_shape(make, params)
+
+
+def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any) -> None:
+    """Prints the options, the state and what the compiled step takes; trains nothing.
+
+    batch: arrays or `jax.ShapeDtypeStruct`s of one step's examples.
+    """
+    layout = make_layout(options.parallel, options.replicas)
+    make, step = build(options, loss_fn, layout)
+    shapes, asked = state_shapes(make, params), jax.ShapeDtypeStruct((options.examples,), np.float32)
+    inputs = layout.abstract(shapes), layout.abstract_batch((batch, asked)), np.uint32(0)
+    with here():
+        costs = Costs(layout.step(step, shapes).lower(*inputs).compile(), options.accumulate)
+    if is_primary():
+        print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
+        print(*_summary(options, shapes, layout, costs), sep="\n")
+
+
+def fit(options: TrainOptions, params: Source, loss_fn: LossFn, stream: Callable[[int], Iterator[Any]],
+        on_sample: Callable[[int, Params, Run], None] | None = None,
+        name_batch: Callable[[int], Sequence[Any]] | None = None, validation: Sequence[tuple[Any, Any]] = ()) -> Params:
+    """Trains `params` to `options.steps` steps over all devices and returns the weights to export, as numpy arrays.
+
+    params: arrays, or a function of the seed that gives them, which is run where they will lie.
+    stream(n) yields this process' part (`local_part`) of the batches after n steps, `options.examples` in all, as a
+    tree of arrays with the example first. on_sample(step, params, run) draws to RUN/samples/ on process 0.
+    name_batch(n) names the examples of the batch after n steps, for the log of a loss that is not finite.
+    validation: this process' part of (batch, weights [B]) of `options.batch_size` examples each, whose weighted mean
+    loss, with the weights to export and always the same draws, is logged as validation_loss.
+    """
+    check_batch_size(options.batch_size)
+    with device_errors(), here(), closing(Run(options.out, options)) as run, _StopFlag() as stop:
+        return _Loop(options, params, loss_fn, run, stop).train(stream, on_sample, name_batch, validation)
+
+
+class _Loop:
+    """One run of `fit`: what is compiled, and what is carried from step to step."""
+
+    def __init__(self, options: TrainOptions, params: Source, loss_fn: LossFn, run: Run, stop: "_StopFlag"):
+        self.options, self.run, self.stop = options, run, stop
+        self.layout = layout = make_layout(options.parallel, options.replicas)
+        make, step = build(options, loss_fn, layout)
+        self.shapes = state_shapes(make, params)
+        saved = run.restore(self.shapes, layout.adopt)
+        self.seed = np.uint32(options.seed)
+        self.state = layout.create(make, params, self.seed) if saved is None else layout.place(saved)
+        self.start = self.logged = int(layout.fetch(self.state.step))
+        self.step = layout.step(step, self.state)
+
+        def evaluate(params, batch, seed):
+            batch, weights = batch
+            losses, _ = loss_fn(params, batch, jax.random.key(seed))
+            return layout.average({"loss": (weights * losses).sum(), "weight": weights.sum()})
+
+        self.evaluate = layout.evaluate(evaluate)
+
+    def train(self, stream, on_sample, name_batch, validation) -> Params:
+        from tqdm import tqdm
+
+        options, layout, run = self.options, self.layout, self.run
+        self.name_batch = name_batch or (lambda step: [])
+        local, waiting = len(range(options.examples)[local_part(options.examples)]), None
+        batches = stream(self.start) if self.start < options.steps else iter(())
+        every = lambda count, last: count and (last or step % count == 0)
+        with tqdm(range(self.start + 1, options.steps + 1), initial=self.start, total=options.steps, unit="step",
+                  disable=not is_primary()) as self.bar:
+            for step in self.bar:
+                batch = layout.put((next(batches), np.full(local, self.stop.asked, np.float32)))
+                if step == self.start + 1:
+                    self.begin(batch)
+                self.state, metrics = self.step(self.state, batch, self.seed)
+                run.checkpoints.check()
+                stopping = self.settle(*waiting) if waiting else False  # of the step before, while this one runs
+                waiting, last = (step, metrics), step == options.steps
+                save = last or stopping or step % options.checkpoint_every == 0
+                validate = validation and every(options.validate_every, last)
+                draw = on_sample and every(options.sample_every, last)
+                if save or validate or draw:
+                    jax.block_until_ready(metrics)
+                    with run.aside():
+                        extra = {"validation_loss": self.validate(validation)} if validate else {}
+                    stopping |= self.settle(*waiting, extra)
+                    waiting = None
+                with run.aside():
+                    if draw and not stopping:  # before the checkpoint, after which a restart would not come here again
+                        drawn = layout.fetch(trained_params(self.state), everywhere=False)
+                        if is_primary():
+                            self.draw(on_sample, step, drawn)
+                    if save:
+                        self.save(step)
+                if stopping:
+                    on_primary(partial(run.preempted, step))
+                    raise SystemExit(0)
+        if self.start >= options.steps:
+            run.start(self.start)  # nothing was left to do
+        params = trained_params(self.state)
+        params = params if isinstance(jax.tree.leaves(params)[0], np.ndarray) else layout.fetch(params)
+        on_primary(run.checkpoints.wait)
+        return params
+
+    def draw(self, on_sample, step: int, drawn: Params) -> None:
+        """Draws samples, if the device has room for the whole model: a run does not end for want of that."""
+        try:
+            on_sample(step, drawn, self.run)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            self.bar.write(f"step {step}: no samples, the whole model does not fit the device's memory beside the "
+                           "state; --sample-every 0 does not try", file=sys.stderr)
+
+    def save(self, step: int) -> None:
+        """Begins to write a checkpoint. After the last one of a single process the state is on the host alone, so that
+        memory does not have to hold it twice."""
+        last = step == self.options.steps and jax.process_count() == 1
+        whole = self.layout.fetch(self.state, everywhere=False, free=last)
+        self.run.save(step, whole, {"examples": step * self.options.examples})
+        if last:
+            self.state = whole
+
+    def begin(self, batch: Any) -> None:
+        """Compiles, says what there is, and starts the clock."""
+        compiled = self.step.lower(self.state, batch, self.seed).compile()  # is kept for the first call
+        self.costs = Costs(compiled, self.options.accumulate)
+        if is_primary():
+            for line in _summary(self.options, self.shapes, self.layout, self.costs):
+                self.bar.write(line)
+        self.run.start(self.start)
+
+    def settle(self, step: int, metrics: Any, extra: dict[str, float] | None = None) -> bool:
+        """Waits for a step, logs what is due, and says whether the run was asked to stop."""
+        options, run = self.options, self.run
+        metrics = self.layout.fetch(metrics) | (extra or {})
+        asked, bad = metrics.pop("asked") > 0, int(metrics.pop("bad"))
+        notes = {"skipped": True, "examples": list(self.name_batch(step - 1))} if bad else {}
+        if bad or extra or step == options.steps or step % options.log_every == 0:
+            steps, self.logged = step - self.logged, step
+            record = run.log(step, metrics, steps * options.examples, notes)
+            self.show(record)
+        if bad and is_primary():
+            self.bar.write(f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: skipped, "
+                           "nothing was changed; metrics.jsonl names its batch", file=sys.stderr)
+        if bad >= options.max_bad_steps:
+            on_primary(run.checkpoints.wait)
+            raise SdjaxError(f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
+                             f"(--max-bad-steps {options.max_bad_steps}); metrics.jsonl names their batches")
+        return asked
+
+    def show(self, record: dict[str, Any]) -> None:
+        """The progress bar's words."""
+        speed = record["images_per_second"]
+        used = utilisation(self.costs.flops, self.options.examples / speed, jax.devices()[0].device_kind)
+        used = "" if used is None else f", {used:.0%} of peak"
+        self.bar.set_postfix_str(f"loss {record['loss']:.4f}, {speed:.4g} images/s{used}")
+
+    def validate(self, validation: Sequence[tuple[Any, Any]]) -> float:
+        """The weighted mean loss of the held out examples."""
+        params, sums = trained_params(self.state), []
+        for batch in validation:
+            sums.append(self.layout.fetch(self.evaluate(params, self.layout.put(batch), self.seed)))
+        return float(sum(s["loss"] for s in sums) / sum(s["weight"] for s in sums))
+
+
+def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: Costs) -> list[str]:
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    return [*describe_state(shapes, layout, count, jax.process_count(), kind),
+            *describe_step(costs, options.batch_size, options.accumulate, count)]
+
+
+def export(options: TrainOptions, sd: StableDiffusion) -> None:
+    """Writes RUN/export/, on process 0."""
+
+    def write():
+        save(sd, options.out / "export")
+        print(options.out / "export")
+
+    on_primary(write)
+
+
+def on_primary(write: Callable[[], Any]) -> None:
+    """write() on process 0; what it refuses, all refuse.
+
+    The others wait in a collective, however long it takes: at their end they would wait for --patience seconds only.
+    """
+    refusal = None
+    if is_primary():
+        try:
+            write()
+        except (SdjaxError, OSError) as error:
+            refusal = error
+    with device_errors():
+        failed = agree(refusal is not None)
+    if failed:
+        raise refusal or SdjaxError("--out: process 0 could not write there and says why")
+
+
+def leave_on_signals(out: Path) -> None:
+    """Before and after the steps, and when told twice, SIGTERM and SIGINT leave at once."""
+
+    def leave(*_):
+        if is_primary():
+            (out / "PREEMPTED").write_text(
+                "stopped at once by a signal; the same command goes on after the newest checkpoint\n")
+        raise SystemExit(0)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, leave)
+
+
+class _StopFlag:
+    """SIGTERM and SIGINT ask for a checkpoint and an orderly end after the step in progress; a second one insists."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self):
+        self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _ask(self, name: int, _frame: Any):
+        self.asked = True
+        signal.signal(name, self._before[name])

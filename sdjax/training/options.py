@@ -1,0 +1,130 @@
+"""What all training scripts share on their command lines."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import optax
+
+from sdjax.data.picture import CROPS
+from sdjax.devices.layouts import KINDS
+from sdjax.errors import SdjaxError
+from sdjax.families.sd import Config
+from sdjax.training.state import make_optimizer
+
+LEAST = {
+    "steps": 1, "batch_size": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "max_bad_steps": 1,
+    "keep": 1, "patience": 1, "replicas": 1, "warmup": 0, "sample_every": 0,
+    "validate_every": 0,
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What all training scripts share."""
+
+    data: Path
+    """Folder of pictures with metadata.jsonl, or of img2dataset's .tar shards."""
+    out: Path
+    """The run's folder; the same command again goes on from its newest checkpoint."""
+    model: str = "EMOJI"
+    """A preset to train from nothing (EMOJI, SD15, ...) or a folder to start from."""
+    steps: int = 10_000
+    batch_size: int = 64
+    """Pictures that go through at once, over all devices of all processes."""
+    accumulate: int = 1
+    """Batches whose mean gradient makes one step: the same as a batch that many times larger, in less memory."""
+    learning_rate: float = 1e-4
+    optimizer: str = "adamw"
+    """adamw, adafactor, lion or muon (matrices by Muon at the same learning rate, all else by Adam)."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    decay: str = "constant"
+    """Course of the learning rate after the warm-up: constant, cosine or linear."""
+    ema_decay: float = 0.9999
+    """0 is no EMA."""
+    checkpoint_every: int = 500
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    keep_hours: float = 0.0
+    """Besides them one checkpoint is kept for every such number of hours; 0 keeps none."""
+    log_every: int = 10
+    sample_every: int = 500
+    """0 draws no samples."""
+    validate_every: int = 500
+    """Where there is validation data; 0 does not."""
+    dry_run: bool = False
+    """Print the options, the state and the compiled step's memory, and train nothing."""
+    crop: str = "center"
+    """center or random: where pictures are cropped to their shape."""
+    flip: bool = False
+    """Mirror half of the pictures, drawn anew in every epoch, or in each of the --views."""
+    buckets: bool = False
+    """Crop each picture to the nearest of several aspect ratios instead of to a square; a batch has one of them."""
+    max_bad: float = 0.01
+    """Share of the pictures that may be unreadable; above it the run stops. RUN/bad_data.jsonl names them."""
+    max_bad_steps: int = 10
+    """The run stops after so many steps in a row whose loss or gradient is not finite."""
+    parallel: str = "pmap"
+    """pmap: every device holds the whole state; fsdp: each a slice of it."""
+    replicas: int = 1
+    """Copies of the state under fsdp, each spread over as many of the devices as are left to it."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 where several processes train together; auto: the cluster tells."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    patience: int = 100
+    """Seconds after which a process that does not answer ends the others."""
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least {least}")
+        if not 0 <= self.seed < 2**32:
+            raise SdjaxError(f"--seed {self.seed}: expected an integer in [0, 2**32)")
+        if not 0 <= self.ema_decay < 1:
+            raise SdjaxError(f"--ema-decay {self.ema_decay}: expected a number in [0, 1)")
+        if not 0 < self.learning_rate < float("inf"):
+            raise SdjaxError(f"--learning-rate {self.learning_rate}: expected a positive number")
+        if not 0 <= self.keep_hours < float("inf"):
+            raise SdjaxError(f"--keep-hours {self.keep_hours}: expected a number from 0 on")
+        if not 0 <= self.max_bad <= 1:
+            raise SdjaxError(f"--max-bad {self.max_bad}: expected a share in [0, 1]")
+        if self.crop not in CROPS:
+            raise SdjaxError(f"--crop {self.crop}: expected {' or '.join(CROPS)}")
+        if self.parallel not in KINDS:
+            raise SdjaxError(f"--parallel {self.parallel}: expected {' or '.join(KINDS)}")
+        if self.replicas > 1 and self.parallel != "fsdp":
+            raise SdjaxError(f"--replicas {self.replicas}: needs --parallel fsdp; under {self.parallel} every device "
+                             "has a copy")
+        self.make_optimizer()
+
+    @property
+    def examples(self) -> int:
+        """Pictures a step, over all devices of all processes."""
+        return self.batch_size * self.accumulate
+
+    def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        return make_optimizer(self.optimizer, self.learning_rate, self.steps, self.warmup, self.decay)
+
+
+def picture_size(size: int | None, config: Config, multiple: int) -> int:
+    """--size, or the model's own when not given; SdjaxError unless it is a positive multiple of `multiple`."""
+    size = config.size if size is None else size
+    if size < 1 or size % multiple:
+        raise SdjaxError(f"--size {size}: expected a positive multiple of {multiple}")
+    return size
+
+
+def check_channels(model: str, config: Config) -> None:
+    """SdjaxError where the UNet takes more than noised latents: the diffusion loss has nothing else."""
+    takes, latents = config.unet.in_channels, config.vae.latent_channels
+    if takes != latents:
+        raise SdjaxError(f"--model {model}: its UNet has {takes} input channels; training takes models whose UNet "
+                         f"has as many as the VAE's latents, {latents}")
+
+
+def check_dtype(dtype: str) -> None:
+    """SdjaxError unless training can compute in it: float16's gradients would need scaling."""
+    if dtype not in ("float32", "bfloat16"):
+        raise SdjaxError(f"--dtype {dtype}: expected float32 or bfloat16")
