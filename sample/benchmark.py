@@ -24,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 from sdjax.commands.command_line import run
+from sdjax.devices import tpu
 from sdjax.errors import SdjaxError
 
 PARTS, PROMPT = ("unet", "decode", "image"), "a red apple"
@@ -70,7 +71,7 @@ def ours(folder: str, options: Options) -> Callable:
     import jax
 
     import sdjax
-    from sdjax.commands.command_line import return_memory
+    from sdjax.devices.host import return_memory
     from sdjax.types import Cond
 
     return_memory()
@@ -127,9 +128,9 @@ def write_random(name: str, dtype: str, folder: str) -> None:
     import jax
 
     import sdjax
-    from sdjax.families.sd import NAMED
-    from sdjax.weights.convert import param_shapes
-    from sdjax.weights.single import bundled_tokenizer
+    from sdjax.families.table import NAMED
+    from sdjax.model.load import bundled_tokenizer
+    from sdjax.networks.table import param_shapes
 
     config, noise = NAMED[name], np.random.default_rng(0).normal(size=2**20).astype(np.float32)
 
@@ -214,10 +215,10 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
 
     import sdjax
     from sdjax.model import functions as model
+    from sdjax.networks.table import param_shapes
     from sdjax.tasks import program
     from sdjax.tasks.options import Options as Arguments
     from sdjax.tasks.options import check
-    from sdjax.weights.convert import param_shapes
 
     dtype = jnp.dtype(options.dtype)
     typed = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
@@ -248,10 +249,10 @@ def aot(options: Options, config, sizes: list[int]) -> None:
     """Compiles the parts for one TPU chip."""
     from sdjax.devices import cost as measure
 
-    if options.aot_tpu not in measure.CHIPS:
-        raise SdjaxError(f"--aot-tpu {options.aot_tpu}: one of {', '.join(measure.CHIPS)}")
-    chip = measure.CHIPS[options.aot_tpu]
-    device = measure.topology_devices(chip.topology)[0]
+    if options.aot_tpu not in tpu.CHIPS:
+        raise SdjaxError(f"--aot-tpu {options.aot_tpu}: one of {', '.join(tpu.CHIPS)}")
+    chip = tpu.CHIPS[options.aot_tpu]
+    device = tpu.topology_devices(chip.topology)[0]
     print(f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps, compiled for one "
           f"{device.device_kind}; jax {version('jax')}")
     row = "{:8s}{:>6s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>11s}".format
@@ -262,7 +263,7 @@ def aot(options: Options, config, sizes: list[int]) -> None:
         for part in options.parts:
             begin = time.perf_counter()
             function, shapes = traced(config, options, size, part)
-            compiled = measure.compile_for(device, function, *shapes)
+            compiled = tpu.compile_for(device, function, *shapes)
             seconds, costs, text = time.perf_counter() - begin, measure.Costs(compiled), compiled.as_text()
             moved = measure.main_memory_traffic(text)
             least = max(costs.flops / measure.peak_flops(device.device_kind), moved / chip.bandwidth)
@@ -282,8 +283,8 @@ def aot(options: Options, config, sizes: list[int]) -> None:
 
 def main(options: Options) -> None:
     """Measure sdjax beside diffusers."""
-    from sdjax.families.sd import NAMED
-    from sdjax.model.functions import find_source
+    from sdjax.families.table import NAMED
+    from sdjax.model.load import find_source
     from sdjax.weights.folder_json import read_config
 
     if not options.parts or not set(options.parts) <= set(PARTS):

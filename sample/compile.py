@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sdjax.commands.command_line import flags_of, prefixed, run
+from sdjax.commands.command_line import run
+from sdjax.errors import flags_of, prefixed
 
 
 @dataclass(frozen=True)

@@ -145,9 +145,8 @@ def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, di
 def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) -> dict[str, float]:
     """Share of pictures whose own caption comes first, or in the first five, among `captions`."""
     import sdjax
-    from sdjax.data import to_pixels
-    from sdjax.model.functions import embed_phrases
-    from sdjax.tasks.safety import image_embedding
+    from sdjax.conditioning.clip import embed_phrases, image_embedding
+    from sdjax.data.picture import to_pixels
 
     config, params = sdjax.load_clip(folder)
     image = np.asarray(image_embedding(params["vision"], to_pixels(pictures), config))
@@ -164,7 +163,7 @@ def main(options: Options) -> None:
 
     import sdjax
     from sdjax.errors import SdjaxError
-    from sdjax.image.pixels import contact_sheet
+    from sdjax.image.sheets import contact_sheet
 
     if not (options.data / "held_out.json").is_file():
         raise SdjaxError(f"--data {options.data}: no held_out.json there; expected a folder of train/prepare_emoji.py")

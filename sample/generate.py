@@ -15,9 +15,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sdjax.commands.command_line import Progress, check_folder, flags_of, prefixed, return_memory, run
+from sdjax.commands.command_line import Progress, run
 from sdjax.commands.generate_options import NAMES, Options, check_options, settings_of_picture
-from sdjax.errors import SdjaxError
+from sdjax.devices.host import return_memory
+from sdjax.errors import SdjaxError, flags_of, prefixed
+from sdjax.files import check_folder
 
 
 class Task:
@@ -53,10 +55,10 @@ class Task:
 
     def check(self, prompts: list[str], **changes) -> None:
         """Refuses before the first picture what a later one would be refused for."""
-        from sdjax.model.functions import prompt_tower
-        from sdjax.tasks.image_to_image import plan_of
+        from sdjax.conditioning.text import prompt_tower
         from sdjax.tasks.options import Options as Arguments
         from sdjax.tasks.options import check
+        from sdjax.tasks.plans import plan_of
 
         arguments = self.arguments | changes
         if "strength" in changes and "image" not in arguments:
@@ -85,7 +87,8 @@ class Task:
         return images
 
     def preview(self, step: int, numbers: list[int], pictures: list) -> None:
-        from sdjax.image.pixels import contact_sheet, save_png
+        from sdjax.image.png import save_png
+        from sdjax.image.sheets import contact_sheet
 
         save_png(contact_sheet(self.finish(pictures)), self.options.out / "preview.png")
 
@@ -100,8 +103,8 @@ class Task:
 
 def main(options: Options) -> None:
     """Text to image."""
-    from sdjax.commands.batch import read_prompts
     from sdjax.commands.grid import read_axes
+    from sdjax.files import read_prompts
 
     check_options(options)
     with prefixed("--"):
@@ -111,7 +114,7 @@ def main(options: Options) -> None:
     check_folder(options.out)
 
     import sdjax
-    from sdjax.devices.layouts import start_processes
+    from sdjax.devices.processes import start_processes
 
     start_processes(options.coordinator, options.num_processes, options.process_id)
     return_memory()
@@ -132,7 +135,8 @@ def main(options: Options) -> None:
 
 def draw(task: Task, prompt: str) -> None:
     """--num-images pictures of one prompt, and a sheet of them."""
-    from sdjax.image.pixels import contact_sheet, save_png
+    from sdjax.image.png import save_png
+    from sdjax.image.sheets import contact_sheet
 
     out, seed = task.options.out, task.options.seed
     images = task.draw([prompt], Progress("step"))
@@ -145,7 +149,7 @@ def draw(task: Task, prompt: str) -> None:
 def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
     """A picture of each combination, and the labelled sheet."""
     from sdjax.commands.grid import cells, grid_sheet
-    from sdjax.image.pixels import save_png
+    from sdjax.image.png import save_png
 
     out, images, progress = task.options.out, [], Progress("picture")
     combinations = list(cells(axes))
@@ -165,9 +169,9 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     import numpy as np
 
     from sdjax.commands.batch import run_batch
-    from sdjax.devices.layouts import agree, copy_over, device_errors
-    from sdjax.tasks.engine import chunk_size
-    from sdjax.training.cache import digest
+    from sdjax.devices.placement import chunk_size, copy_over
+    from sdjax.devices.processes import agree, device_errors
+    from sdjax.model.value import digest
 
     sd, options = task.sd, task.options
     prompts = [prompt for prompt in prompts for _ in range(options.num_images)]
@@ -202,7 +206,7 @@ def read_picture(name: str, path: Path | None):
 def save_next(image, folder: Path, seed: int, text: str) -> Path:
     """Saves it under a number one higher than the highest that a picture in the folder has. Other runs may draw into
     the same folder: an empty file holds the name until the picture replaces it."""
-    from sdjax.image.pixels import save_png
+    from sdjax.image.png import save_png
 
     while True:
         numbers = (int(m[1]) + 1 for path in folder.iterdir() if (m := re.match(r"(\d{5,})-", path.name)))

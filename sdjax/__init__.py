@@ -11,12 +11,15 @@ import importlib
 from sdjax.errors import SdjaxError
 
 _HOME = {
-    "model.functions": ("StableDiffusion", "create", "load", "save", "tokenize", "encode_prompt", "predict",
-                        "vae_moments", "encode", "decode"),
+    "model.value": ("StableDiffusion",),
+    "model.load": ("create", "load", "save"),
+    "model.functions": ("predict", "vae_moments", "encode", "decode"),
+    "conditioning.text": ("tokenize", "encode_prompt"),
     "weights.clip": ("load_clip", "save_clip"),
     "adapters.embedding": ("add_embedding",),
     "tasks.attention_maps": ("attention_maps", "attention_pictures", "prompt_words"),
-    "tasks.image_to_image": ("txt2img", "img2img", "inpaint", "outpaint", "hires"),
+    "tasks.text_to_image": ("txt2img", "hires"),
+    "tasks.image_to_image": ("img2img", "inpaint", "outpaint"),
     "tasks.stages": ("denoiser",),
     "tasks.program": ("save_program", "load_program"),
     "tasks.safety": ("load_safety_checker", "check_safety"),

@@ -1,5 +1,12 @@
 """The one exception of this package, and how one of JAX' is told."""
 
+import contextlib
+import logging
+import re
+from collections.abc import Iterable, Iterator
+
+log = logging.getLogger("sdjax")  # everything that this package has to say goes there
+
 
 class SdjaxError(ValueError):
     """A refusal: the message is one line (or one list) naming the file, key or argument and what would be right."""
@@ -8,3 +15,22 @@ class SdjaxError(ValueError):
 def out_of_memory(error: Exception) -> bool:
     """Of JAX' JaxRuntimeError: is it that a device has too little?"""
     return "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextlib.contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """What is refused in here says first which flag it is about."""
+    try:
+        yield
+    except SdjaxError as error:
+        raise SdjaxError(f"{prefix}{error}") from None
+
+
+@contextlib.contextmanager
+def flags_of(names: Iterable[str]) -> Iterator[None]:
+    """What is refused in here by an argument's name says the flag's."""
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    try:
+        yield
+    except SdjaxError as error:
+        raise SdjaxError(re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), str(error))) from None

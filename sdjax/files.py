@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -38,3 +39,30 @@ def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+def check_folder(folder: str | Path) -> None:
+    """Makes the folder and writes a file in it, or raises SdjaxError: to be called before anything is computed."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SdjaxError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a UTF-8 text file, one a line. Blank lines are skipped; "#" begins a prompt like any other."""
+    lines = []
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SdjaxError(f"{path}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            lines.append(line.decode("utf-8").strip())
+        except UnicodeDecodeError:
+            raise SdjaxError(f"{path} line {number}: not UTF-8") from None
+    if not (prompts := [line for line in lines if line]):
+        raise SdjaxError(f"{path}: no prompts there; one a line expected")
+    return prompts

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import sdjax
-from sdjax.text.tokenizer import train_bpe
+from sdjax.text.bpe import train_bpe
 from tests.narrow import random_model_params
 from tests.scripts import CONFIG, ROOT
 from tests.text.test_tokenizer import captions

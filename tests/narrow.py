@@ -7,9 +7,14 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from sdjax.families.sd import SD15, SD21, Config, ScheduleConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
-from sdjax.networks.rows import make_rows
-from sdjax.weights.convert import OPERATIONS, param_shapes
+from sdjax.diffusion.schedule import ScheduleConfig
+from sdjax.families.config import Config
+from sdjax.families.sd import SD15, SD21
+from sdjax.networks.clip.config import TextConfig, VisionConfig
+from sdjax.networks.table import make_rows, param_shapes
+from sdjax.networks.unet.config import UNetConfig
+from sdjax.networks.vae.config import VAEConfig
+from sdjax.weights.convert import OPERATIONS
 from sdjax.weights.single import model_rows
 
 NARROW = Config(

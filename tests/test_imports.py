@@ -5,114 +5,77 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sdjax
 
 ROOT = Path(sdjax.__file__).parent
 
-# floor of every module, and its place on it
-FLOORS = {
-    "errors": (0, -1),
-    "families.sd": (0, -1),
-    "types": (0, -1),
-    "commands.command_line": (1, -1),
-    "devices.cost": (1, -1),
-    "devices.layouts": (1, -1),
-    "diffusion.schedule": (1, -1),
-    "files": (1, -1),
-    "image.quality": (1, -1),
-    "networks.lpips.network": (1, 0),
-    "nn.kernels.backends": (1, 0),
-    "nn.kernels.flash": (1, 0),
-    "nn.tiles": (1, 0),
-    "nn.kernels.convolution": (1, 1),
-    "nn.layers": (1, 2),
-    "nn.kernels.attention": (1, 3),
-    "networks.clip.network": (1, 4),
-    "networks.unet.network": (1, 4),
-    "networks.vae.network": (1, 4),
-    "training.discriminator": (1, 4),
-    "commands.grid": (2, -1),
-    "diffusion.guidance": (2, -1),
-    "diffusion.tables": (2, -1),
-    "image.parameters": (2, -1),
-    "image.pixels": (2, -1),
-    "tasks.options": (2, -1),
-    "text.prompt": (2, -1),
-    "text.tokenizer": (2, -1),
-    "training.diffusion": (2, -1),
-    "training.state": (2, -1),
-    "diffusion.sampler": (3, -1),
-    "image.watermark": (3, -1),
-    "training.autoencoder": (3, -1),
-    "training.checkpoint": (3, -1),
-    "training.report": (3, -1),
-    "weights": (3, -1),
-    "data.bad": (3, 0),
-    "data.order": (3, 0),
-    "data.picture": (3, 0),
-    "formats.mapped": (3, 0),
-    "networks.rows": (3, 0),
-    "weights.folder_json": (3, 0),
-    "data.tars": (3, 1),
-    "formats.unpickler": (3, 1),
-    "weights.convert": (3, 1),
-    "data.listing": (3, 2),
-    "formats.torch_files": (3, 2),
-    "data.buckets": (3, 3),
-    "formats.tensors": (3, 3),
-    "data.source": (3, 4),
-    "weights.folder": (3, 4),
-    "weights.lpips": (3, 4),
-    "weights.single": (3, 4),
-    "weights.clip": (3, 5),
-    "weights.hub": (3, 5),
-    "data": (3, 9),
-    "commands.generate_options": (4, -1),
-    "model.functions": (4, -1),
-    "training.options": (4, -1),
-    "training.run": (4, -1),
-    "adapters.embedding": (5, -1),
-    "commands.batch": (5, -1),
-    "tasks.attention_maps": (5, -1),
-    "tasks.safety": (5, -1),
-    "tasks.stages": (5, -1),
-    "training.cache": (5, -1),
-    "tasks.engine": (6, -1),
-    "training.loop": (6, -1),
-    "tasks.image_to_image": (7, -1),
-    "tasks.program": (8, -1),
-}
+#: the rooms (packages, and the modules beside them) from the ground up; a room may import from lower floors, and from
+#: rooms beside it as long as there is no circle
+FLOORS = (
+    ("errors", "checks", "types"),
+    ("files", "diffusion", "nn", "formats", "text", "devices"),
+    ("networks", "families", "image"),
+    ("weights", "data"),
+    ("model",),
+    ("conditioning",),
+    ("tasks", "adapters"),
+    ("training",),
+    ("commands",),
+)
 
 
-def floor(module: str) -> tuple[int, int]:
-    return FLOORS[module]
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> set[str]:
+    """The modules of sdjax that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sdjax":
             base = node.module.removeprefix("sdjax").lstrip(".")
             for alias in node.names:
                 nested = ".".join(filter(None, (base, alias.name)))
-                is_module = (ROOT / (nested.replace(".", "/") + ".py")).is_file()
-                found.add(nested if is_module else base)
+                place = ROOT / nested.replace(".", "/")
+                found.add(nested if place.with_suffix(".py").is_file() or place.is_dir() else base)
     return found - {""}
 
 
+def circle(arrows: dict[str, set[str]]) -> list[str] | None:
+    """Names that import each other in a circle, if there are any."""
+    left = {name: set(targets) & set(arrows) - {name} for name, targets in arrows.items()}
+    while ends := [name for name, targets in left.items() if not targets]:
+        left = {name: targets - set(ends) for name, targets in left.items() if name not in ends}
+    return sorted(left) or None
+
+
+MODULES = {module_name(path): imports(path) for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT
+           or path.stem in ("errors", "checks", "types", "files")}
+room = lambda module: module.split(".")[0]
+
+
 def test_imports_go_down():
-    wrong = []
-    for path in sorted(ROOT.rglob("*.py")):
-        if path.name == "__init__.py":
-            continue
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        wrong += [f"{module} imports {name}" for name in imports(path) if floor(name) >= floor(module)]
-    assert not wrong
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    assert {room(module) for module in MODULES} == set(floor)
+    assert not [f"{module} imports {name}" for module, names in MODULES.items() for name in names
+                if floor[room(name)] > floor[room(module)]]
 
 
-def test_every_file_is_short():
-    long = {path.name: n for path in ROOT.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
-    assert not long
+def test_no_import_goes_in_a_circle():
+    rooms = {}
+    for module, names in MODULES.items():
+        rooms.setdefault(room(module), set()).update(map(room, names))
+    assert circle(rooms) is None
+    for name in rooms:
+        assert circle({module: names for module, names in MODULES.items() if room(module) == name}) is None
+
+
+@pytest.mark.parametrize("folder", ["sdjax"])
+def test_every_file_is_short(folder):
+    files = (ROOT.parent / folder).rglob("*.py")
+    assert not {path.name: n for path in files if (n := len(path.read_text().splitlines())) > 350}
 
 
 def late_imports() -> set[str]:

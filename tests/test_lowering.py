@@ -13,14 +13,15 @@ from jax import export
 
 from sdjax.devices.layouts import FsdpLayout
 from sdjax.families.sd import SD15
-from sdjax.model.functions import StableDiffusion, initial_params
+from sdjax.model.load import initial_params
+from sdjax.model.value import StableDiffusion
+from sdjax.networks.table import param_shapes
 from sdjax.tasks.options import Options, check
 from sdjax.tasks.program import UNVOUCHED, export_program
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import build, state_shapes
 from sdjax.training.options import TrainOptions
 from sdjax.types import Batch
-from sdjax.weights.convert import param_shapes
 from tests.tiny import Letters
 
 CUDNN, PALLAS = "__cudnn$fmhaSoftmax", "tpu_custom_call"

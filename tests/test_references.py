@@ -7,9 +7,9 @@ import pytest
 
 import sdjax
 from sdjax.model.functions import text_states
-from sdjax.networks.rows import make_rows
+from sdjax.networks.table import make_rows, param_shapes
 from sdjax.types import Cond
-from sdjax.weights.convert import from_file_tensors, param_shapes
+from sdjax.weights.convert import from_file_tensors
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, reference_inputs, reference_tensors
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

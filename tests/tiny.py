@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.families.sd import EMOJI
-from sdjax.model.functions import StableDiffusion
+from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.network import TextTower
 from sdjax.networks.unet.network import UNet
 from sdjax.networks.vae.network import VAE

@@ -25,9 +25,11 @@ from sdjax.devices.cost import flops, matmul_ceiling
 from sdjax.devices.layouts import check_batch_size, make_layout
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import NAMED, Config
-from sdjax.model.functions import initial_params, unet_output
-from sdjax.networks.rows import make_rows
+from sdjax.families.config import Config
+from sdjax.families.table import NAMED
+from sdjax.model.functions import unet_output
+from sdjax.model.load import initial_params
+from sdjax.networks.table import make_rows
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import build
 from sdjax.training.options import TrainOptions, check_channels, picture_size

@@ -49,7 +49,7 @@ def find_pictures(root: Path) -> list[Path]:
 
 def main(options: Options) -> None:
     """Caption a folder of pictures with the phrases that CLIP ranks first."""
-    from sdjax.commands.batch import read_prompts
+    from sdjax.files import read_prompts
 
     table = options.data / "metadata.jsonl"
     if table.exists() and not options.overwrite:
@@ -86,10 +86,9 @@ def main(options: Options) -> None:
 def make_ranking(options: Options, phrases: list[str]):
     """(path -> what the tower sees of a picture, these [B, size, size, 3] -> (best phrase [B], its cosine [B]))."""
     import sdjax
+    from sdjax.conditioning.clip import clip_pixels, embed_phrases, image_embedding
     from sdjax.data.picture import load_picture, load_square, to_pixels
     from sdjax.families.sd import EMOJI
-    from sdjax.model.functions import embed_phrases
-    from sdjax.tasks.safety import clip_pixels, image_embedding
     from sdjax.weights.clip import load_clip_text
 
     bundled = Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip"

@@ -15,20 +15,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sdjax import errors
 from sdjax.commands import command_line as cli
-from sdjax.devices.cost import (
-    Costs,
-    array_sizes,
-    compile_lowered,
-    cycles,
-    main_memory_traffic,
-    operations,
-    topology_devices,
-)
+from sdjax.devices.cost import Costs, array_sizes, cycles, main_memory_traffic, operations
 from sdjax.devices.layouts import KINDS, FsdpLayout
+from sdjax.devices.tpu import compile_lowered, topology_devices
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import NAMED, Config
-from sdjax.model.functions import initial_params
+from sdjax.families.config import Config
+from sdjax.families.table import NAMED
+from sdjax.model.load import initial_params
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import build, state_shapes
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
@@ -71,7 +66,7 @@ def main(options: Options) -> None:
     config = NAMED[options.model]
     check_channels(options.model, config)
     config = replace(config, size=picture_size(options.size, config, config.multiple))
-    with cli.prefixed("--topology "):
+    with errors.prefixed("--topology "):
         devices = topology_devices(options.topology)
     if options.chips is not None and not 1 <= options.chips <= len(devices):
         raise SdjaxError(f"--chips {options.chips}: expected 1 to {len(devices)}, of {options.topology}")
@@ -90,7 +85,7 @@ def main(options: Options) -> None:
     print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
     batch = batch_shapes(config, settings.examples)
     lowered = layout.step(step, shapes).lower(shapes, batch, np.uint32(0))
-    with cli.prefixed(f"--batch-size {options.batch_size}: "):
+    with errors.prefixed(f"--batch-size {options.batch_size}: "):
         compiled = compile_lowered(lowered)
     text, costs = compiled.as_text(), Costs(compiled, options.accumulate)
     moved = main_memory_traffic(text) * options.accumulate

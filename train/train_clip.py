@@ -17,14 +17,19 @@ import numpy as np
 
 import sdjax
 from sdjax.commands import command_line as cli
-from sdjax.data import Chosen, Order, read_ahead, to_pixels
-from sdjax.devices.layouts import local_part, make_layout
+from sdjax.data.order import Chosen, Order, read_ahead
+from sdjax.data.picture import to_pixels
+from sdjax.devices.layouts import make_layout
+from sdjax.devices.processes import local_part
 from sdjax.errors import SdjaxError
 from sdjax.families.sd import EMOJI_VISION
 from sdjax.networks.clip.network import ImageTower
-from sdjax.text.tokenizer import tokenize, train_bpe
-from sdjax.training.diffusion import clip_loss
-from sdjax.training.loop import TrainOptions, dry_run, export, fit, on_primary, open_pictures, start_model
+from sdjax.text.bpe import train_bpe
+from sdjax.text.tokenizer import tokenize
+from sdjax.training.clip import clip_loss
+from sdjax.training.loop import dry_run, export, fit, on_primary
+from sdjax.training.options import TrainOptions
+from sdjax.training.start import open_pictures, start_model
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,19 @@ import numpy as np
 
 import sdjax
 from sdjax.commands import command_line as cli
-from sdjax.data import Chosen, Order, Pictures, read_ahead
-from sdjax.devices.layouts import is_primary, local_part
+from sdjax.data.order import Chosen, Order, read_ahead
+from sdjax.data.source import Pictures
+from sdjax.devices.processes import is_primary, local_part
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import NAMED, Config
-from sdjax.model.functions import StableDiffusion, initial_params
+from sdjax.families.config import Config
+from sdjax.families.table import NAMED
+from sdjax.model.load import initial_params
+from sdjax.model.value import StableDiffusion
 from sdjax.training.cache import cached_latents, cached_states
 from sdjax.training.diffusion import diffusion_loss
-from sdjax.training.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
-from sdjax.training.options import check_channels, check_dtype, picture_size
+from sdjax.training.loop import dry_run, export, fit
+from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
+from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Batch
 
 VIEWS = 4  # of a picture that is flipped or cropped at random

@@ -16,16 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.commands import command_line as cli
-from sdjax.data import Order, read_ahead, to_pixels
-from sdjax.devices.layouts import device_errors, is_primary, local_part, make_layout
+from sdjax.data.order import Order, read_ahead
+from sdjax.data.picture import to_pixels
+from sdjax.devices.layouts import make_layout
+from sdjax.devices.processes import device_errors, is_primary, local_part
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import VAEConfig
 from sdjax.image.pixels import pixels_to_pil
 from sdjax.model.functions import vae_posterior
+from sdjax.networks.vae.config import VAEConfig
 from sdjax.networks.vae.network import VAE
 from sdjax.training.autoencoder import Weights, init_critic, vae_loss
-from sdjax.training.loop import TrainOptions, dry_run, export, fit, open_pictures, start_model
-from sdjax.training.options import check_dtype, picture_size
+from sdjax.training.loop import dry_run, export, fit
+from sdjax.training.options import TrainOptions, check_dtype, picture_size
+from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Params
 from sdjax.weights.lpips import read_lpips
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 from sdjax.formats.tensors import read_tensors
-from sdjax.model.functions import StableDiffusion
+from sdjax.model.value import StableDiffusion
 
 UNNAMED = ("*", "emb_params")  # what the web UI's files call their one tensor
 

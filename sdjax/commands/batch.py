@@ -21,26 +21,9 @@ from PIL.Image import Image
 from sdjax.errors import SdjaxError
 from sdjax.files import writing
 from sdjax.image.parameters import read_parameters
-from sdjax.image.pixels import save_png
+from sdjax.image.png import save_png
 
 Draw = Callable[[list[str], int, Callable[[int, int], None]], list[Image]]
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one a line. Blank lines are skipped; "#" begins a prompt like any other."""
-    lines = []
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise SdjaxError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            lines.append(line.decode("utf-8").strip())
-        except UnicodeDecodeError:
-            raise SdjaxError(f"{path} line {number}: not UTF-8") from None
-    if not (prompts := [line for line in lines if line]):
-        raise SdjaxError(f"{path}: no prompts there; one a line expected")
-    return prompts
 
 
 def run_batch(draw: Draw, describe: Callable[[int], str], prompts: Sequence[str], out: str | Path,

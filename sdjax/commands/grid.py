@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from sdjax.errors import SdjaxError
+from sdjax.image.sheets import labelled_sheet
 
 #: What an axis can be: an argument of txt2img (strength: of img2img) and the type of its values.
 AXES: Mapping[str, Callable[[str], Any]] = {
@@ -64,25 +65,3 @@ def grid_sheet(axes: Mapping[str, list], images: Sequence[Image.Image]) -> Image
     label = lambda name, value: f"{name.replace('_', ' ')}\n{shown(value)}"
     rows = ["\n".join(label(name, cell[name]) for name in others) for cell in cells({n: axes[n] for n in others})]
     return labelled_sheet(images, rows, [label(last, value) for value in axes[last]])
-
-
-def labelled_sheet(images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], gap: int = 4,
-                   font_size: int = 11) -> Image.Image:
-    """len(rows) x len(columns) images on white, row by row, with a text above each column and before each row."""
-    if len(images) != len(rows) * len(columns) or not images:
-        raise SdjaxError(f"images: {len(images)} for {len(rows)} rows and {len(columns)} columns")
-    font, draw = ImageFont.load_default(font_size), ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    size = lambda text: draw.multiline_textbbox((0, 0), text, font=font)[2:] if text else (0, 0)
-    extent = lambda texts, axis: int(max(size(text)[axis] for text in texts))
-    width = max(max(image.width for image in images), extent(columns, 0)) + gap
-    height = max(max(image.height for image in images), extent(rows, 1)) + gap
-    left, top = extent(rows, 0) + 2 * gap, extent(columns, 1) + 2 * gap
-    sheet = Image.new("RGB", (left + len(columns) * width, top + len(rows) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, text in enumerate(columns):
-        draw.multiline_text((left + i * width, gap), text, fill="black", font=font)
-    for i, text in enumerate(rows):
-        draw.multiline_text((gap, top + i * height), text, fill="black", font=font)
-    for i, image in enumerate(images):
-        sheet.paste(image, (left + i % len(columns) * width, top + i // len(columns) * height))
-    return sheet

@@ -1,14 +1,11 @@
 """The pictures that a run does without, named in RUN/bad_data.jsonl."""
 
 import json
-import logging
 import threading
 from pathlib import Path
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.files import writing
-
-log = logging.getLogger("sdjax")
 
 
 class BadData:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from sdjax.checks import is_number, is_whole
 from sdjax.data.bad import BadData
 from sdjax.data.buckets import bucket_shapes, nearest_shapes, picture_sizes
 from sdjax.data.listing import Listing, list_data, list_folder
 from sdjax.data.picture import CROPS, Unreadable, decode, fit
 from sdjax.errors import SdjaxError
-from sdjax.tasks.options import number, whole
 
 
 class Pictures:
@@ -85,9 +85,9 @@ def open_data(data: Any, size: int, max_bad: float = 0.0, run: Path | None = Non
     buckets: None makes every picture a square; otherwise each gets the nearest of the shapes of about size^2 pixels
     whose sides are multiples of this number.
     """
-    if not whole(size, 1):
+    if not is_whole(size, 1):
         raise SdjaxError(f"size {size!r}: a whole number of pixels from 1 on")
-    if not number(max_bad, 0, 1):
+    if not is_number(max_bad, 0, 1):
         raise SdjaxError(f"max_bad {max_bad!r}: a share in [0, 1]")
     cache = Path(run) / "cache" if run else None
     listing = list_data(data, cache / "index" if cache else None)

@@ -6,7 +6,6 @@ together. A shard's index is read in one pass over its headers and kept as a fil
 
 import hashlib
 import json
-import logging
 import os
 import tarfile
 from collections.abc import Sequence
@@ -14,10 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdjax.data.picture import SUFFIXES
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.files import whole
-
-log = logging.getLogger("sdjax")
 
 MAX_CAPTION = 1 << 20  # bytes of a .txt or .json
 

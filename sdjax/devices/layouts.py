@@ -11,24 +11,21 @@ Both split the batch evenly over all devices of all processes. What an example d
 never on the device that it falls to.
 """
 
-import contextlib
 import functools
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sdjax.errors import SdjaxError, out_of_memory
-from sdjax.types import Array
+from sdjax.errors import SdjaxError
 
 AXIS = "data"
+
 KINDS = ("pmap", "fsdp")
+
 SMALL = 2**10  # arrays of fewer values are not worth a slice and its transfer
 
 
@@ -237,110 +234,7 @@ def make_layout(kind: str, replicas: int = 1) -> Layout:
     return PmapLayout() if kind == "pmap" else FsdpLayout(replicas)
 
 
-# ---- processes
-
-
-def start_processes(coordinator: str | None, count: int | None, index: int | None, patience: int = 100) -> None:
-    """Joins the other processes of the job, before anything else touches a device.
-
-    coordinator: HOST:PORT of process 0; "auto" where the cluster tells (SLURM, Open MPI, TPU pods, Kubernetes); None
-    is a job of one process. A process that does not answer for `patience` seconds ends the others.
-    """
-    if coordinator is None:
-        if count not in (None, 1) or index not in (None, 0):
-            raise SdjaxError("--coordinator: is missing, give HOST:PORT of process 0 to all processes, or auto")
-        return
-    if coordinator == "auto":
-        if (count, index) != (None, None):
-            raise SdjaxError("--coordinator auto: the cluster tells --num-processes and --process-id; leave them out, "
-                             "or give HOST:PORT of process 0")
-        where = {}
-    else:
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-            raise SdjaxError(f"--coordinator {coordinator}: expected HOST:PORT of process 0, or auto")
-        if count is None or count < 1:
-            raise SdjaxError(f"--num-processes {count}: expected the number of processes, at least 1")
-        if index is None or not 0 <= index < count:
-            raise SdjaxError(f"--process-id {index}: expected a number from 0 to {count - 1}")
-        where = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
-    try:
-        jax.distributed.initialize(**where, initialization_timeout=300, heartbeat_timeout_seconds=patience,
-                                   shutdown_timeout_seconds=patience)
-    except (RuntimeError, ValueError) as error:
-        raise SdjaxError(f"--coordinator {coordinator}: {error}") from None
-
-
-def is_primary() -> bool:
-    """Is this the process that writes?"""
-    return jax.process_index() == 0
-
-
-def local_part(count: int) -> slice:
-    """Which `count` / processes of a global batch's examples this process reads."""
-    size = count // jax.process_count()
-    return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
-
-
-def agree(value: int) -> int:
-    """Process 0's value, on all of them."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-@contextlib.contextmanager
-def device_errors():
-    """One line instead of a traceback where a device has too little memory, or where another process is gone.
-
-    A process that lost its partners leaves at once: an orderly end would wait for them.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        if jax.process_count() > 1:
-            print(f"error: --coordinator: another process is gone or a device failed ({reason}); start all processes "
-                  "again with the same command", file=sys.stderr, flush=True)
-            os._exit(2)
-        if out_of_memory(error):
-            raise SdjaxError(f"--batch-size: the device's memory does not hold the step ({reason}); a smaller batch "
-                             "with --accumulate, --remat, --dtype bfloat16 and --parallel fsdp take less") from None
-        raise
-
-
 def check_batch_size(batch_size: int) -> None:
     count = jax.device_count()
     if batch_size < 1 or batch_size % count:
         raise SdjaxError(f"--batch-size {batch_size}: expected a positive multiple of the {count} devices")
-
-
-def example_keys(key: Array, index: Array) -> Array:
-    """One key an example: fold_in(key, global example index)."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
-
-
-# ---- sampling
-
-
-def split_over(tree: Any, devices: list[jax.Device]) -> Any:
-    """For sampling: splits the first axis of every leaf over `devices`; one device keeps JAX's default placement."""
-    return tree if len(devices) == 1 else jax.device_put(tree, _sharding(devices, AXIS))
-
-
-def copy_over(tree: Any, devices: list[jax.Device]) -> Any:
-    """For sampling: a copy on each of `devices`; nothing moves when it is there already."""
-    return jax.device_put(tree) if len(devices) == 1 else jax.device_put(tree, _sharding(devices))
-
-
-def over(devices: list[jax.Device]) -> contextlib.AbstractContextManager:
-    """For sampling: what is traced in here knows that its batches lie over `devices`, as in `on_mesh`."""
-    if len(devices) == 1:
-        return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(Mesh(np.array(devices), (AXIS,)).abstract_mesh)
-
-
-def _sharding(devices: list[jax.Device], *axes: str) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))

@@ -21,59 +21,17 @@ from operator import itemgetter
 import jax
 import jax.numpy as jnp
 
-from sdjax.diffusion.schedule import NoiseSchedule, make_schedule, sigma_to_t
+from sdjax.diffusion.prediction import PREDICTIONS
+from sdjax.diffusion.process import add_noise
+from sdjax.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, sigma_to_t
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import ScheduleConfig
 from sdjax.types import Array, Cond
 
 Denoiser = Callable[[Array, Array], Array]  # (x [B, h, w, C], sigma [] or [B]) -> x0 [B, h, w, C]
+
 Predictor = Callable[..., Array]  # (x [B, h, w, C], sigma [] or [B], and a Cond before guidance) -> eps, v or x0
+
 Level = Array | float | Callable[[Array], Array]  # a number, or one for each sigma
-
-
-def weights(sigma: Array, like: Array) -> tuple[Array, Array]:
-    """(alpha, s) of sigma, shaped to multiply `like` [B, ...]."""
-    sigma = jnp.asarray(sigma, jnp.float32)
-    sigma = sigma.reshape(sigma.shape + (1,) * (like.ndim - 1)) if sigma.ndim else sigma
-    alpha = jax.lax.rsqrt(1.0 + sigma * sigma)
-    return alpha, sigma * alpha
-
-
-def add_noise(x0: Array, eps: Array, sigma: Array) -> Array:
-    """x = alpha x0 + s eps."""
-    alpha, s = weights(sigma, x0)
-    return alpha * x0 + s * eps
-
-
-def eps_to_x0(x: Array, eps: Array, sigma: Array) -> Array:
-    """x0 = (x - s eps) / alpha."""
-    alpha, s = weights(sigma, x)
-    return (x - s * eps) / alpha
-
-
-def x0_to_eps(x: Array, x0: Array, sigma: Array) -> Array:
-    """eps = (x - alpha x0) / s."""
-    alpha, s = weights(sigma, x)
-    return (x - alpha * x0) / s
-
-
-def v_to_x0(x: Array, v: Array, sigma: Array) -> Array:
-    """x0 = alpha x - s v."""
-    alpha, s = weights(sigma, x)
-    return alpha * x - s * v
-
-
-def v_to_eps(x: Array, v: Array, sigma: Array) -> Array:
-    """eps = s x + alpha v."""
-    alpha, s = weights(sigma, x)
-    return s * x + alpha * v
-
-
-def as_x0(x: Array, x0: Array, sigma: Array) -> Array:
-    return x0
-
-
-TO_X0 = {"epsilon": eps_to_x0, "v": v_to_x0, "x0": as_x0}
 
 
 def timesteps_of(schedule: NoiseSchedule, sigma: Array) -> Array:
@@ -90,15 +48,10 @@ def at_timesteps(config: ScheduleConfig, predict: Callable[..., Array]) -> Predi
 
 
 def to_denoiser(config: ScheduleConfig, predict: Predictor) -> Denoiser:
-    """A denoiser from raw outputs of kind `config.prediction`. SdjaxError on a kind that is not in TO_X0."""
-    if config.prediction not in TO_X0:
-        raise SdjaxError(f"prediction {config.prediction!r}: one of {', '.join(TO_X0)}")
-    return lambda x, sigma: TO_X0[config.prediction](x, predict(x, sigma), sigma)
-
-
-def make_denoiser(config: ScheduleConfig, predict: Callable[[Array, Array], Array]) -> Denoiser:
-    """A denoiser from a model of (x, t [B])."""
-    return to_denoiser(config, at_timesteps(config, predict))
+    """A denoiser from raw outputs of kind `config.prediction`. SdjaxError on a kind that is not in PREDICTIONS."""
+    if config.prediction not in PREDICTIONS:
+        raise SdjaxError(f"prediction {config.prediction!r}: one of {', '.join(PREDICTIONS)}")
+    return lambda x, sigma: PREDICTIONS[config.prediction].to_x0(x, predict(x, sigma), sigma)
 
 
 # ---- numbers that change with the noise level

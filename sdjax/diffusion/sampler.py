@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.diffusion.guidance import Denoiser
+from sdjax.diffusion.process import alpha_s
 from sdjax.diffusion.schedule import (
     NoiseSchedule,
     karras_sigmas,
@@ -47,7 +48,6 @@ from sdjax.diffusion.tables import (
     lms_rows,
     plms_rows,
     unipc_rows,
-    vp,
 )
 from sdjax.errors import SdjaxError
 from sdjax.types import Array
@@ -148,11 +148,11 @@ def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = Non
                          f"samplers for it: {takers(lambda s: s.infinite)}")
     whole = make_grid(sampler, schedule, int(steps), sigmas, spacing)
     if strength is None:
-        grid, signal, first = whole, 0.0, vp(whole.sigma[0])[1] if sampler.scaled and spacing != "leading" else 1.0
+        grid, signal, first = whole, 0.0, alpha_s(whole.sigma[0])[1] if sampler.scaled and spacing != "leading" else 1.0
     else:
         left_out = steps - steps_of(strength, steps)
         grid = Grid(whole.t[left_out:], whole.sigma[left_out:])
-        signal, first = vp(grid.sigma[0])
+        signal, first = alpha_s(grid.sigma[0])
     rows = sampler.rows(grid) if sampler.eta is None else sampler.rows(grid, sampler.eta if eta is None else float(eta))
     length = max(32, 1 << (2 * int(steps) - 1).bit_length())
     levels = np.zeros(length, np.float32)

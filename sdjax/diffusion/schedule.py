@@ -10,10 +10,20 @@ from functools import cache
 import numpy as np
 
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import ScheduleConfig
 
 TERMINAL_SIGMA = 2.0**24
 """What stands for sigma at zero terminal SNR, where it is infinite: float32 cannot tell x0 = alpha x - s v from -v."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The forward process and how samplers walk it back by default."""
+
+    timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: str = "epsilon"  # or "v", arXiv 2202.00512, or "x0"
+    zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891); needs prediction "v"
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sdjax.diffusion.process import alpha_s
 from sdjax.diffusion.schedule import trailing_timesteps
 
 HISTORY = 4  # D's that a row can use, its own included
@@ -65,12 +66,6 @@ class Grid(NamedTuple):
     sigma: np.ndarray  # [n + 1]: sigma of each t, then where the walk ends
 
 
-def vp(sigma: float) -> tuple[float, float]:
-    """(alpha, s)."""
-    alpha = 1.0 / math.sqrt(1.0 + sigma * sigma)
-    return alpha, sigma * alpha
-
-
 def x0_row(sigma: float, a: float, b: tuple[float, ...], c: float = 0.0) -> Row:
     """A row whose D is x0."""
     return Row(sigma, 0.0, 1.0, a, b, c)
@@ -78,13 +73,13 @@ def x0_row(sigma: float, a: float, b: tuple[float, ...], c: float = 0.0) -> Row:
 
 def eps_row(sigma: float, a: float, b: tuple[float, ...], push: bool = True) -> Row:
     """A row whose D is eps = (x - alpha x0) / s."""
-    alpha, s = vp(sigma)
+    alpha, s = alpha_s(sigma)
     return Row(sigma, 1.0 / s, -alpha / s, a, b, push=push)
 
 
 def eps_step(sigma: float, then: float) -> tuple[float, float]:
     """(a, h) of DDIM's step in terms of eps, x' = a x + h eps: y' = y + (sigma' - sigma) eps, times alpha'."""
-    (alpha, _), (alpha_, _) = vp(sigma), vp(then)
+    (alpha, _), (alpha_, _) = alpha_s(sigma), alpha_s(then)
     return alpha_ / alpha, alpha_ * (then - sigma)
 
 
@@ -97,7 +92,7 @@ def ddim_rows(grid: Grid, eta: float) -> list[Row]:
     """
     rows = []
     for sigma, then in pairwise(grid.sigma):
-        (alpha, s), (alpha_, s_) = vp(sigma), vp(then)
+        (alpha, s), (alpha_, s_) = alpha_s(sigma), alpha_s(then)
         c = eta * s_ / s * math.sqrt(1.0 - (alpha / alpha_) ** 2)
         a = math.sqrt(s_**2 - c**2) / s
         rows.append(x0_row(sigma, a, (alpha_ - a * alpha,), c))
@@ -147,7 +142,7 @@ def lms_rows(grid: Grid) -> list[Row]:
         while np.abs(weights).sum() > 1e3 * (sigma - then):
             nodes = nodes[:-1]
             weights = lagrange_integrals(nodes, sigma, then)
-        rows.append(eps_row(sigma, eps_step(sigma, then)[0], tuple(vp(then)[0] * weights)))
+        rows.append(eps_row(sigma, eps_step(sigma, then)[0], tuple(alpha_s(then)[0] * weights)))
     return rows
 
 
@@ -168,10 +163,10 @@ def dpmpp_2m_rows(grid: Grid, eta: float = 0.0) -> list[Row]:
     rows, before = [], None
     for sigma, then in pairwise(grid.sigma):
         rho = then / sigma
-        alpha_, s_ = vp(then)
+        alpha_, s_ = alpha_s(then)
         gain = alpha_ * (1.0 - rho ** (1.0 + eta))
         slope = math.log(rho) / math.log(sigma / before) / 2 if before and then else 0.0
-        rows.append(x0_row(sigma, rho**eta * s_ / vp(sigma)[1], (gain * (1.0 + slope), -gain * slope),
+        rows.append(x0_row(sigma, rho**eta * s_ / alpha_s(sigma)[1], (gain * (1.0 + slope), -gain * slope),
                            s_ * math.sqrt(1.0 - rho ** (2.0 * eta))))
         before = sigma
     return rows
@@ -186,7 +181,7 @@ def unipc_rows(grid: Grid) -> list[Row]:
     rows, sigmas = dpmpp_2m_rows(grid), grid.sigma
     for n in range(1, len(rows) - 1):  # the first row has nothing to correct, the last drops x
         rho = sigmas[n] / sigmas[n - 1]
-        h, gain = -math.log(rho), vp(sigmas[n])[0] * (1.0 - rho)
+        h, gain = -math.log(rho), alpha_s(sigmas[n])[0] * (1.0 - rho)
         if n == 1:
             shift = (gain / 2, -gain / 2, 0.0)
         else:
@@ -218,7 +213,7 @@ def lcm_rows(grid: Grid) -> list[Row]:
     """
     rows = []
     for t, (sigma, then) in zip(grid.t, pairwise(grid.sigma), strict=True):
-        u, (alpha_, s_) = 10.0 * max(t, LCM_FIRST), vp(then)
+        u, (alpha_, s_) = 10.0 * max(t, LCM_FIRST), alpha_s(then)
         skip, out = 0.25 / (u**2 + 0.25), u / math.sqrt(u**2 + 0.25)
         rows.append(x0_row(sigma, alpha_ * skip, (alpha_ * out,), s_))
     return rows

@@ -1,106 +1,20 @@
-"""What a Stable Diffusion is made of: one frozen, hashable dataclass a module, and the presets.
+"""Stable Diffusion 1.x and 2.x: the networks that they are made of, and the published configurations.
 
-A config says everything that the parameters' shapes and the computation depend on, and nothing about
-devices, dtypes or files. Presets carry what they cost: parameter counts are pinned in tests/test_config.py.
+A config says everything that the parameters' shapes and the computation depend on, and nothing about devices, dtypes or
+files. Presets carry what they cost: parameter counts are pinned in tests/families/test_sd.py.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-
-@dataclass(frozen=True)
-class TextConfig:
-    """A CLIP text tower (arXiv 2103.00020): causal pre-LN transformer over BPE tokens."""
-
-    vocab_size: int = 49408
-    length: int = 77  # tokens a prompt is padded to
-    width: int = 768
-    layers: int = 12  # layers that are run; OpenCLIP ViT-H has 24 and SD 2 runs 23
-    heads: int = 12
-    mlp_width: int = 3072
-    activation: str = "quick_gelu"  # or "gelu", the exact one
-    bos_token: int = 49406
-    eos_token: int = 49407
-    pad_token: int = 49407
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """A CLIP image tower (ViT, arXiv 2103.00020); `projection` is the width of the shared space."""
-
-    size: int = 224  # pixels a side
-    patch: int = 14
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
-    mlp_width: int = 4096
-    activation: str = "quick_gelu"
-    projection: int = 768
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """AutoencoderKL (arXiv 2112.10752): f = 2 ** (len(channels) - 1) pixels a latent side."""
-
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    blocks: int = 2  # ResBlocks a level in the encoder; the decoder has one more
-    latent_channels: int = 4
-    groups: int = 32
-    scaling: float = 0.18215  # latents = scaling * posterior sample
-
-    @property
-    def factor(self) -> int:
-        return 2 ** (len(self.channels) - 1)
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The denoising UNet: ResBlocks with time embedding, spatial transformers with cross-attention."""
-
-    in_channels: int = 4  # 9 for inpainting: latent, mask, masked image's latent
-    out_channels: int = 4
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    blocks: int = 2  # ResBlocks a level on the way down; one more on the way up
-    attention: tuple[bool, ...] = (True, True, True, False)  # a transformer after each ResBlock of the level?
-    heads: tuple[int, ...] = (8, 8, 8, 8)  # heads a level; the middle block uses the last level's
-    context_dim: int = 768
-    groups: int = 32
-    linear_projection: bool = False  # files hold proj_in / proj_out as Linear (v2) or 1x1 conv (v1)
-    upcast_attention: bool = False  # q k^T in float32 whatever the dtype (v2.1 overflows float16)
-
-    @property
-    def factor(self) -> int:
-        """Latent sides must be multiples of this."""
-        return 2 ** (len(self.channels) - 1)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The forward process and how samplers walk it back by default."""
-
-    timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction: str = "epsilon"  # or "v", arXiv 2202.00512, or "x0"
-    zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891); needs prediction "v"
-
-
-@dataclass(frozen=True)
-class Config:
-    """A whole model. `size` is the picture side in pixels that it was trained at."""
-
-    name: str = "sd15"
-    text: TextConfig = field(default_factory=TextConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    size: int = 512
-    guidance_scale: float = field(default=7.5, compare=False)  # as published; what guidance_scale=None means
-
-    @property
-    def multiple(self) -> int:
-        """A picture's sides are multiples of so many pixels."""
-        return self.vae.factor * self.unet.factor
-
+from sdjax.diffusion.schedule import ScheduleConfig
+from sdjax.families.config import Config
+from sdjax.families.family import Family, Place, Tower
+from sdjax.networks.clip.config import TextConfig, VisionConfig
+from sdjax.networks.clip.part import CLIP_TEXT
+from sdjax.networks.unet.config import UNetConfig
+from sdjax.networks.unet.part import UNET
+from sdjax.networks.vae.config import VAEConfig
+from sdjax.networks.vae.part import KL_VAE
 
 #: SD 1.x. UNet 859,520,964, VAE 83,653,863, text 123,060,480 parameters.
 SD15 = Config()
@@ -135,9 +49,41 @@ EMOJI = Config(
 #: The image tower that was trained beside EMOJI's text tower; used to rank captions and to evaluate.
 EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_width=512, projection=192)
 
-DTYPES = ("float32", "bfloat16", "float16")  # of the computation
 
-PRESETS = {config.name: config for config in (SD15, SD15_INPAINT, SD21_BASE, SD21, EMOJI)}
 
-#: By the names that training scripts' --model takes: SD15, SD21 ... SD15_INPAINT's UNet is for sampling only.
-NAMED = {name.upper().replace("-", "_"): config for name, config in PRESETS.items()}
+def probes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Names and file shapes by which a single file of this config is told from the others."""
+    unet, text = config.unet, config.text
+    tower = "model." if text.activation == "gelu" else "transformer.text_model.embeddings."
+    middle = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    return {
+        "model.diffusion_model.input_blocks.0.0.weight": (unet.channels[0], unet.in_channels, 3, 3),
+        f"model.diffusion_model.{middle}": (unet.channels[-1], unet.context_dim),
+        f"cond_stage_model.{tower}token_embedding.weight": (text.vocab_size, text.width),
+        "first_stage_model.encoder.conv_in.weight": (config.vae.channels[0], 3, 3, 3),
+    }
+
+
+SD = Family(
+    name="sd",
+    parts={
+        "text": Place(CLIP_TEXT, "text_encoder", "cond_stage_model"),
+        "vae": Place(KL_VAE, "vae", "first_stage_model"),
+        "unet": Place(UNET, "unet", "model.diffusion_model"),
+    },
+    towers=(Tower("text", "context"),),
+    process="vp",
+    concat=None,
+    pipeline="StableDiffusionPipeline",
+    probes=probes,
+    presets=(SD15, SD21_BASE, SD21, EMOJI),
+)
+
+#: Inpainting models: their UNet takes a mask and the masked picture's latents beside x.
+SD_INPAINT = SD._replace(
+    name="sd-inpaint",
+    concat="mask",
+    pipeline="StableDiffusionInpaintPipeline",
+    presets=(SD15_INPAINT,),
+    others=(replace(SD21_BASE, name="sd2-inpaint", unet=replace(SD21_BASE.unet, in_channels=9)),),
+)

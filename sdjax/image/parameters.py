@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+from sdjax.checks import DTYPES
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import DTYPES
 
 FIELD = re.compile(r'\s*(\w[\w \-/]*): *("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 NEGATIVE = "Negative prompt: "

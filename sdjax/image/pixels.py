@@ -1,18 +1,10 @@
 """Pixels [B, H, W, 3] in [-1, 1] <-> PIL images, contact sheets, and PNG files that remember their settings."""
 
-import logging
-import math
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFilter, ImageOps
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageCms, ImageOps
 
 from sdjax.errors import SdjaxError
-from sdjax.files import whole
-
-log = logging.getLogger("sdjax")
 
 
 def pixels_to_pil(pixels) -> list[Image.Image]:
@@ -120,79 +112,3 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
         raise SdjaxError(f"image of shape {np.shape(image)}: {size[0]} x {size[1]} pixels expected, arrays are not "
                          f"resized (sides are multiples of {multiple}; PIL images are)")
     return np.clip(array, -1.0, 1.0)
-
-
-def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
-    """Masks, white = repaint -> float32 0 or 1 [Q, H, W, 1], resized to `size` = (H, W), the nearest pixel counting.
-
-    `mask`: a PIL image, a list of them, or an array [H, W] or [Q, H, W], with or without a last axis of 1, of bools,
-    numbers from 0 to 1, or uint8 (of 255, or zeros and ones). Half and more is white; what is transparent is not.
-    """
-    masks = mask if isinstance(mask, (list, tuple)) else [mask]
-    if masks and all(isinstance(m, Image.Image) for m in masks):
-        arrays = [shares(np.asarray(to_rgb(whole_picture(m, "mask"), "black").convert("L")))[None] for m in masks]
-    elif hasattr(mask, "shape") and hasattr(mask, "dtype"):
-        array = np.asarray(mask)
-        array = array[..., 0] if array.ndim > 2 and array.shape[-1] == 1 else array
-        array = array[None] if array.ndim == 2 else array
-        if array.ndim != 3 or 0 in array.shape or array.shape[2] in (3, 4):  # colours are no columns
-            raise SdjaxError(f"mask of shape {np.shape(mask)}: [H, W], [B, H, W] or [B, H, W, 1] expected")
-        array = shares(array)
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise SdjaxError("mask: values from 0 (keep) to 1 (repaint), or uint8, expected; found "
-                             f"{array.min():.4g} to {array.max():.4g}")
-        arrays = [array]
-    else:
-        raise SdjaxError(f"mask is {type(mask).__name__}: a PIL image, a list of them, or an array [H, W]; white, "
-                         "or 1, is repainted")
-    nearest = lambda n, wanted: ((np.arange(wanted) + 0.5) * n / wanted).astype(int)
-    arrays = [a[:, nearest(a.shape[1], size[0])][:, :, nearest(a.shape[2], size[1])] for a in arrays]
-    white = np.concatenate(arrays) >= 0.5
-    if not white.any():
-        log.warning("mask: nothing in it is white, nothing will be repainted")
-    return white.astype(np.float32)[..., None]
-
-
-def shares(mask: np.ndarray) -> np.ndarray:
-    """float32, 1 for white: 255 of uint8, but 1 where it holds zeros and ones only."""
-    return mask.astype(np.float32) / (255 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else 1)
-
-
-def feather_masks(masks: np.ndarray, feather: float) -> np.ndarray:
-    """Zeros and ones [Q, H, W, 1] -> the weight of what is painted, from 0 at the border to 1 `feather` pixels inside.
-
-    Zeros stay zeros, so that what is outside is still exactly the picture's.
-    """
-    if not feather:
-        return masks
-    soft = []
-    for mask in masks[..., 0]:
-        left, depth = Image.fromarray(np.uint8(mask)), np.zeros_like(mask)  # rows and columns to the nearest zero
-        while np.any(left) and depth.max() < feather + 0.5:
-            depth += left
-            left = left.filter(ImageFilter.MinFilter(3))
-        soft.append(np.clip((depth - 0.5) / feather, 0.0, 1.0) if not mask.all() else mask)
-    return np.stack(soft)[..., None]
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
-    """The images row by row on white, about as many rows as columns, `gap` pixels apart. Cells fit the largest."""
-    if not images:
-        raise SdjaxError("images: a contact sheet needs at least one")
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    width, height = (max(image.size[i] for image in images) + gap for i in (0, 1))
-    rows = math.ceil(len(images) / columns)
-    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, (gap + i % columns * width, gap + i // columns * height))
-    return sheet
-
-
-def save_png(image: Image.Image, path: str | Path, parameters: str | None = None) -> Path:
-    """Writes a PNG whole or not at all; `parameters` goes into its text chunk of that name."""
-    path, info = Path(path), PngInfo()
-    if parameters is not None:
-        info.add_text("parameters", parameters)  # PIL writes iTXt when Latin-1 does not hold it
-    with whole(path) as scratch:
-        image.save(scratch, "PNG", pnginfo=info)
-    return path

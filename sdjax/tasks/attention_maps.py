@@ -19,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sdjax.conditioning.text import encode_prompt, read_prompts
 from sdjax.diffusion.schedule import make_schedule, sigma_to_t
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import UNetConfig
-from sdjax.image.pixels import contact_sheet
-from sdjax.model.functions import StableDiffusion, encode_prompt, images, precise, read_prompts
+from sdjax.image.sheets import contact_sheet
+from sdjax.model.functions import images
+from sdjax.model.value import StableDiffusion
+from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.unet.network import UNet
+from sdjax.nn.layers import precise
 from sdjax.text.prompt import stack
 from sdjax.types import Array, Params
 

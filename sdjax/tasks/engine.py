@@ -15,18 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.devices.layouts import copy_over, over, split_over
+from sdjax.conditioning.text import prompt_tower, read_prompts, text_context
+from sdjax.devices.placement import chunk_size, copy_over, over, split_over
+from sdjax.diffusion import noise
 from sdjax.diffusion.sampler import Plan, start
-from sdjax.families.sd import Config, TextConfig
-from sdjax.image.pixels import feather_masks, pixels_to_pil
-from sdjax.model.functions import StableDiffusion, context_keys, prompt_tower, read_prompts, text_context
+from sdjax.families.config import Config
+from sdjax.image.masks import feather_masks
+from sdjax.image.pixels import pixels_to_pil
+from sdjax.model.functions import context_keys
+from sdjax.model.value import StableDiffusion
+from sdjax.networks.clip.config import TextConfig
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
 from sdjax.tasks.options import Request
 from sdjax.text.prompt import Tokens, group
 from sdjax.types import Array, Cond
-
-POSITIONS = 2**13  # latent positions that a CPU takes at once: 32 pictures of 16 x 16, 2 of 64 x 64; guided by one
 
 
 class Trajectory(NamedTuple):
@@ -136,7 +139,7 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
     """One chunk through the stages, as host arrays, the image first; report(row, picture) is called on the way."""
     options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
     text, vectors = prompt_tower(sd, options.clip_skip)
-    draws = stages.image_draws(chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength),
+    draws = noise.image_draws(chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength),
                                stream)
     cond, uncond, extra, known, state = prepare(params, chunk, negative, draws, plan, request.shape, text, vectors,
                                                 **static)
@@ -162,16 +165,16 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
     return np.asarray(x if options.output == "latents" else stages.finish(params["vae"], x, **static))
 
 
-def prepare(params, chunk: Chunk, negative: Tokens, draws: stages.Draws, plan: Plan, shape: tuple[int, int, int],
+def prepare(params, chunk: Chunk, negative: Tokens, draws: noise.Draws, plan: Plan, shape: tuple[int, int, int],
             text: TextConfig, vectors: Array | None = None, *, config: Config, dtype):
     """What a walk takes: (cond, uncond, extra, known, state). Can be traced as a whole, for txt2img; see program.py."""
     cond, uncond = (text_context(params["text"], side, text, dtype, vectors) for side in (chunk.tokens, negative))
     uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
     cond, uncond = (side._replace(context=context_keys(params["unet"], side.context, dtype))
                     for side in (cond, uncond))  # once for all steps
-    noise = stages.draw(draws, shape, chunk.noise)
-    x0, extra, known = condition(config, dtype, params, plan, chunk, noise)
-    return cond, uncond, extra, known, start(plan, noise, x0 if x0 is not None and plan.signal else None)
+    eps = noise.draw(draws, shape, chunk.noise)
+    x0, extra, known = condition(config, dtype, params, plan, chunk, eps)
+    return cond, uncond, extra, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
 
 
 def guide_of(request: Request, plan: Plan) -> stages.Guide:
@@ -199,18 +202,3 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
         else:
             known = stages.Known(x0, noise, small, plan.rows.sigma[0])
     return x0, extra, known
-
-
-def chunk_size(count: int, positions: int) -> tuple[int, list]:
-    """How many pictures go through at once, and the devices that share them evenly."""
-    devices = jax.local_devices()[:count]
-    most = max(1, positions_at_once(devices[0]) // positions) * len(devices)
-    size = math.ceil(count / math.ceil(count / most))
-    return math.ceil(size / len(devices)) * len(devices), devices
-
-
-def positions_at_once(device: jax.Device) -> int:
-    """Latent positions that a device takes: an accelerator a picture of 512 px for every 2 GiB of its memory, up to 16,
-    which keep the largest busy."""
-    memory = (device.memory_stats() or {}).get("bytes_limit")
-    return POSITIONS if memory is None else 2**12 * min(16, max(1, memory // 2**31))

@@ -1,7 +1,6 @@
 """What every image task takes besides its own arguments: one dataclass, its checks, and the signatures made of it."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -9,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import Config
+from sdjax.families.config import Config
 
 OUTPUTS = ("pil", "pixels", "latents", "trajectory")
+
 MOST_IMAGES = 2**20  # of a prompt in one call: their prompts and seeds are listed before the first is drawn
 
 
@@ -113,15 +114,6 @@ def takes_options(task: Callable) -> Callable:
     return call
 
 
-def whole(value: Any, low: int, high: float = math.inf) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high
-
-
-def number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    real = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.complexfloating))
-    return real and math.isfinite(value) and low <= value <= high
-
-
 def check(config: Config, prompt: str | Sequence[str], options: Options, pictures: int = 1) -> Request:
     """Refuses what no task can do. `pictures` is how many pictures a task starts from: one, or one a prompt."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
@@ -131,21 +123,21 @@ def check(config: Config, prompt: str | Sequence[str], options: Options, picture
         raise SdjaxError(f"prompt: {len(prompts)} prompts for {pictures} images, one or {pictures} expected")
     if not isinstance(options.negative_prompt, str):
         raise SdjaxError(f"negative_prompt {options.negative_prompt!r}: a string")
-    if not whole(options.num_images, 1, MOST_IMAGES):
+    if not is_whole(options.num_images, 1, MOST_IMAGES):
         raise SdjaxError(f"num_images {options.num_images!r}: a whole number from 1 to {MOST_IMAGES}")
     prompts = prompts * (pictures if len(prompts) == 1 else 1)
     prompts = [p for p in prompts for _ in range(options.num_images)]
     count = len(prompts)
-    if not whole(options.seed, 0, 2**32 - count):
+    if not is_whole(options.seed, 0, 2**32 - count):
         raise SdjaxError(f"seed {options.seed!r}: a whole number from 0 to {2**32 - count} for {count} images")
-    if not whole(options.variation_seed, 0, 2**32 - 1):
+    if not is_whole(options.variation_seed, 0, 2**32 - 1):
         raise SdjaxError(f"variation_seed {options.variation_seed!r}: a whole number from 0 to {2**32 - 1}")
     for name in ("variation_strength", "guidance_rescale"):
-        if not number(getattr(options, name), 0, 1):
+        if not is_number(getattr(options, name), 0, 1):
             raise SdjaxError(f"{name} {getattr(options, name)!r}: a number from 0 to 1")
     if options.output not in OUTPUTS:
         raise SdjaxError(f"output {options.output!r}: one of {', '.join(OUTPUTS)}")
-    if not whole(options.preview_every, 1):
+    if not is_whole(options.preview_every, 1):
         raise SdjaxError(f"preview_every {options.preview_every!r}: a whole number of steps from 1 on")
     for name in ("progress", "preview", "guidance_fn"):
         if getattr(options, name) is not None and not callable(getattr(options, name)):
@@ -169,7 +161,7 @@ def check_size(config: Config, options: Options) -> tuple[int, int]:
     """(height, width) in pixels."""
     multiple = config.multiple
     for name, side in (("height", options.height), ("width", options.width)):
-        if side is not None and (not whole(side, multiple) or side % multiple):
+        if side is not None and (not is_whole(side, multiple) or side % multiple):
             raise SdjaxError(f"{name} {side!r}: a positive multiple of {multiple} pixels for {config.name}")
     return tuple(config.size if side is None else int(side) for side in (options.height, options.width))
 
@@ -178,9 +170,9 @@ def guidance_scales(config: Config, options: Options) -> np.ndarray:
     """guidance_scale as one finite number a step."""
     scale, steps, interval = options.guidance_scale, options.steps, options.guidance_interval
     if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2
-                                     and all(number(s, 0) for s in interval) and interval[0] <= interval[1]):
+                                     and all(is_number(s, 0) for s in interval) and interval[0] <= interval[1]):
         raise SdjaxError(f"guidance_interval {interval!r}: two sigmas (low, high), 0 <= low <= high, or None")
-    if not whole(steps, 1, config.schedule.timesteps):
+    if not is_whole(steps, 1, config.schedule.timesteps):
         raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {config.schedule.timesteps}")
     if scale is None:
         scale = config.guidance_scale
@@ -194,7 +186,7 @@ def guidance_scales(config: Config, options: Options) -> np.ndarray:
     if len(values) != steps:
         raise SdjaxError(f"guidance_scale of {len(values)} numbers: one, or one for each of {steps} steps")
     for value in values:
-        if not number(value):
+        if not is_number(value):
             raise SdjaxError(f"guidance_scale {value!r}: a finite number, [steps] of them, a function of the step or "
                              "None")
     return np.asarray(values, np.float32)

@@ -19,15 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from sdjax.conditioning.text import prompt_tower, read_prompts
+from sdjax.diffusion import noise
 from sdjax.diffusion.sampler import Plan
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import Config
+from sdjax.families.config import Config
 from sdjax.files import whole
-from sdjax.model.functions import StableDiffusion, prompt_tower, read_prompts
+from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
 from sdjax.tasks.engine import Chunk, guide_of, prepare
-from sdjax.tasks.image_to_image import plan_of, refuse_inpainting
 from sdjax.tasks.options import Options, Request, check
+from sdjax.tasks.plans import plan_of, refuse_inpainting
 from sdjax.text.prompt import Tokens, group
 from sdjax.text.tokenizer import as_list
 from sdjax.types import Array, Params
@@ -45,7 +47,7 @@ def image_program(params: Params, tokens: Tokens, negative: Tokens, seeds: Array
     """Everything from token ids to pixels, clipped float32 [B, H, W, 3]: `engine.generate` for txt2img as one traceable
     function. seeds uint32 [B]; shape [h, w, C] of a picture's latents."""
     static = {"config": config, "dtype": dtype}
-    draws = stages.image_draws(seeds, jnp.uint32(0), jnp.float32(0))
+    draws = noise.image_draws(seeds, jnp.uint32(0), jnp.float32(0))
     cond, uncond, extra, known, state = prepare(params, Chunk(tokens, seeds), negative, draws, plan, shape, config.text,
                                                 **static)
     state = stages.walk(params["unet"], cond, uncond, guide, draws, extra, known, plan.rows, state, **static)

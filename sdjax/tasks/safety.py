@@ -9,27 +9,25 @@ diffusers' `safety_checker.py`. What to do with a flagged image is the caller's.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 
+from sdjax.conditioning.clip import clip_pixels, image_embedding
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import VisionConfig
-from sdjax.image.pixels import pixels_to_pil, to_rgb, whole_picture
-from sdjax.model.functions import FLOAT32, precise
-from sdjax.networks.clip.network import ImageTower
-from sdjax.networks.rows import make_rows
+from sdjax.image.pixels import pixels_to_pil
+from sdjax.networks.clip.config import VisionConfig
+from sdjax.networks.clip.fields import read_vision
+from sdjax.networks.fields import Fields
+from sdjax.networks.table import make_rows, param_shapes
 from sdjax.types import Array, Params
-from sdjax.weights.clip import read_vision_config
-from sdjax.weights.convert import from_file_tensors, param_shapes
+from sdjax.weights.convert import from_file_tensors
 from sdjax.weights.folder import TRANSFORMERS, read_weights
 
-MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
 CHUNK = 8  # images that go through the tower at once
+
 HEADS = ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
 
 
@@ -46,7 +44,7 @@ def load_safety_checker(folder: str | Path) -> SafetyChecker:
     """From a diffusers folder's `safety_checker/`, or from that itself. SdjaxError names the file that does not fit."""
     folder = Path(folder)
     folder = folder / "safety_checker" if (folder / "safety_checker").is_dir() else folder
-    config, tensors = read_vision_config(folder / "config.json"), read_weights(folder, TRANSFORMERS, "safety")
+    config, tensors = read_vision(Fields(folder / "config.json")), read_weights(folder, TRANSFORMERS, "safety")
     heads = {}
     for name in HEADS:
         if name not in tensors:
@@ -92,22 +90,3 @@ def decide(checker: SafetyChecker, embedding: np.ndarray) -> np.ndarray:
 
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
-    """CLIP's image processor: RGB, the shorter side brought to `size` (bicubic), its centre, CLIP's mean and deviation.
-    float32 [size, size, 3]."""
-    image = to_rgb(whole_picture(image))
-    short, long = sorted(image.size)
-    sides = [size if side == short else int(size * long / short) for side in image.size]
-    image = image.resize(sides, Image.Resampling.BICUBIC)
-    left, top = ((side - size) // 2 for side in sides)
-    image = image.crop((left, top, left + size, top + size))
-    return (np.asarray(image, np.float32) / 255 - MEAN) / STD
-
-
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def image_embedding(params: Params, pixels: Array, config: VisionConfig, dtype=FLOAT32) -> Array:
-    """Image tower's parameters, clip_pixels [B, size, size, 3] -> float32 [B, projection], not normalised."""
-    with precise(dtype):
-        return ImageTower(config, dtype).apply({"params": params}, pixels)

@@ -25,21 +25,16 @@ from sdjax.diffusion.guidance import (
     with_guidance,
     with_known_region,
 )
-from sdjax.diffusion.sampler import Row, State, sample
+from sdjax.diffusion.noise import Draws, fresh
+from sdjax.diffusion.sampler import State, sample
 from sdjax.diffusion.schedule import make_schedule
-from sdjax.families.sd import Config
-from sdjax.model.functions import StableDiffusion, unet_output, vae_pixels, vae_posterior
+from sdjax.diffusion.tables import Row
+from sdjax.families.config import Config
+from sdjax.model.functions import unet_output, vae_pixels, vae_posterior
+from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
 from sdjax.nn.layers import precise
 from sdjax.types import Array, Cond
-
-
-class Draws(NamedTuple):
-    """What images draw their noise from: the key of each, and one that is blended in by `weight`, 0 .. 1."""
-
-    keys: Array  # [B]
-    others: Array  # [B]
-    weight: Array  # []
 
 
 class Guide(NamedTuple):
@@ -65,42 +60,6 @@ class Known(NamedTuple):
 def encode(params, pixels: Array, *, config: Config, dtype) -> Array:
     """Pixels -> scaled latents, the posterior's mean."""
     return vae_posterior(params, pixels, config.vae, dtype)[0] * config.vae.scaling
-
-
-@partial(jax.jit, static_argnames=("stream",))
-def image_draws(seeds: Array, other: Array, weight: Array, stream: int | None = None) -> Draws:
-    """seeds uint32 [B], another seed [] and its weight. `stream` numbers draws apart from those of the same seeds."""
-    def make(seed):
-        return jax.random.key(seed) if stream is None else jax.random.fold_in(jax.random.key(seed), stream)
-
-    return Draws(jax.vmap(make)(seeds), jax.vmap(make)(jnp.full_like(seeds, other)), jnp.float32(weight))
-
-
-@partial(jax.jit, static_argnames="shape")
-def draw(draws: Draws, shape: tuple[int, int, int], first: Array | None = None) -> Array:
-    """The noise that walks start from, [B, *shape]: normal(key(seed)), or `first` in its place."""
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))
-    return slerp(noise(draws.keys) if first is None else first, noise(draws.others), draws.weight)
-
-
-def fresh(draws: Draws, row: Array, shape: tuple[int, int, int]) -> Array:
-    """Fresh noise at one row of a plan, [B, *shape]."""
-    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, row), shape))
-    return slerp(noise(draws.keys), noise(draws.others), draws.weight)
-
-
-def slerp(a: Array, b: Array, weight: Array) -> Array:
-    """Spherical interpolation of each image's noise from a (0) to b (1), [B, h, w, C]: its length stays noise's.
-
-    sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b; a straight line where both are the same.
-    """
-    dot = lambda x, y: jnp.sum(x * y, axis=(1, 2, 3), keepdims=True)
-    cos = dot(a, b) * jax.lax.rsqrt(dot(a, a) * dot(b, b))
-    angle = jnp.arccos(jnp.clip(cos, -0.99999, 0.99999))
-    along = lambda w: jnp.sin(w * angle) / jnp.sin(angle)
-    near = cos > 0.9999
-    mixed = jnp.where(near, 1.0 - weight, along(1.0 - weight)) * a + jnp.where(near, weight, along(weight)) * b
-    return jnp.where(weight == 0.0, a, jnp.where(weight == 1.0, b, mixed))
 
 
 def denoiser(sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidance_scale: Level = 1.0,

@@ -14,40 +14,15 @@ Where we leave it: BREAK inside brackets breaks too; a weight counts for a whole
 takes "at 12:30" for a weight of 30); and its prompt editing, [from:to:when] and [a|b], is read as text, which is said.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import TextConfig
-from sdjax.types import Array
-
-SYNTAXES = ("a1111", "plain")
-LIMIT = 1000.0  # weights beyond are cut to it: float32 has to hold their products
-
-TOKEN = re.compile(r"""\\(?P<escaped>[\\()\[\]]?) | :\s*(?P<weight>[+-]?[.0-9]+)\s*\) | (?P<bracket>[()\[\]])
-                       | (?P<text>[^\\()\[\]:]+ | :)""", re.X)
-BREAK, AND = re.compile(r"\bBREAK\b"), re.compile(r"\bAND\b")
-MIX = re.compile(r":\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*$")
-OPENING = {")": "(", "]": "["}
-FACTOR = {"(": 1.1, "[": 1 / 1.1}
-
-#: What the web UI would take for something else than text.
-FOREIGN = {
-    r"(?<!\\)\[[^\[\]|]*\|[^\[\]]*\]": "alternation [a|b] is read as text",
-    r"(?<!\\)\[[^\[\]]*:\s*[.0-9]+\s*\]": "prompt editing [from:to:when] is read as text",
-    r"<(?:lora|lyco|hypernet):[^<>]*>": "networks are not loaded by the prompt, <name:...> is read as text",
-}
-
-
-class Piece(NamedTuple):
-    text: str | None  # None is a BREAK
-    weight: float
+from sdjax.text.syntax import FOREIGN, SYNTAXES, Piece, compose, parse
+from sdjax.text.tokenizer import TextShape
 
 
 class Prompt(NamedTuple):
@@ -70,76 +45,7 @@ class Tokens(NamedTuple):
     mix: np.ndarray  # float32 [B, P]
 
 
-def parse(prompt: str) -> tuple[list[Piece], list[str]]:
-    """Text and its weights, and what was not understood. Takes every string. AND is text here, see `compose`."""
-    pieces: list[list] = []  # [text, weight]
-    opened: dict[str, list[int]] = {"(": [], "[": []}
-    notes = []
-
-    def close(bracket: str, factor: float) -> None:
-        for piece in pieces[opened[bracket].pop():]:
-            piece[1] *= factor
-
-    for match in TOKEN.finditer(prompt):
-        kind, found = match.lastgroup, match[match.lastgroup]
-        if kind == "bracket" and found in opened:
-            opened[found].append(len(pieces))
-        elif kind == "bracket" and opened[OPENING[found]]:
-            close(OPENING[found], FACTOR[OPENING[found]])
-        elif kind == "weight" and opened["("]:
-            try:
-                close("(", float(found))
-            except ValueError:
-                notes.append(f"{found} is not a number; it is read as text")
-                pieces.append([match[0][:-1], 1.0])
-                close("(", FACTOR["("])
-        elif kind == "text":
-            for i, text in enumerate(BREAK.split(found)):
-                pieces += [[None, 1.0], [text, 1.0]] if i else [[text, 1.0]]
-        else:
-            if kind != "escaped":
-                notes.append(f"{match[0][-1]} closes nothing; it is read as text")
-            pieces.append([match[0] if kind == "weight" else found, 1.0])
-    for bracket, places in opened.items():
-        if places:
-            notes.append(f"{bracket} is not closed, so it reaches to the end (\\{bracket} is the character itself)")
-        while places:
-            close(bracket, FACTOR[bracket])
-
-    merged: list[Piece] = []
-    for text, weight in pieces:
-        if not abs(weight) <= LIMIT:
-            notes.append(f"a weight above {LIMIT:g} is cut to it")
-            weight = math.copysign(LIMIT, weight)
-        last = merged[-1] if merged else None
-        if text is not None and last and last.text is not None and last.weight == weight:
-            merged[-1] = Piece(last.text + text, weight)
-        elif text != "":
-            merged.append(Piece(text, weight))
-    return merged, notes
-
-
-def escape(text: str) -> str:
-    """`text` such that `parse` gives it back as it is, with weight 1."""
-    text = re.sub(r"([\\()\[\]])", r"\\\1", text)
-    return AND.sub(r"A\\ND", BREAK.sub(r"B\\REAK", text))
-
-
-def compose(prompt: str) -> list[tuple[str, float]]:
-    """The prompts that AND joins, with their weights: "a AND b:0.7" -> [("a", 1.0), ("b", 0.7)]."""
-    texts = AND.split(prompt)
-    if len(texts) == 1:
-        return [(prompt, 1.0)]
-    parts = []
-    for text in texts:
-        match = MIX.search(text)
-        weight = float(match[1]) if match else 1.0
-        weight = math.copysign(min(abs(weight), LIMIT), weight)
-        parts.append(((text[:match.start()] if match else text).strip(), weight))
-    return parts
-
-
-def read_prompts(prompts: Sequence[str], tokenizer, config: TextConfig, syntax: str = "a1111",
+def read_prompts(prompts: Sequence[str], tokenizer, config: TextShape, syntax: str = "a1111",
                  embeddings: Mapping[str, Sequence[int]] | None = None, composed: bool = True) -> list[Prompt]:
     """Strings -> Prompts. `syntax` "plain" knows no special characters and cuts what is too long.
 
@@ -213,7 +119,7 @@ def chunks(units, size: int, backtrack: int, comma: tuple[int, ...]) -> list[lis
     return [*done, chunk] if chunk or not done else done
 
 
-def stack(prompts: Sequence[Prompt], config: TextConfig, shape: tuple[int, int] | None = None) -> Tokens:
+def stack(prompts: Sequence[Prompt], config: TextShape, shape: tuple[int, int] | None = None) -> Tokens:
     """Prompts, filled up to one shape (the largest when None) with empty chunks and with prompts of weight 0."""
     p, k = shape or tuple(max(sizes) for sizes in zip(*(prompt.shape for prompt in prompts), strict=True))
     ids = np.full((len(prompts), p, k, config.length), config.pad_token, np.int32)
@@ -230,7 +136,7 @@ def stack(prompts: Sequence[Prompt], config: TextConfig, shape: tuple[int, int] 
     return Tokens(ids, weights, mix)
 
 
-def group(prompts: Sequence[Prompt], negative: Prompt, config: TextConfig) -> list[tuple[np.ndarray, Tokens, Tokens]]:
+def group(prompts: Sequence[Prompt], negative: Prompt, config: TextShape) -> list[tuple[np.ndarray, Tokens, Tokens]]:
     """Prompts of one shape together: (their places in `prompts`, their Tokens, the negative prompt's of batch 1).
 
     A prompt and its negative have the longer one's number of chunks, whatever else is in the list: so no picture
@@ -240,18 +146,3 @@ def group(prompts: Sequence[Prompt], negative: Prompt, config: TextConfig) -> li
     return [(np.flatnonzero([shape == found for found in shapes]),
              stack([prompt for prompt, found in zip(prompts, shapes, strict=True) if found == shape], config, shape),
              stack([negative], config, (1, shape[1]))) for shape in dict.fromkeys(shapes)]
-
-
-@jax.jit
-def emphasise(states: Array, weights: Array) -> Array:
-    """states [N, L, D] times weights [N, L], then scaled to the mean that they had: the web UI's `sd_emphasis.py`.
-
-    Rows of weight 1 stay as they are to the bit. The mean is of all L D numbers of a row. It is restored only where it
-    is one, above 0.01 standard deviations: around 0, as the bundled model's is, the quotient would be noise.
-    """
-    mean = lambda x: x.mean((1, 2), keepdims=True)
-    weighted, before = states * weights[..., None], mean(states)
-    after = mean(weighted)
-    restored = (jnp.abs(before) > 0.01 * jnp.std(states, (1, 2), keepdims=True)) & (after != 0)
-    weighted = weighted * jnp.where(restored, before / jnp.where(restored, after, 1.0), 1.0)
-    return jnp.where((weights == 1.0).all(1)[:, None, None], states, weighted)

@@ -1,4 +1,4 @@
-"""Prompts to token ids, and the training of a small tokenizer in CLIP's own format.
+"""Prompts to token ids.
 
 CLIP's BPE (arXiv 2103.00020): NFC, runs of white space to one space, lower case, words split by CLIP's pattern, UTF-8
 bytes written as 256 printable characters, the last character of a word marked `</w>`, then merges in the order of
@@ -10,15 +10,23 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import TextConfig
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_MERGES = Path(__file__).parents[1] / "pretrained" / "clip_vocab" / "bpe_simple_vocab_16e6.txt.gz"
+
+
+class TextShape(Protocol):
+    """What this room has to know of a text tower: its config has these fields."""
+
+    length: int  # tokens a prompt is padded to
+    bos_token: int
+    eos_token: int
+    pad_token: int
 
 
 def load_tokenizer(folder: str | Path):
@@ -87,7 +95,7 @@ def as_list(prompts: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def tokenize(tokenizer, config: TextConfig, prompts: str | Sequence[str]) -> np.ndarray:
+def tokenize(tokenizer, config: TextShape, prompts: str | Sequence[str]) -> np.ndarray:
     """Prompts -> int32 [B, config.length]: start, tokens (cut to fit), end, padding with config.pad_token."""
     prompts = as_list(prompts)
     ids = np.full((len(prompts), config.length), config.pad_token, np.int32)
@@ -109,42 +117,7 @@ def byte_characters() -> list[str]:
     return [chr(code) for code in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
-def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: int = 77):
-    """Trains a CLIP tokenizer of exactly `size` entries and writes it to `folder`; returns it as load_tokenizer does.
-
-    Start is id size - 2, end and padding are size - 1. `length` is only recorded as the tokenizer's model_max_length.
-    Raises SdjaxError when `size` is below 514 or the captions do not have that many merges in them.
-    """
-    from tokenizers import Tokenizer, models, trainers
-    from transformers import CLIPTokenizer
-
-    characters = byte_characters()
-    base = characters + [c + "</w>" for c in characters]
-    if size < len(base) + 2:
-        raise SdjaxError(f"size {size}: a byte-level vocabulary has at least {len(base) + 2} entries")
-    reference = CLIPTokenizer().backend_tokenizer  # its normaliser and word pattern are CLIP's
-    scratch = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    scratch.normalizer, scratch.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
-    # The base goes in as "special tokens", which fixes its ids: ties between merges then always break the same way.
-    trainer = trainers.BpeTrainer(vocab_size=2 * size, min_frequency=1, special_tokens=base, end_of_word_suffix="</w>",
-                                  show_progress=False)
-    scratch.train_from_iterator(captions, trainer)
-
-    vocabulary, merges = dict.fromkeys(base), []  # an ordered set
-    for left, right in json.loads(scratch.to_str())["model"]["merges"]:
-        if left + right not in vocabulary:
-            if len(vocabulary) == size - 2:
-                break
-            vocabulary[left + right] = None
-        merges.append(f"{left} {right}")
-    if len(vocabulary) < size - 2:
-        raise SdjaxError(f"size {size}: the captions have words for {len(vocabulary) + 2} entries only")
-    tokens = [*vocabulary, BOS, EOS]
-    write_tokenizer_files(folder, {token: i for i, token in enumerate(tokens)}, merges, EOS, length)
-    return load_tokenizer(folder)
-
-
-def write_tokenizer(tokenizer, config: TextConfig, folder: str | Path) -> None:
+def write_tokenizer(tokenizer, config: TextShape, folder: str | Path) -> None:
     """Writes `tokenizer` (a CLIPTokenizer) as vocab.json, merges.txt and two small files, in which are the words that
     were added to it, as by textual inversion. SD 2's say that "!" pads, as diffusers' folders do, and so prompts have 0
     for "!" once it is read again, where a single file's have 256 (`clip_tokenizer`)."""

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax.devices.layouts import example_keys
-from sdjax.families.sd import VAEConfig
+from sdjax.diffusion.noise import example_keys
 from sdjax.image.quality import psnr, ssim
 from sdjax.networks.lpips.network import lpips
+from sdjax.networks.vae.config import VAEConfig
 from sdjax.networks.vae.network import VAE
 from sdjax.nn.layers import precise
-from sdjax.training.diffusion import gaussian_kl, hinge, posterior_sample, reconstruction
+from sdjax.training.diffusion import posterior_sample
 from sdjax.training.discriminator import PatchDiscriminator
 from sdjax.types import Array, Params
 
@@ -109,3 +109,19 @@ def with_slope(function: Callable[[Array], Array], x: Array) -> tuple[Array, Arr
 def init_critic(seed: int, size: int) -> Params:
     """The discriminator's first parameters."""
     return PatchDiscriminator().init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))["params"]
+
+
+def reconstruction(pixels: Array, decoded: Array, kind: str) -> Array:
+    """Mean absolute ("l1") or squared ("l2") difference of each picture: [B, H, W, 3] twice -> [B]."""
+    difference = decoded - pixels
+    return (jnp.abs(difference) if kind == "l1" else jnp.square(difference)).mean((1, 2, 3))
+
+
+def gaussian_kl(mean: Array, logvar: Array) -> Array:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over each latent: [B, h, w, c] -> [B]."""
+    return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).sum((1, 2, 3))
+
+
+def hinge(real: Array, fake: Array) -> Array:
+    """The discriminator's hinge loss over patch logits [B, h, w] twice -> [B] (arXiv 1705.02894)."""
+    return 0.5 * (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)).mean((1, 2))

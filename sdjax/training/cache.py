@@ -7,7 +7,6 @@ of the computation, the data's listing, crops and rows, captions, tokenizer. Ano
 """
 
 import errno
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,13 +16,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.data import Chosen, Pictures, read_ahead, to_pixels
+from sdjax.conditioning.text import tokenize
+from sdjax.data.order import Chosen, read_ahead
+from sdjax.data.picture import to_pixels
+from sdjax.data.source import Pictures
 from sdjax.errors import SdjaxError
 from sdjax.files import whole
-from sdjax.model.functions import StableDiffusion, text_states, tokenize, vae_moments
+from sdjax.model.functions import text_states, vae_moments
+from sdjax.model.value import StableDiffusion, digest
 
 CHUNK = 128  # rows that go through a network at once
+
 PIXELS = 1 << 21  # but no more pixels than these
+
 FILES = 200  # of a cache, about: each stays open
 
 #: What fills a file: (first row, the one after the last) -> pieces of (rows, {row: whose they really are})
@@ -174,11 +179,3 @@ def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, int
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # it may well be whole
             raise SdjaxError(f"{path}: {error.strerror}; `ulimit -n` raises how many a process may open") from None
         return None
-
-
-def digest(params: Any, text: str = "") -> str:
-    """16 hexadecimal digits that name parameters' values and a text."""
-    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-    for leaf in jax.tree.leaves(params):
-        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-    return found.hexdigest()[:16]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdjax.devices.layouts import example_keys
+from sdjax.diffusion.noise import example_keys
+from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import make_schedule
-from sdjax.families.sd import Config, TextConfig, VisionConfig
-from sdjax.networks.clip.network import ImageTower, TextTower, pool_text
+from sdjax.families.config import Config
 from sdjax.networks.unet.network import UNet
 from sdjax.nn.layers import precise
 from sdjax.types import Array, Batch, Params
@@ -58,11 +58,11 @@ def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Ar
         draw = lambda k: jax.random.normal(jax.random.fold_in(k, OFFSET), (1, 1, shape[-1]))
         eps += noise_offset * jax.vmap(draw)(example_keys(key, index))
     signal, noise = jnp.sqrt(abar[t])[:, None, None, None], jnp.sqrt(1 - abar[t])[:, None, None, None]
-    target = {"epsilon": eps, "v": signal * eps - noise * x0, "x0": x0}[prediction]
+    target = PREDICTIONS[prediction].target(x0, eps, signal, noise)
     weight = jnp.ones_like(abar[t])
     if min_snr_gamma is not None:
         snr = abar[t] / (1 - abar[t])
-        weight = jnp.minimum(snr, min_snr_gamma) / {"epsilon": snr, "v": snr + 1, "x0": 1}[prediction]
+        weight = jnp.minimum(snr, min_snr_gamma) / PREDICTIONS[prediction].weight(snr)
     return Noised(signal * x0 + noise * eps, t, target, weight)
 
 
@@ -103,62 +103,3 @@ def diffusion_loss(config: Config, null: Array, dtype: Any = jnp.float32, remat:
         return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
 
     return loss_fn
-
-
-def reconstruction(pixels: Array, decoded: Array, kind: str) -> Array:
-    """Mean absolute ("l1") or squared ("l2") difference of each picture: [B, H, W, 3] twice -> [B]."""
-    difference = decoded - pixels
-    return (jnp.abs(difference) if kind == "l1" else jnp.square(difference)).mean((1, 2, 3))
-
-
-def gaussian_kl(mean: Array, logvar: Array) -> Array:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over each latent: [B, h, w, c] -> [B]."""
-    return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).sum((1, 2, 3))
-
-
-def hinge(real: Array, fake: Array) -> Array:
-    """The discriminator's hinge loss over patch logits [B, h, w] twice -> [B] (arXiv 1705.02894)."""
-    return 0.5 * (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)).mean((1, 2))
-
-
-def alone(tree: Any) -> tuple[Any, int]:
-    """`Layout.gather` where there is one device."""
-    return tree, 0
-
-
-def clip_loss(text: TextConfig, vision: VisionConfig, gather: Callable[[Any], tuple[Any, Any]] = alone) -> Callable:
-    """CLIP's loss, ({"text", "vision", "text_projection", "logit_scale"}, {"pixels": [B, S, S, 3], "ids": [B, L]}, key)
-    -> (losses [B], {"retrieval": the share of pictures whose nearest caption is their own}).
-
-    gather: of a `Layout`; pictures and captions are compared across all devices.
-    """
-    text_tower, image_tower = TextTower(text), ImageTower(vision)
-
-    def loss_fn(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-        with precise(jnp.float32):
-            image = image_tower.apply({"params": params["vision"]}, batch["pixels"])
-            states = text_tower.apply({"params": params["text"]}, batch["ids"])
-            words = pool_text(states, batch["ids"], text.eos_token) @ params["text_projection"]
-            losses, found = clip_contrastive(image, words, params["logit_scale"], gather)
-        return losses, {"retrieval": found.mean()}
-
-    return loss_fn
-
-
-def clip_contrastive(image: Array, text: Array, logit_scale: Array,
-                     gather: Callable[[Any], tuple[Any, Any]] = alone) -> tuple[Array, Array]:
-    """Symmetric InfoNCE (arXiv 2103.00020, Figure 3): embeddings [B, P] twice -> losses [B], and whether a picture's
-    nearest text is its own, [B].
-
-    gather: (embeddings of all devices, the number of the first of these): the others, from which each is told apart.
-    The mean over devices of the losses' gradient is that of the whole batch on one device.
-    logit_scale is the logarithm of the inverse temperature, clipped at ln 100 as CLIP does.
-    """
-    unit = lambda e: e / jnp.linalg.norm(e, axis=-1, keepdims=True)
-    image, text = unit(image), unit(text)
-    (images, texts), first = gather((image, text))
-    scale, own = jnp.exp(jnp.minimum(logit_scale, jnp.log(100.0))), first + jnp.arange(len(image))
-    at_own = lambda table: jnp.take_along_axis(table, own[:, None], axis=1)[:, 0]
-    to_text, to_image = scale * image @ texts.T, scale * text @ images.T
-    right = at_own(jax.nn.log_softmax(to_text, axis=1)) + at_own(jax.nn.log_softmax(to_image, axis=1))
-    return -right / 2, jnp.argmax(to_text, axis=1) == own

@@ -2,96 +2,30 @@
 
 import dataclasses
 import json
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import jax
 import numpy as np
 
-from sdjax.commands.command_line import check_folder, open_more_files, prefixed, return_memory
-from sdjax.data import Pictures, open_data
 from sdjax.devices.cost import Costs
-from sdjax.devices.layouts import (
-    Layout,
-    agree,
-    check_batch_size,
-    device_errors,
-    is_primary,
-    local_part,
-    make_layout,
-    start_processes,
-)
+from sdjax.devices.layouts import Layout, check_batch_size, make_layout
+from sdjax.devices.processes import agree, device_errors, is_primary, local_part
 from sdjax.errors import SdjaxError, out_of_memory
-from sdjax.model.functions import StableDiffusion, create, save
+from sdjax.model.load import save
+from sdjax.model.value import StableDiffusion
 from sdjax.nn.kernels.backends import here
 from sdjax.training.options import TrainOptions
 from sdjax.training.report import describe_state, describe_step, utilisation
-from sdjax.training.run import Run, hold
+from sdjax.training.run import Run
+from sdjax.training.signals import _StopFlag
 from sdjax.training.state import LossFn, TrainState, make_state, make_train_step, trained_params
 from sdjax.types import Params
 
 Source = Params | Callable[[Any], Params]  # arrays, or a function of the seed that gives them
-
-
-def start_model(options: TrainOptions, tokenizer: bool = True, without: str | None = None) -> StableDiffusion:
-    """Joins the job's processes and gives the model that --model names, after what is cheap to refuse.
-
-    A small preset has no tokenizer. `without`: see `sdjax.model.functions.create`.
-    """
-    start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
-    check_folder(options.out)
-    check_shared(options.out)
-    leave_on_signals(options.out)
-    check_batch_size(options.batch_size)
-    export = options.out / "export"
-    if export.exists() and not (export / "model_index.json").is_file():
-        raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
-    if not options.dry_run:
-        on_primary(lambda: hold(options.out))  # before anything is cached there
-    open_more_files()
-    return_memory()
-    with prefixed("--model: "):
-        sd = create(options.model, options.seed, without)
-    if tokenizer and sd.tokenizer is None:
-        raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
-    return sd
-
-
-def check_shared(out: Path, seconds: float = 60.0) -> None:
-    """SdjaxError, on all processes, where one does not see what process 0 writes to `out`: it would wait for that."""
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    mark = out / f".shared-{agree(uuid4().int % 2**31)}.tmp"
-    if is_primary():
-        mark.touch()
-    agree(0)  # now it is there
-    until = time.monotonic() + seconds  # for file systems that take their time
-    while not mark.exists() and time.monotonic() < until:
-        time.sleep(0.5)
-    seen = multihost_utils.process_allgather(np.int32(mark.exists()))
-    if is_primary():
-        mark.unlink(missing_ok=True)
-    if not seen.all():
-        raise SdjaxError(f"--out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
-                         "that all processes share is needed")
-
-
-def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:
-    """The pictures that --data names, `size` pixels a side; with --buckets of sides that are multiples of `multiple`
-    (None: squares only)."""
-    if options.buckets and multiple is None:
-        raise SdjaxError("--buckets: this model takes squares only")
-    return open_data(options.data, size, options.max_bad, options.out, options.crop, options.flip,
-                     multiple if options.buckets else None, options.seed, jax.process_index())
 
 
 def build(options: TrainOptions, loss_fn: LossFn, layout: Layout) -> tuple[Callable, Callable]:
@@ -308,35 +242,3 @@ def on_primary(write: Callable[[], Any]) -> None:
         failed = agree(refusal is not None)
     if failed:
         raise refusal or SdjaxError("--out: process 0 could not write there and says why")
-
-
-def leave_on_signals(out: Path) -> None:
-    """Before and after the steps, and when told twice, SIGTERM and SIGINT leave at once."""
-
-    def leave(*_):
-        if is_primary():
-            (out / "PREEMPTED").write_text(
-                "stopped at once by a signal; the same command goes on after the newest checkpoint\n")
-        raise SystemExit(0)
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, leave)
-
-
-class _StopFlag:
-    """SIGTERM and SIGINT ask for a checkpoint and an orderly end after the step in progress; a second one insists."""
-
-    def __init__(self):
-        self.asked = False
-
-    def __enter__(self):
-        self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _ask(self, name: int, _frame: Any):
-        self.asked = True
-        signal.signal(name, self._before[name])

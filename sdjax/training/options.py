@@ -8,8 +8,8 @@ import optax
 from sdjax.data.picture import CROPS
 from sdjax.devices.layouts import KINDS
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import Config
-from sdjax.training.state import make_optimizer
+from sdjax.families.config import Config
+from sdjax.training.optimizer import make_optimizer
 
 LEAST = {
     "steps": 1, "batch_size": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "max_bad_steps": 1,

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdjax.commands.command_line import check_folder
-from sdjax.devices.layouts import agree, is_primary
+from sdjax.devices.processes import agree, is_primary
 from sdjax.errors import SdjaxError
-from sdjax.files import whole
-from sdjax.image.pixels import contact_sheet, save_png
+from sdjax.files import check_folder, whole
+from sdjax.image.png import save_png
+from sdjax.image.sheets import contact_sheet
 from sdjax.training.checkpoint import Checkpoints
 
 OWN = {"out", "coordinator", "num_processes", "process_id", "patience", "dry_run"}  # may differ between two starts

@@ -2,7 +2,6 @@
 
 import mmap
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,13 +10,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import TextConfig, UNetConfig, VAEConfig, VisionConfig
-from sdjax.networks.clip.network import ImageTower, TextTower
-from sdjax.networks.rows import Row, is_harmless
-from sdjax.networks.unet.network import UNet
-from sdjax.networks.vae.network import VAE
-from sdjax.nn.kernels.backends import LOWERED_FOR, SHAPES
+from sdjax.networks.rows import Row
 from sdjax.types import Params
+from sdjax.weights.spellings import is_harmless
 
 # operation -> (file value to ours, ours to the file's, our shape to the file's shape)
 OPERATIONS = {
@@ -34,28 +29,8 @@ def third(i: int):
 
 
 SPLIT = ("split q", "split k", "split v")
+
 OPERATIONS |= {name: third(i) for i, name in enumerate(SPLIT)}
-
-
-@lru_cache(maxsize=32)
-def param_shapes(config: TextConfig | VisionConfig | UNetConfig | VAEConfig) -> Params:
-    """The module's parameter tree as jax.ShapeDtypeStructs; nothing is computed. Do not modify: it is cached."""
-    like = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
-    if isinstance(config, TextConfig):
-        module, inputs = TextTower(config), [like(1, config.length, dtype=jnp.int32)]
-    elif isinstance(config, VisionConfig):
-        module, inputs = ImageTower(config), [like(1, config.size, config.size, 3)]
-    elif isinstance(config, VAEConfig):
-        module, inputs = VAE(config), [like(1, config.factor, config.factor, 3)]
-    else:
-        x = like(1, config.factor, config.factor, config.in_channels)
-        module, inputs = UNet(config), [x, like(1), like(1, 1, config.context_dim)]
-    return module_shapes(module, *inputs)
-
-
-def module_shapes(module: Any, *inputs: jax.ShapeDtypeStruct) -> Params:
-    with LOWERED_FOR(SHAPES):
-        return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)["params"]
 
 
 def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Any, layout: str = "diffusers",

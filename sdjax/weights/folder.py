@@ -14,21 +14,26 @@ from typing import Any
 import numpy as np
 
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import Config
+from sdjax.families.config import Config
+from sdjax.families.sd import SD
 from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.formats.tensors import read_tensors
-from sdjax.networks.rows import current_name, make_rows
+from sdjax.networks.clip.part import CLIP_TEXT
+from sdjax.networks.fields import read_json
+from sdjax.networks.table import make_rows, param_shapes
 from sdjax.text.tokenizer import load_tokenizer, write_tokenizer
 from sdjax.types import Params
-from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
-from sdjax.weights.folder_json import folder_configs, read_config, read_json
+from sdjax.weights.convert import from_file_tensors, to_file_tensors
+from sdjax.weights.folder_json import folder_configs, read_config
+from sdjax.weights.spellings import current_name
 
 #: (stem, suffix) of the files that transformers and diffusers keep weights in, the preferred first
 TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))
 DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"))
 
 #: part -> (its folder, its weights' files)
-PARTS = {"text": ("text_encoder", TRANSFORMERS), "vae": ("vae", DIFFUSERS), "unet": ("unet", DIFFUSERS)}
+PARTS = {name: (place.folder, TRANSFORMERS if place.part is CLIP_TEXT else DIFFUSERS)
+         for name, place in SD.parts.items()}
 
 
 def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...]) -> str | None:

@@ -5,16 +5,13 @@ imported only here and only inside functions.
 """
 
 import contextlib
-import logging
 import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.weights.folder import PARTS, shard_names, weights_file
-
-log = logging.getLogger("sdjax")
 
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # names in these are meant as files
 SECONDS = 7  # for the hub's answer, names looked up and all

@@ -7,23 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.formats.tensors import read_tensors
-from sdjax.networks.lpips.network import DEPTHS, LPIPS, VGG16
-from sdjax.networks.rows import Row
+from sdjax.networks.lpips.names import lpips_rows
+from sdjax.networks.lpips.network import LPIPS, VGG16
+from sdjax.networks.part import module_shapes
 from sdjax.types import Params
-from sdjax.weights.convert import from_file_tensors, module_shapes
-
-
-def lpips_rows() -> list[Row]:
-    """torchvision numbers convolutions, ReLUs and poolings in one row."""
-    rows, place, number = [], 0, 0
-    for stage, depth in enumerate(DEPTHS):
-        for _ in range(depth):
-            rows += [Row((f"conv_{number}", "kernel"), f"features.{place}.weight", None, "conv", "conv"),
-                     Row((f"conv_{number}", "bias"), f"features.{place}.bias", None, "same", "same")]
-            place, number = place + 2, number + 1
-        rows.append(Row((f"head_{stage}",), f"lin{stage}.model.1.weight", None, "conv1x1", "conv1x1"))
-        place += 1
-    return rows
+from sdjax.weights.convert import from_file_tensors
 
 
 def read_lpips(vgg: str | Path, heads: str | Path, widths: tuple[int, ...] = VGG16) -> Params:

@@ -1,37 +1,37 @@
 """One file in the layout of CompVis' stable-diffusion, as Stability and the model-sharing sites distribute it.
 
-Which model it is follows from the names and shapes of four tensors (`probes`), which differ between all presets but
-SD 2.x base and 768-v: these differ in what the UNet predicts, which `prediction` says, or the file's ModelSpec
+Which model it is follows from the names and shapes of four tensors (`Family.probes`), which differ between all presets
+but SD 2.x base and 768-v: these differ in what the UNet predicts, which `prediction` says, or the file's ModelSpec
 metadata, or at last a guess. What follows from no shape (heads, VAE scaling, schedule) is the recognised preset's.
 """
 
 import contextlib
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from sdjax.diffusion.schedule import make_schedule
-from sdjax.errors import SdjaxError
-from sdjax.families.sd import EMOJI, PRESETS, SD15, SD21_BASE, Config, ScheduleConfig, TextConfig
+from sdjax.diffusion.prediction import PREDICTIONS
+from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
+from sdjax.errors import SdjaxError, log
+from sdjax.families.config import Config
+from sdjax.families.sd import SD
+from sdjax.families.table import FAMILIES, PRESETS, family_of
 from sdjax.files import whole
 from sdjax.formats.mapped import write_tensors
-from sdjax.networks.rows import Row, current_name, ema_name, make_rows
-from sdjax.text.tokenizer import clip_tokenizer, load_tokenizer
+from sdjax.networks.rows import Row
+from sdjax.networks.table import make_rows, param_shapes
 from sdjax.types import Params
-from sdjax.weights.convert import from_file_tensors, param_shapes, to_file_tensors
+from sdjax.weights.convert import from_file_tensors, to_file_tensors
+from sdjax.weights.spellings import current_name, ema_name
 
-log = logging.getLogger("sdjax")
-
-PREDICTIONS = ("epsilon", "v", "x0")
 PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpec, in a safetensors file's metadata
-PARTS = ("text", "vae", "unet")
-UNET = "model.diffusion_model."
 
 #: What a file can be recognised as: the presets, and SD 2's inpainting model.
-CANDIDATES = (*PRESETS.values(), replace(SD21_BASE, name="sd2-inpaint", unet=replace(SD21_BASE.unet, in_channels=9)))
+CANDIDATES = (*PRESETS.values(), *(config for family in FAMILIES for config in family.others))
+
+UNET = f"{SD.parts['unet'].prefix}."
 
 #: ComfyUI's test (comfy/supported_models.py, SD20.model_type): this bias spreads wider in the v-models of SD 2.
 V_BIAS, V_SPREAD = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
@@ -44,41 +44,30 @@ def known_prediction(prediction: str | None) -> str | None:
 
 
 def model_rows(config: Config) -> list[Row]:
-    """The tables of all three modules, paths beginning with the module's name."""
-    parts = ((part, make_rows(getattr(config, part))) for part in PARTS)
+    """The tables of all parts, paths beginning with the part's name."""
+    parts = ((part, make_rows(getattr(config, part), prefix=place.prefix))
+             for part, place in family_of(config).parts.items())
     return [row._replace(path=(part, *row.path)) for part, rows in parts for row in rows]
-
-
-def probes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Names and file shapes by which a file of this config is told from the others."""
-    unet, text = config.unet, config.text
-    tower = "model." if text.activation == "gelu" else "transformer.text_model.embeddings."
-    return {
-        f"{UNET}input_blocks.0.0.weight": (unet.channels[0], unet.in_channels, 3, 3),
-        f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight": (unet.channels[-1], unet.context_dim),
-        f"cond_stage_model.{tower}token_embedding.weight": (text.vocab_size, text.width),
-        "first_stage_model.encoder.conv_in.weight": (config.vae.channels[0], 3, 3, 3),
-    }
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
     """Tensors' shapes by name -> the candidates that they may be, none, one or (SD 2.x) two."""
     return [config for config in CANDIDATES
-            if all(shapes.get(name) == shape for name, shape in probes(config).items())]
+            if all(shapes.get(name) == shape for name, shape in family_of(config).probes(config).items())]
 
 
 def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, source: str | Path = "the file") -> Config:
     """The Config of a single file's tensors. Logs one line where `prediction` had to be guessed."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     if not (found := recognise(shapes)):
-        seen = ", ".join(f"{name} {list(shapes[name])}" for name in sorted({n for c in CANDIDATES for n in probes(c)})
-                         if name in shapes)
+        asked = sorted({name for config in CANDIDATES for name in family_of(config).probes(config)})
+        seen = ", ".join(f"{name} {list(shapes[name])}" for name in asked if name in shapes)
         raise SdjaxError(f"{source}: holds none of {', '.join(config.name for config in CANDIDATES)} in CompVis' "
                          f"layout; of the tensors that tell them apart it has {seen or 'none'}")
     if prediction is None and len(found) > 1:
         spread = np.std(np.asarray(tensors[V_BIAS], np.float32)) if V_BIAS in tensors else 0.0
         prediction = "v" if spread > V_SPREAD else "epsilon"
-        other = PREDICTIONS[prediction == "epsilon"]
+        other = "v" if prediction == "epsilon" else "epsilon"
         log.warning('%s: an SD 2.x file does not say what it predicts; taken as prediction="%s", since the standard '
                     'deviation of %s is %.3f (v-models: above %s). If pictures are wrong, pass prediction="%s"',
                     source, prediction, V_BIAS, spread, V_SPREAD, other)
@@ -150,7 +139,7 @@ def read_single(path: str | Path, prediction: str | None = None, prefer_ema: boo
             if row.path[0] == "unet":
                 tensors.pop(row.compvis, None)
         rows = [row._replace(compvis=ema_name(row.compvis)) if row.path[0] == "unet" else row for row in rows]
-    expected = {part: param_shapes(getattr(config, part)) for part in PARTS}
+    expected = {part: param_shapes(getattr(config, part)) for part in family_of(config).parts}
     return config, from_file_tensors(tensors, rows, expected, "compvis", str(path), config.text.layers)
 
 
@@ -165,20 +154,12 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
     if path.exists() and not path.is_file():
         raise SdjaxError(f"{path}: exists and is no file; name a new .safetensors file")
     tensors = to_file_tensors(params, model_rows(config), "compvis")
-    found = recognise(probes(config))
+    found = recognise(family_of(config).probes(config))
     preset = predicting(found, config.schedule.prediction) if found else None  # what reading the file will give
     if preset is None or preset.vae.scaling != config.vae.scaling:
         tensors["scale_factor"] = np.asarray(config.vae.scaling, np.float32)
-    if preset is None or replace(preset, name=config.name, vae=replace(
+    if preset is None or preset.size != config.size or replace(preset, vae=replace(
             preset.vae, scaling=config.vae.scaling)) != config:
         log.warning("%s: a single file does not hold this model's config, which is no preset's; a folder does", path)
     with whole(path) as scratch:
         write_tensors(scratch, tensors, {PREDICTION_KEY: config.schedule.prediction})
-
-
-def bundled_tokenizer(text: TextConfig):
-    """The tokenizer that a single file of this tower goes with: CLIP's, the emoji model's, or None."""
-    if text.vocab_size == SD15.text.vocab_size:
-        return clip_tokenizer()
-    folder = Path(__file__).parents[1] / "pretrained" / "emoji" / "tokenizer"
-    return load_tokenizer(folder) if text.vocab_size == EMOJI.text.vocab_size and folder.is_dir() else None

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.commands.batch import read_prompts, run_batch
+from sdjax.commands.batch import run_batch
 from sdjax.errors import SdjaxError
+from sdjax.files import read_prompts
 from tests.scripts import ROOT
 
 PROMPTS = [f"prompt {i}" for i in range(11)]

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from sdjax.commands import command_line as cli
+from sdjax.devices import host
 from tests.scripts import ROOT
 
 
@@ -59,7 +60,7 @@ def test_as_many_files_may_be_open_as_the_system_allows():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
-        cli.open_more_files()
+        host.open_more_files()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard if 0 < hard < 2**16 else 2**16, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     finally:
@@ -99,10 +100,10 @@ def test_a_second_process_finds_the_first_ones_programs(place, tmp_path):
 @pytest.mark.parametrize("where, expected", [
     ({"SDJAX_CACHE": "off"}, "None"), ({"JAX_COMPILATION_CACHE_DIR": "elsewhere"}, "elsewhere"),
     ({"SDJAX_CACHE": "here"}, "here"), ({"HOME": "home"}, "home/.cache/sdjax")])
-@pytest.mark.parametrize("imports", ["sdjax.commands.command_line, jax", "jax, sdjax.commands.command_line"])
+@pytest.mark.parametrize("imports", ["sdjax.devices.host, jax", "jax, sdjax.devices.host"])
 def test_where_programs_are_kept(imports, where, expected):
     first, second = imports.split(", ")
-    code = f"import {first}; from sdjax.commands import command_line; command_line.keep_programs(); import {second}, jax\n"
+    code = f"import {first}; from sdjax.devices import host; host.keep_programs(); import {second}, jax\n"
     found = python(code + "print(jax.config.jax_compilation_cache_dir or None)",
                    **{"SDJAX_CACHE": "", "JAX_COMPILATION_CACHE_DIR": ""} | where)[1]
     assert found == expected
@@ -113,7 +114,7 @@ def test_what_compiling_took_is_given_back():
     """300 MB of small blocks, freed but for one that lies behind them; then JAX says that it compiled for 2 s."""
     code = """
 import ctypes, jax
-from sdjax.cli import return_memory
+from sdjax.devices.host import return_memory
 resident = lambda: next(int(line.split()[1]) for line in open("/proc/self/status") if "VmRSS" in line) // 1000
 return_memory()
 libc = ctypes.CDLL("libc.so.6")

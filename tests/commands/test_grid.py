@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.commands.grid import cells, grid_sheet, labelled_sheet, read_axes
+from sdjax.commands.grid import cells, grid_sheet, read_axes
 from sdjax.errors import SdjaxError
+from sdjax.image.sheets import labelled_sheet
 
 
 def test_axes_and_cells():
@@ -43,7 +44,7 @@ def test_sheet():
 
 
 def test_labels_are_the_values(monkeypatch):
-    monkeypatch.setattr("sdjax.commands.grid.labelled_sheet", lambda images, rows, columns: columns)
+    monkeypatch.setattr("sdjax.image.sheets.labelled_sheet", lambda images, rows, columns: columns)
     assert grid_sheet(read_axes(["seed=1234567,1234568"]), []) == ["seed\n1234567", "seed\n1234568"]
     assert grid_sheet(read_axes(["guidance_scale=7.5,8"]), []) == ["guidance scale\n7.5", "guidance scale\n8"]
 

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdjax.data import batches, load_square, open_folder
+from sdjax.data.order import batches
+from sdjax.data.picture import load_square
+from sdjax.data.source import open_folder
 from sdjax.errors import SdjaxError
 
 EMOJI300 = Path(__file__).parents[1] / "data" / "emoji300"

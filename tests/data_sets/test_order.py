@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.data import Order, read_ahead
+from sdjax.data.order import Order, read_ahead
 
 groups_of = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 

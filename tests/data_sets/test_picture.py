@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from sdjax.data import load_square, to_pixels
-from sdjax.data.picture import MAX_PIXELS, Unreadable, decode, fit, measure, open_file
+from sdjax.data.picture import MAX_PIXELS, Unreadable, decode, fit, load_square, measure, open_file, to_pixels
 
 EMOJI300 = Path(__file__).parents[1] / "data" / "emoji300"
 GREY = Image.fromarray(np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4))

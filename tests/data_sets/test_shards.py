@@ -7,7 +7,8 @@ import tarfile
 
 import pytest
 
-from sdjax.data import open_data, tars
+from sdjax.data import tars
+from sdjax.data.source import open_data
 from sdjax.errors import SdjaxError
 from tests.data_sets.test_source import NOISE, drawn, make_folder, named, square, stored
 

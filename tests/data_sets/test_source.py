@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.data import batches, open_data, open_folder
+from sdjax.data.order import batches
+from sdjax.data.source import open_data, open_folder
 from sdjax.errors import SdjaxError
 
 EMOJI300 = Path(__file__).parents[1] / "data" / "emoji300"

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from sdjax.devices import cost as measure
+from sdjax.devices import tpu
 from sdjax.errors import SdjaxError
 from sdjax.families.sd import SD15
 from sdjax.model.functions import unet_output
-from sdjax.weights.convert import param_shapes
+from sdjax.networks.table import param_shapes
 
 COUNTED = [360_212_889_600, 1_606_546_882_560]
 
@@ -42,11 +43,11 @@ def test_stable_diffusion_as_torch_counts_it():
 
 def test_unknown_slices_are_refused():
     with pytest.raises(SdjaxError, match="v9:2x2: not known here"):
-        measure.topology_devices("v9:2x2")
+        tpu.topology_devices("v9:2x2")
 
 
 def test_chips_have_peaks():
-    assert all(measure.peak_flops(f"TPU {name}") for name in measure.CHIPS)
+    assert all(measure.peak_flops(f"TPU {name}") for name in tpu.CHIPS)
 
 
 PROGRAM = """HloModule jit_f
@@ -96,7 +97,7 @@ def test_what_does_not_fit_is_refused(said, expected):
         raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
 
     with pytest.raises(SdjaxError, match=f"does not fit, the program needs {expected}"):
-        measure.compile_lowered(SimpleNamespace(compile=fail))
+        tpu.compile_lowered(SimpleNamespace(compile=fail))
 
 
 def test_cycles_are_the_compilers_of_what_is_not_inside_of_fusions():

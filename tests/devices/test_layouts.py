@@ -20,15 +20,16 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax.devices.layouts import PmapLayout, check_batch_size, local_part, make_layout, start_processes
-from sdjax.diffusion.schedule import make_schedule
+from sdjax.devices.layouts import PmapLayout, check_batch_size, make_layout
+from sdjax.devices.processes import local_part, start_processes
+from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import ScheduleConfig
-from sdjax.nn.kernels.attention import SpatialTransformer
+from sdjax.networks.table import param_shapes
 from sdjax.nn.layers import ResBlock, conv3x3, timestep_embedding
-from sdjax.training.diffusion import clip_loss, drop_captions, noise_batch
+from sdjax.nn.transformer import SpatialTransformer
+from sdjax.training.clip import clip_loss
+from sdjax.training.diffusion import drop_captions, noise_batch
 from sdjax.training.state import make_state, make_train_step
-from sdjax.weights.convert import param_shapes
 from tests.narrow import NARROW, NARROW_VISION
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +154,7 @@ def child(out: str, run: str, layouts: str, *where: str):
 def found(tmp_path_factory):
     """By the names in TRIED; the run of four devices is gone on with on two processes, on two devices and on one."""
     folder, found = tmp_path_factory.mktemp("devices"), {}
-    script = "import sys; from tests.test_parallel import child; child(*sys.argv[1:])"
+    script = "import sys; from tests.devices.test_layouts import child; child(*sys.argv[1:])"
     for name in ("4", "2 x 2", "2", "1"):
         flags = {"JAX_NUM_CPU_DEVICES": name[-1], "JAX_PLATFORMS": "cpu"}
         where = f"127.0.0.1:{free_port()}"
@@ -211,7 +212,7 @@ def test_a_run_of_four_devices_goes_on_on_two_processes_and_on_fewer(found, tmp_
 
 def test_one_of_two_processes_is_lost(tmp_path):
     """Killed, the other ends too, within --patience; both go on. Told to stop, it tells the other: both end well."""
-    script = ("import sys; from tests.test_loop import *; from sdjax.devices.layouts import *\n"
+    script = ("import sys; from tests.training.test_loop import *; from sdjax.devices.layouts import *\n"
               "start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)\n"
               "toy(options(sys.argv[3], steps=int(sys.argv[4]), sample_every=0), pause=0.1)")
     flags = {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
@@ -247,8 +248,8 @@ def test_processes_with_folders_of_their_own_are_refused(tmp_path):
 import sys
 from pathlib import Path
 from sdjax.errors import SdjaxError
-from sdjax.loop import check_shared
-from sdjax.parallel import start_processes
+from sdjax.training.start import check_shared
+from sdjax.devices.processes import start_processes
 start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)
 check_shared(Path(sys.argv[3]))
 try:
@@ -274,8 +275,8 @@ def test_process_0_may_take_long_over_what_it_does_alone(tmp_path):
 import signal, sys, time
 import jax, pytest
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), shutdown_timeout_seconds=1)
-from sdjax import loop
-from sdjax.checkpoint import Checkpoints
+from sdjax.training import loop
+from sdjax.training.checkpoint import Checkpoints
 from sdjax.errors import SdjaxError
 from tests.training.test_loop import options, toy
 write = Checkpoints._write

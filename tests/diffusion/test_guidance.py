@@ -3,21 +3,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.diffusion import guidance as denoise
+from sdjax.diffusion import prediction
 from sdjax.diffusion.guidance import (
-    add_noise,
+    at_timesteps,
     by_level,
     in_interval,
-    make_denoiser,
     step_at,
+    to_denoiser,
     with_channels,
     with_function,
     with_guidance,
     with_known_region,
 )
-from sdjax.diffusion.schedule import make_schedule
+from sdjax.diffusion.process import add_noise, alpha_s_like
+from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import ScheduleConfig
 from sdjax.types import Cond
 
 SIGMAS = make_schedule(ScheduleConfig()).sigmas
@@ -27,17 +27,17 @@ x0, eps = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 4)).astype(np.float3
 @pytest.mark.parametrize("sigma", [0.03, 1.0, 14.6, np.float32([0.03, 1.0, 14.6])])
 def test_conversions_find_what_made_x(sigma):
     x = add_noise(x0, eps, sigma)
-    alpha, s = denoise.weights(sigma, x)
+    alpha, s = alpha_s_like(sigma, x)
     v = alpha * eps - s * x0
     np.testing.assert_allclose(alpha**2 + s**2, 1, atol=1e-6)
-    for found, wanted in ((denoise.eps_to_x0(x, eps, sigma), x0), (denoise.x0_to_eps(x, x0, sigma), eps),
-                          (denoise.v_to_x0(x, v, sigma), x0), (denoise.v_to_eps(x, v, sigma), eps)):
+    for found, wanted in ((prediction.eps_to_x0(x, eps, sigma), x0),
+                          (prediction.v_to_x0(x, v, sigma), x0), (prediction.v_to_eps(x, v, sigma), eps)):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
 def test_denoiser_calls_the_model_at_whole_timesteps():
     seen = []
-    denoiser = make_denoiser(ScheduleConfig(), lambda x, t: seen.append(t) or x)
+    denoiser = to_denoiser(ScheduleConfig(), at_timesteps(ScheduleConfig(), lambda x, t: seen.append(t) or x))
     for t in (0, 1, 500, 981, 999):
         denoiser(jnp.ones((2, 1, 1, 4)), jnp.float32(SIGMAS[t]))
         assert seen[-1].tolist() == [t, t]
@@ -48,12 +48,12 @@ def test_denoiser_calls_the_model_at_whole_timesteps():
 def test_denoiser_reads_eps_v_and_x0():
     sigma = jnp.float32(SIGMAS[500])
     x = add_noise(x0, eps, sigma)
-    alpha, s = denoise.weights(sigma, x)
+    alpha, s = alpha_s_like(sigma, x)
     for kind, out in (("epsilon", eps), ("v", alpha * eps - s * x0), ("x0", x0)):
-        denoiser = make_denoiser(ScheduleConfig(prediction=kind), lambda x, t, out=out: out)
+        denoiser = to_denoiser(ScheduleConfig(prediction=kind), lambda x, sigma, out=out: out)
         np.testing.assert_allclose(denoiser(x, sigma), x0, atol=1e-5)
     with pytest.raises(SdjaxError, match="epsilon, v, x0"):
-        make_denoiser(ScheduleConfig(prediction="score"), None)
+        to_denoiser(ScheduleConfig(prediction="score"), None)
 
 
 def test_guidance():

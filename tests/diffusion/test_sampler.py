@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.diffusion.guidance import make_denoiser, weights
+from sdjax.diffusion.guidance import at_timesteps, to_denoiser
+from sdjax.diffusion.process import alpha_s, alpha_s_like
 from sdjax.diffusion.sampler import plan, sample, samplers, start
-from sdjax.diffusion.schedule import leading_timesteps, make_schedule
-from sdjax.diffusion.tables import vp
+from sdjax.diffusion.schedule import ScheduleConfig, leading_timesteps, make_schedule
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import ScheduleConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = ScheduleConfig()
@@ -36,7 +35,7 @@ def toy_eps(x, t, xp=np):
     return 0.8 * xp.tanh(1.3 * x + 0.2) * (0.7 + 0.3 * xp.cos(t / 150.0)) + 0.1 * x
 
 
-toy_denoiser = make_denoiser(CONFIG, lambda x, t: toy_eps(x, t[:, None, None, None], jnp))
+toy_denoiser = to_denoiser(CONFIG, at_timesteps(CONFIG, lambda x, t: toy_eps(x, t[:, None, None, None], jnp)))
 X0 = np.random.default_rng(2).normal(size=NOISE.shape).astype(np.float32)
 
 
@@ -75,10 +74,11 @@ def test_zero_terminal_snr_starts_in_pure_noise(name):
         wanted = X0 if samplers[name].clean else np.sqrt(last) * X0 + np.sqrt(1 - last) * NOISE
         np.testing.assert_allclose(x, wanted, atol=1e-3)
     np.testing.assert_array_equal(seen, np.float32(schedule.sigmas[-1]))
-    terminal = make_denoiser(config, lambda x, t: -x0_at(t))(3 * NOISE, jnp.float32(schedule.sigmas[-1]))
+    terminal = to_denoiser(config, at_timesteps(config, lambda x, t: -x0_at(t)))
+    terminal = terminal(3 * NOISE, jnp.float32(schedule.sigmas[-1]))
     np.testing.assert_allclose(terminal, X0, atol=1e-5)
     with pytest.raises(SdjaxError, match="zero_terminal_snr needs 'v'"):
-        make_denoiser(ScheduleConfig(zero_terminal_snr=True), toy_eps)
+        at_timesteps(ScheduleConfig(zero_terminal_snr=True), toy_eps)
     with pytest.raises(SdjaxError, match="sampler 'heun': not for a model of zero terminal SNR"):
         plan("heun", schedule, 20)
     with pytest.raises(SdjaxError, match="sigmas 'karras': not for a model of zero terminal SNR"):
@@ -136,7 +136,7 @@ def test_agrees_with_compvis(name, reference, steps):
 
 def gaussian_denoiser(x, sigma, mean=0.7, std=0.5):
     """E[x0 | x] when x0 is N(mean, std^2): in closed form."""
-    alpha, s = weights(sigma, x)
+    alpha, s = alpha_s_like(sigma, x)
     return (alpha * std**2 * x + s**2 * mean) / (alpha**2 * std**2 + s**2)
 
 
@@ -232,7 +232,7 @@ def test_a_user_s_denoiser_is_all_that_is_needed():
     ring = jnp.stack([jnp.cos(jnp.arange(64) * jnp.pi / 32), jnp.sin(jnp.arange(64) * jnp.pi / 32)], -1)
 
     def denoiser(x, sigma):
-        alpha, s = weights(sigma, x)
+        alpha, s = alpha_s_like(sigma, x)
         distance = jnp.sum((x[..., None, :] - alpha * ring) ** 2, -1)
         return jax.nn.softmax(-distance / (2 * s**2), -1) @ ring
 
@@ -254,7 +254,7 @@ def test_strength_walks_the_end_of_the_same_levels(name, sigmas):
         assert live == {"plms": steps + 1, "heun": 2 * steps - 1}.get(name, steps)
         if name != "plms":
             np.testing.assert_array_equal(table.rows.sigma[:live], rows.sigma[rows.live][-live:])
-        np.testing.assert_allclose((table.signal, table.start), vp(table.rows.sigma[0]), rtol=1e-6)
+        np.testing.assert_allclose((table.signal, table.start), alpha_s(table.rows.sigma[0]), rtol=1e-6)
         x = sample(table.rows, perfect_denoiser, start(table, NOISE, X0), lambda row: NOISE).x
         end = X0 if samplers[name].clean else np.sqrt(ABAR[0]) * X0 + np.sqrt(1 - ABAR[0]) * NOISE
         np.testing.assert_allclose(x, end, atol=2e-4)

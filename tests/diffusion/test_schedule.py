@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion.schedule import (
+    ScheduleConfig,
     karras_sigmas,
     leading_timesteps,
     linspace_timesteps,
@@ -13,7 +14,6 @@ from sdjax.diffusion.schedule import (
     trailing_timesteps,
 )
 from sdjax.diffusion.tables import lcm_timesteps
-from sdjax.families.sd import ScheduleConfig
 
 SCHEDULE = make_schedule(ScheduleConfig())
 

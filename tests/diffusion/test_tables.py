@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 
+from sdjax.diffusion.process import alpha_s
 from sdjax.diffusion.sampler import make_grid, samplers
-from sdjax.diffusion.schedule import karras_sigmas, linspace_timesteps, make_schedule, sigma_to_t, t_to_sigma
-from sdjax.diffusion.tables import ADAMS_BASHFORTH, HISTORY, lagrange_integrals, vp
-from sdjax.families.sd import ScheduleConfig
+from sdjax.diffusion.schedule import (
+    ScheduleConfig,
+    karras_sigmas,
+    linspace_timesteps,
+    make_schedule,
+    sigma_to_t,
+    t_to_sigma,
+)
+from sdjax.diffusion.tables import ADAMS_BASHFORTH, HISTORY, lagrange_integrals
 
 SCHEDULE = make_schedule(ScheduleConfig())
 NOISE = np.random.default_rng(0).normal(size=8)
@@ -45,7 +52,7 @@ def test_rows_are_finite_and_a_perfect_denoiser_ends_at_x0(name, sigmas):
             assert np.isfinite([row.sigma, row.p, row.q, row.a, *row.b, row.c]).all()
             assert row.sigma > 0 and len(row.b) <= HISTORY, "the denoiser is never called at sigma 0"
         x = walk(rows, lambda x, sigma: 0.3, NOISE, FRESH)
-        (alpha, s), (alpha_, s_) = vp(grid.sigma[0]), vp(grid.sigma[-1])
+        (alpha, s), (alpha_, s_) = alpha_s(grid.sigma[0]), alpha_s(grid.sigma[-1])
         expected = alpha_ * 0.3 + s_ * (NOISE - alpha * 0.3) / s
         np.testing.assert_allclose(x, expected, atol=1e-5 if name == "lcm" else 1e-9)
 
@@ -63,14 +70,14 @@ def test_every_spacing_is_finite(name, spacing):
 
 def gaussian_denoiser(x, sigma, mean=0.7, std=0.5):
     """E[x0 | x] when x0 is N(mean, std^2)."""
-    alpha, s = vp(sigma)
+    alpha, s = alpha_s(sigma)
     return (alpha * std**2 * x + s**2 * mean) / (alpha**2 * std**2 + s**2)
 
 
 def gaussian_end(x, start, end, mean=0.7, std=0.5):
     """Where the probability flow takes x from sigma `start` to `end`, and the denoiser from there (nowhere from 0)."""
     marginal = lambda alpha, s: (alpha * mean, np.hypot(alpha * std, s))
-    (m, width), (m_, width_) = marginal(*vp(start)), marginal(*vp(end))
+    (m, width), (m_, width_) = marginal(*alpha_s(start)), marginal(*alpha_s(end))
     return gaussian_denoiser(m_ + width_ * (x - m) / width, end)
 
 
@@ -188,7 +195,7 @@ KDIFFUSION = {"euler": sample_euler, "euler_a": sample_euler_ancestral, "heun": 
 
 def toy_denoiser(x, sigma):
     """x0 of an eps that is nonlinear in x and in t."""
-    t, (alpha, s) = sigma_to_t(SCHEDULE, sigma), vp(sigma)
+    t, (alpha, s) = sigma_to_t(SCHEDULE, sigma), alpha_s(sigma)
     return (x - s * (np.tanh(0.7 * x + 0.1) + 0.2 * np.sin(x * (1 + t / 400)))) / alpha
 
 
@@ -196,20 +203,20 @@ def toy_denoiser(x, sigma):
 @pytest.mark.parametrize("name", KDIFFUSION)
 def test_k_diffusion(name, steps):
     """Its get_sigmas (timesteps even from 999 to 0) and its Karras sigmas; any t is fractional there as here."""
-    model = lambda y, sigma: toy_denoiser(y * vp(sigma)[0], sigma)
+    model = lambda y, sigma: toy_denoiser(y * alpha_s(sigma)[0], sigma)
     levels = {"karras": karras_sigmas(SCHEDULE, steps)}
     if samplers[name].scaled:  # the DPM-Solver++ family leaves t = 0 out, as diffusers does
         levels["default"] = t_to_sigma(SCHEDULE, linspace_timesteps(1000, steps))
     for sigmas, falling in levels.items():
         expected = KDIFFUSION[name](model, NOISE * falling[0], np.append(falling, 0.0), FRESH)
-        start = NOISE * vp(falling[0])[1]  # y = sigma_max noise
+        start = NOISE * alpha_s(falling[0])[1]  # y = sigma_max noise
         np.testing.assert_allclose(walk(table(name, steps, sigmas)[1], toy_denoiser, start, FRESH), expected, rtol=1e-9)
 
 
 def test_other_etas_are_k_diffusion_s_too():
-    model = lambda y, sigma: toy_denoiser(y * vp(sigma)[0], sigma)
+    model = lambda y, sigma: toy_denoiser(y * alpha_s(sigma)[0], sigma)
     sigmas = karras_sigmas(SCHEDULE, 12)
     for name in ("euler_a", "dpmpp_2m_sde"):
         expected = KDIFFUSION[name](model, NOISE * sigmas[0], np.append(sigmas, 0.0), FRESH, eta=0.4)
-        x = walk(table(name, 12, "karras", eta=0.4)[1], toy_denoiser, NOISE * vp(sigmas[0])[1], FRESH)
+        x = walk(table(name, 12, "karras", eta=0.4)[1], toy_denoiser, NOISE * alpha_s(sigmas[0])[1], FRESH)
         np.testing.assert_allclose(x, expected, rtol=1e-9)

@@ -3,8 +3,9 @@
 import jax
 import pytest
 
-from sdjax.families.sd import EMOJI, EMOJI_VISION, PRESETS, SD15, SD15_INPAINT, SD21, SD21_BASE
-from sdjax.weights.convert import param_shapes
+from sdjax.families.sd import EMOJI, EMOJI_VISION, SD15, SD15_INPAINT, SD21, SD21_BASE
+from sdjax.families.table import PRESETS
+from sdjax.networks.table import param_shapes
 
 
 def count(config) -> int:

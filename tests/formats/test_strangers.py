@@ -10,7 +10,7 @@ WATCH = """
 import json, re, sys, time
 from pathlib import Path
 from sdjax.errors import SdjaxError
-from sdjax.weights.tensors import read_tensors
+from sdjax.formats.tensors import read_tensors
 from tests.formats import assembler
 from tests.formats import test_tensors
 

@@ -6,7 +6,7 @@ from PIL import Image
 from sdjax.diffusion.sampler import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import OTHERS, describe, parameters_text, parse_parameters, read_parameters, understand
-from sdjax.image.pixels import save_png
+from sdjax.image.png import save_png
 
 prompts = st.text(st.characters(codec="utf-8")).filter(lambda text: "Negative prompt:" not in text)
 #: as AUTOMATIC1111's web UI writes it (modules/processing.py create_infotext)

@@ -3,15 +3,10 @@ import pytest
 from PIL import Image
 
 from sdjax.errors import SdjaxError
-from sdjax.image.pixels import (
-    contact_sheet,
-    feather_masks,
-    pil_to_pixels,
-    pixels_to_pil,
-    read_images,
-    read_masks,
-    save_png,
-)
+from sdjax.image.masks import feather_masks, read_masks
+from sdjax.image.pixels import pil_to_pixels, pixels_to_pil, read_images
+from sdjax.image.png import save_png
+from sdjax.image.sheets import contact_sheet
 
 
 def test_pixels_round_and_clip():

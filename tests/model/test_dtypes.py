@@ -10,12 +10,12 @@ import pytest
 import sdjax
 from sdjax.model import functions as model
 from sdjax.networks.clip.network import TextTower
+from sdjax.networks.table import param_shapes
 from sdjax.networks.unet.network import UNet
 from sdjax.networks.vae.network import VAE
 from sdjax.nn.kernels.attention import attention
-from sdjax.text.tokenizer import train_bpe
+from sdjax.text.bpe import train_bpe
 from sdjax.types import Cond
-from sdjax.weights.convert import param_shapes
 from tests.narrow import NARROW, NARROW_V2, reference_inputs
 from tests.test_references import load
 from tests.text.test_tokenizer import captions

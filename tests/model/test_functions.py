@@ -12,7 +12,8 @@ import pytest
 import sdjax
 from sdjax.families.sd import EMOJI
 from sdjax.model import functions as model
-from sdjax.text.tokenizer import train_bpe
+from sdjax.model import load
+from sdjax.text.bpe import train_bpe
 from sdjax.types import Cond
 from sdjax.weights.folder_json import folder_configs, read_config
 from tests.narrow import NARROW, NARROW_V2, random_model_params
@@ -229,9 +230,9 @@ def test_sharded_files(folder, sd):
 def test_a_data_folder_of_the_bundled_name_is_no_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "emoji" / "pictures").mkdir(parents=True)
-    assert model.find_source("emoji")[0].parent.name == "pretrained"
+    assert load.find_source("emoji")[0].parent.name == "pretrained"
     (tmp_path / "emoji" / "model_index.json").touch()
-    assert model.find_source("emoji") == (Path("emoji"), None)
+    assert load.find_source("emoji") == (Path("emoji"), None)
 
 
 def test_a_model_is_shown_without_its_parameters():

@@ -6,9 +6,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import EMOJI, EMOJI_VISION, SD15, SD21, VisionConfig
-from sdjax.networks.rows import current_name, ema_name, make_rows
-from sdjax.weights.convert import OPERATIONS, SPLIT, from_file_tensors, param_shapes, placed, to_file_tensors
+from sdjax.families.sd import EMOJI, EMOJI_VISION, SD15, SD21
+from sdjax.networks.clip.config import VisionConfig
+from sdjax.networks.table import make_rows, param_shapes
+from sdjax.weights.convert import OPERATIONS, SPLIT, from_file_tensors, placed, to_file_tensors
+from sdjax.weights.spellings import current_name, ema_name
 from tests.narrow import NARROW, NARROW_V2, NARROW_VISION, random_params
 
 MODULES = [getattr(c, part) for c in (NARROW, NARROW_V2, EMOJI) for part in ("text", "vae", "unet")]

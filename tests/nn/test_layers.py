@@ -10,23 +10,12 @@ import numpy as np
 import pytest
 from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 
+from sdjax.networks.table import param_shapes
 from sdjax.networks.unet.network import UNet
 from sdjax.nn.kernels.backends import LOWERED_FOR, SHAPES
 from sdjax.nn.kernels.convolution import by_bands
-from sdjax.nn.layers import (
-    Dense,
-    GroupNorm,
-    LayerNorm,
-    ResBlock,
-    by_rows,
-    by_squares,
-    conv3x3,
-    gelu,
-    lecun_normal,
-    some_at_a_time,
-    two_pass,
-)
-from sdjax.weights.convert import param_shapes
+from sdjax.nn.kernels.norm import by_rows, by_squares, two_pass
+from sdjax.nn.layers import Dense, GroupNorm, LayerNorm, ResBlock, conv3x3, gelu, lecun_normal, some_at_a_time
 from tests.narrow import NARROW
 
 
@@ -132,7 +121,7 @@ def test_a_block_in_its_picture_s_place_is_the_same(monkeypatch, shifted):
         return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
 
     whole = values()
-    for module in ("layers", "convolution"):
+    for module in ("layers", "kernels.convolution"):
         monkeypatch.setattr(f"sdjax.nn.{module}.is_large", lambda *_: True)
     monkeypatch.setattr("sdjax.nn.layers.by_bands", bands := Mock(side_effect=partial(by_bands, rows=4)))
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=2e-5, rtol=1e-4), whole, values()))

@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sdjax.families.sd import Config
-from sdjax.networks.rows import current_name
+from sdjax.families.config import Config
+from sdjax.weights.spellings import current_name
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, reference_inputs, reference_tensors
 from tests.parity.peers import fields, nchw, nhwc
 

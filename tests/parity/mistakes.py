@@ -10,7 +10,7 @@ import numpy as np
 from sdjax.networks.clip import network as clip
 from sdjax.networks.unet import network as unet
 from sdjax.networks.vae import network as vae
-from sdjax.nn import layers
+from sdjax.nn import layers, transformer
 from sdjax.nn.kernels import attention
 from sdjax.weights import convert
 from tests.narrow import NARROW, NARROW_V2
@@ -147,7 +147,7 @@ MISTAKES = {
     "gelu for quick_gelu": ([], lambda config: peers.text_error(config, GELU), TEXT),
     "quick_gelu for gelu": ([], lambda config: peers.text_error(NARROW_V2, QUICK), TEXT),
     "text LayerNorm eps 1e-6": ([(clip, "LayerNorm", SMALL_EPS)], peers.text_error, TEXT),
-    "text not causal": ([(clip, "Attention", changed(attention.Attention, causal=False))], peers.text_error, TEXT),
+    "text not causal": ([(clip, "Attention", changed(transformer.Attention, causal=False))], peers.text_error, TEXT),
     "1.7 for 1.702": ([(clip, "ACTIVATIONS", ROUNDED)], peers.text_error, TEXT),
     "one text layer not run": ([], lambda config: peers.text_error(config, SHORT), TEXT),
     "final norm not run": ([(clip, "LayerNorm", without(layers.LayerNorm, "final_norm"))], peers.text_error, TEXT),
@@ -164,7 +164,7 @@ MISTAKES = {
     "upsampled by tiles": ([(unet, "conv3x3", enlarged(lambda x: jnp.tile(x, (1, 2, 2, 1))))], peers.unet_error, UNET),
     "upsampled bilinearly": ([(vae, "conv3x3", enlarged(bilinear))], peers.decode_error, VAE),
     "VAE attention of two heads": (
-        [(vae, "Attention", changed(attention.Attention, heads=2))], peers.encode_error, VAE),
+        [(vae, "Attention", changed(transformer.Attention, heads=2))], peers.encode_error, VAE),
     "mean and log variance exchanged": ([(vae.VAE, "encode", swapped_moments)], peers.encode_error, VAE),
     "another scale factor": ([], lambda config: peers.decode_error(config, SCALED), VAE),
     "q and k exchanged in the UNet": (names_changed("to_q", "to_k", where="attn1"), peers.unet_error, UNET),

@@ -9,12 +9,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sdjax.families.sd import Config, TextConfig, VisionConfig
+from sdjax.families.config import Config
 from sdjax.model import functions as model
+from sdjax.networks.clip.config import TextConfig, VisionConfig
 from sdjax.networks.clip.network import ImageTower, pool_text
-from sdjax.networks.rows import current_name, make_rows
-from sdjax.weights.convert import from_file_tensors, param_shapes
+from sdjax.networks.table import make_rows, param_shapes
+from sdjax.weights.convert import from_file_tensors
 from sdjax.weights.folder_json import folder_configs
+from sdjax.weights.spellings import current_name
 
 NAME_Q_OR_K = (".to_q.", ".to_k.", ".q_proj.", ".k_proj.")
 

@@ -12,8 +12,10 @@ torch = pytest.importorskip("torch")
 from transformers import CLIPConfig, CLIPModel  # noqa: E402
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
 
-from sdjax.text.tokenizer import load_tokenizer, train_bpe  # noqa: E402
-from sdjax.weights.clip import FIELDS, load_clip_text  # noqa: E402
+from sdjax.networks.clip.fields import FIELDS  # noqa: E402
+from sdjax.text.bpe import train_bpe  # noqa: E402
+from sdjax.text.tokenizer import load_tokenizer  # noqa: E402
+from sdjax.weights.clip import load_clip_text  # noqa: E402
 from tests.narrow import NARROW, NARROW_VISION  # noqa: E402
 from tests.parity.peers import perturb  # noqa: E402
 from tests.parity.test_safety import images  # noqa: E402

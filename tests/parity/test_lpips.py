@@ -88,7 +88,7 @@ def test_files_that_do_not_fit(case, tmp_path):
 
 def test_names_are_torchvision_s():
     """torchvision/models/vgg.py, configuration D: where its convolutions stand."""
-    from sdjax.weights.lpips import lpips_rows
+    from sdjax.networks.lpips.names import lpips_rows
 
     places = [int(row.diffusers.split(".")[1]) for row in lpips_rows() if row.path[-1] == "kernel"]
     assert places == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]

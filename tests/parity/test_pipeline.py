@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import sdjax
-from sdjax.networks.rows import make_rows
-from sdjax.text.tokenizer import train_bpe
-from sdjax.weights.convert import from_file_tensors, param_shapes
+from sdjax.networks.table import make_rows, param_shapes
+from sdjax.text.bpe import train_bpe
+from sdjax.weights.convert import from_file_tensors
 from tests.narrow import LIKE_SD15, LIKE_SD21, reference_tensors
 from tests.text.test_tokenizer import captions
 

@@ -3,7 +3,6 @@
 The table at the top of sdjax/tables.py says with which settings a peer is exact; these tests are its proof.
 """
 
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -15,10 +14,13 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from sdjax.diffusion import sampler  # noqa: E402
-from sdjax.diffusion.guidance import make_denoiser  # noqa: E402
+from sdjax.diffusion.guidance import at_timesteps, to_denoiser  # noqa: E402
 from sdjax.diffusion.sampler import make_grid  # noqa: E402
-from sdjax.diffusion.schedule import make_schedule, sigma_to_t  # noqa: E402
-from sdjax.families.sd import ScheduleConfig  # noqa: E402
+from sdjax.diffusion.schedule import (  # noqa: E402
+    ScheduleConfig,
+    make_schedule,
+    sigma_to_t,
+)
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
 
@@ -52,8 +54,8 @@ def model(x, t, xp):
 @cache
 def walk(prediction: str, zero_terminal_snr: bool = False):
     """Compiled once a padded length, whatever the sampler."""
-    denoiser = make_denoiser(replace(ScheduleConfig(), prediction=prediction, zero_terminal_snr=zero_terminal_snr),
-                             lambda x, t: model(x, t[:, None, None, None], jnp))
+    config = ScheduleConfig(prediction=prediction, zero_terminal_snr=zero_terminal_snr)
+    denoiser = to_denoiser(config, at_timesteps(config, lambda x, t: model(x, t[:, None, None, None], jnp)))
     return jax.jit(lambda plan: sampler.sample(plan.rows, denoiser, sampler.start(plan, NOISE),
                                                jnp.asarray(FRESH).__getitem__).x)
 

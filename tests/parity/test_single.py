@@ -19,13 +19,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import sdjax
 from sdjax.families.sd import EMOJI, SD15, SD15_INPAINT, SD21
 from sdjax.model import functions as model
-from sdjax.networks import rows as names
-from sdjax.networks.rows import current_name, make_rows
-from sdjax.text.tokenizer import train_bpe
-from sdjax.weights import convert
+from sdjax.networks.clip import names
+from sdjax.networks.table import make_rows
+from sdjax.text.bpe import train_bpe
+from sdjax.weights import convert, spellings
 from sdjax.weights.convert import to_file_tensors
 from sdjax.weights.folder_json import folder_configs
 from sdjax.weights.single import read_single, write_single
+from sdjax.weights.spellings import current_name
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, file_tensors, random_model_params
 from tests.parity.peers import error, fields, perturb, run
 from tests.text.test_tokenizer import captions
@@ -176,7 +177,7 @@ def test_the_ema_copy_is_the_one_diffusers_extracts(tmp_path):
     path, one, two = tmp_path / "a.safetensors", random_model_params(NARROW), random_model_params(NARROW, seed=9)
     write_single(path, NARROW, one)
     other = to_file_tensors(two["unet"], make_rows(NARROW.unet), "compvis")
-    tensors = load_file(path) | {names.ema_name(name): torch.tensor(value) for name, value in other.items()}
+    tensors = load_file(path) | {spellings.ema_name(name): torch.tensor(value) for name, value in other.items()}
     save_file(tensors, path)
     for ema, want in ((False, one), (True, two)):
         unet = read_single(path, config=NARROW, prefer_ema=ema)[1]["unet"]

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 import sdjax  # noqa: E402
-from sdjax.families.sd import ScheduleConfig  # noqa: E402
+from sdjax.diffusion.schedule import ScheduleConfig  # noqa: E402
 from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb  # noqa: E402
 from tests.parity.test_samplers import DIFFUSERS, fed_with_eps, make  # noqa: E402
 from tests.tiny import tiny  # noqa: E402

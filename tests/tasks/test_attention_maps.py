@@ -13,7 +13,7 @@ import sdjax
 from sdjax.diffusion.schedule import make_schedule, t_to_sigma
 from sdjax.networks.unet.network import UNet
 from sdjax.nn.kernels import attention
-from sdjax.text.tokenizer import train_bpe
+from sdjax.text.bpe import train_bpe
 from tests.narrow import NARROW, random_model_params
 from tests.text.test_tokenizer import captions
 

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from sdjax.devices import placement
+from sdjax.diffusion.noise import initial_noise
 from sdjax.diffusion.sampler import samplers
 from sdjax.errors import SdjaxError
-from sdjax.model.functions import initial_noise
 from sdjax.tasks import engine
-from sdjax.tasks.image_to_image import img2img, inpaint, txt2img
+from sdjax.tasks.image_to_image import img2img, inpaint
 from sdjax.tasks.options import Options, check
+from sdjax.tasks.text_to_image import txt2img
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -74,7 +76,7 @@ def test_an_image_does_not_depend_on_the_shapes_of_other_prompts():
 def test_chunks_do_not_show(monkeypatch):
     whole = make(num_images=4)
     monkeypatch.setattr(engine, "POSITIONS", 3 * 64)
-    assert [engine.chunk_size(count, 64)[0] for count in (1, 3, 4, 5, 7)] == [1, 3, 2, 3, 3]
+    assert [placement.chunk_size(count, 64)[0] for count in (1, 3, 4, 5, 7)] == [1, 3, 2, 3, 3]
     copied, copy = [], engine.copy_over
     monkeypatch.setattr(engine, "copy_over", lambda *given: copied.append(given) or copy(*given))
     np.testing.assert_allclose(make(num_images=4), whole, atol=1e-4)
@@ -84,8 +86,9 @@ def test_chunks_do_not_show(monkeypatch):
 
 def test_accelerators_take_what_their_memory_holds():
     device = lambda gigabytes: SimpleNamespace(memory_stats=lambda: {"bytes_limit": int(gigabytes * 2**30)})
-    assert [engine.positions_at_once(device(size)) // 64**2 for size in (1, 7.5, 15.75, 60, 140)] == [1, 3, 7, 16, 16]
-    assert engine.positions_at_once(SimpleNamespace(memory_stats=lambda: None)) == engine.POSITIONS
+    pictures = [placement.positions_at_once(device(size)) // 64**2 for size in (1, 7.5, 15.75, 60, 140)]
+    assert pictures == [1, 3, 7, 16, 16]
+    assert placement.positions_at_once(SimpleNamespace(memory_stats=lambda: None)) == placement.POSITIONS
 
 
 def test_composed_prompts_go_through_fewer_at_a_time(monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 
 from sample import compile as script
 from sdjax.errors import SdjaxError
-from sdjax.model.functions import load
+from sdjax.model.load import load
 from sdjax.tasks import program
-from sdjax.tasks.image_to_image import txt2img
 from sdjax.tasks.program import load_program, save_program
+from sdjax.tasks.text_to_image import txt2img
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -8,9 +8,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax.networks.rows import make_rows
+from sdjax.conditioning import clip
+from sdjax.networks.clip.fields import FIELDS
+from sdjax.networks.table import make_rows
 from sdjax.tasks import safety
-from sdjax.weights.clip import FIELDS
 from sdjax.weights.convert import to_file_tensors
 from tests.narrow import NARROW_VISION, random_params
 
@@ -66,11 +67,11 @@ def test_the_rule(cosine, special, flag):
 
 def test_pixels():
     image = Image.new("RGB", (40, 20), (255, 0, 0))
-    pixels = safety.clip_pixels(image, 10)
+    pixels = clip.clip_pixels(image, 10)
     assert pixels.shape == (10, 10, 3) and pixels.dtype == np.float32
-    np.testing.assert_allclose(pixels[5, 5], (np.array([1, 0, 0]) - safety.MEAN) / safety.STD, rtol=1e-5)
+    np.testing.assert_allclose(pixels[5, 5], (np.array([1, 0, 0]) - clip.MEAN) / clip.STD, rtol=1e-5)
     image.paste((0, 0, 255), (0, 0, 10, 20))
-    np.testing.assert_allclose(safety.clip_pixels(image, 10)[0, -1], pixels[5, 5], rtol=1e-5)  # the sides are cut off
+    np.testing.assert_allclose(clip.clip_pixels(image, 10)[0, -1], pixels[5, 5], rtol=1e-5)  # the sides are cut off
 
 
 def edit(folder, **fields):

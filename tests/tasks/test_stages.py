@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.diffusion.guidance import TO_X0
+from sdjax.diffusion import noise
+from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.sampler import plan, sample, start
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.tasks import stages
@@ -19,28 +20,28 @@ A, B = np.random.default_rng(0).normal(size=(2, 3, *SHAPE)).astype(np.float32)
 
 def test_slerp():
     """Both ends to the bit, between them one length and even angles; the same noise on both sides is left alone."""
-    np.testing.assert_array_equal(stages.slerp(A, B, 0.0), A)
-    np.testing.assert_array_equal(stages.slerp(A, B, 1.0), B)
+    np.testing.assert_array_equal(noise.slerp(A, B, 0.0), A)
+    np.testing.assert_array_equal(noise.slerp(A, B, 1.0), B)
     length = lambda x: np.sqrt(np.sum(np.square(x), axis=(1, 2, 3)))
     angle = lambda x, y: np.arccos(np.sum(x * y, axis=(1, 2, 3)) / length(x) / length(y))
     b = B * (length(A) / length(B))[:, None, None, None]
     for weight in (0.1, 0.5, 0.8):
-        x = np.asarray(stages.slerp(A, b, weight))
+        x = np.asarray(noise.slerp(A, b, weight))
         np.testing.assert_allclose(angle(A, x), weight * angle(A, b), rtol=1e-3)
         np.testing.assert_allclose(length(x), length(A), rtol=1e-4)
-    np.testing.assert_allclose(stages.slerp(A, A, 0.3), A, atol=1e-5)
+    np.testing.assert_allclose(noise.slerp(A, A, 0.3), A, atol=1e-5)
 
 
 def test_draws():
     seeds = np.uint32([7, 8])
-    draws = lambda weight, stream=None: stages.image_draws(seeds, np.uint32(3), np.float32(weight), stream)
-    noise = stages.draw(draws(0), SHAPE)
-    np.testing.assert_array_equal(noise[1], jax.random.normal(jax.random.key(8), SHAPE))
-    np.testing.assert_array_equal(stages.draw(draws(1), SHAPE)[1], jax.random.normal(jax.random.key(3), SHAPE))
-    np.testing.assert_array_equal(stages.draw(draws(0), SHAPE, A[:2]), A[:2])
-    others = [stages.fresh(draws(0), 0, SHAPE), stages.fresh(draws(0), 1, SHAPE), stages.draw(draws(0, 5), SHAPE)]
-    for n, x in enumerate([noise, *others]):
-        for y in [noise, *others][n + 1 :]:
+    draws = lambda weight, stream=None: noise.image_draws(seeds, np.uint32(3), np.float32(weight), stream)
+    first = noise.draw(draws(0), SHAPE)
+    np.testing.assert_array_equal(first[1], jax.random.normal(jax.random.key(8), SHAPE))
+    np.testing.assert_array_equal(noise.draw(draws(1), SHAPE)[1], jax.random.normal(jax.random.key(3), SHAPE))
+    np.testing.assert_array_equal(noise.draw(draws(0), SHAPE, A[:2]), A[:2])
+    others = [noise.fresh(draws(0), 0, SHAPE), noise.fresh(draws(0), 1, SHAPE), noise.draw(draws(0, 5), SHAPE)]
+    for n, x in enumerate([first, *others]):
+        for y in [first, *others][n + 1 :]:
             assert abs(np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]) < 0.2
 
 
@@ -48,7 +49,7 @@ def test_denoiser_is_the_model_s_prediction():
     sd = tiny()
     cond, uncond = (sdjax.encode_prompt(sd, [word]) for word in ("cat", ""))
     x, sigma = A[:1], np.float32(make_schedule(sd.config.schedule).sigmas[500])
-    to_x0 = lambda out: TO_X0[sd.config.schedule.prediction](x, out, sigma)
+    to_x0 = lambda out: PREDICTIONS[sd.config.schedule.prediction].to_x0(x, out, sigma)
     c, u = (sdjax.predict(sd, x, 500, side) for side in (cond, uncond))
     np.testing.assert_allclose(sdjax.denoiser(sd, cond)(x, sigma), to_x0(c), atol=1e-4)
     np.testing.assert_allclose(sdjax.denoiser(sd, cond, uncond, 3.0)(x, sigma), to_x0(u + 3 * (c - u)), atol=1e-3)

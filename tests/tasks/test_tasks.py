@@ -8,7 +8,8 @@ from PIL import Image
 
 import sdjax
 from sdjax.tasks import engine
-from sdjax.tasks.image_to_image import hires, img2img, inpaint, outpaint, txt2img
+from sdjax.tasks.image_to_image import img2img, inpaint, outpaint
+from sdjax.tasks.text_to_image import hires, txt2img
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -99,7 +100,7 @@ def test_progress_walks_to_the_same_end():
 
 
 def test_latents_are_the_noise_that_is_added():
-    noise = np.asarray(jnp.stack([sdjax.model.functions.initial_noise(np.uint32([9]), (8, 8, 4))[0]]))
+    noise = np.asarray(jnp.stack([sdjax.diffusion.noise.initial_noise(np.uint32([9]), (8, 8, 4))[0]]))
     np.testing.assert_array_equal(change(latents=noise), change(seed=9))
     np.testing.assert_array_equal(change(latents=noise.tolist()), change(seed=9))
     np.testing.assert_array_equal(paint(latents=noise), paint(seed=9))
@@ -161,7 +162,7 @@ def test_trajectory(progress):
     np.testing.assert_allclose(walk.latents, latents, atol=1e-5)
     np.testing.assert_allclose(walk.x0[-1], latents, atol=1e-5)
     table = sdjax.diffusion.sampler.plan("euler", sdjax.diffusion.schedule.make_schedule(tiny().config.schedule), 5)
-    noise = sdjax.model.functions.initial_noise(np.uint32([0, 1]), (8, 8, 4))
+    noise = sdjax.diffusion.noise.initial_noise(np.uint32([0, 1]), (8, 8, 4))
     np.testing.assert_allclose(walk.x[0], table.start * noise, atol=1e-6)
 
 

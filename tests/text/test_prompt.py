@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdjax
+from sdjax.conditioning import text as conditioning
 from sdjax.diffusion.guidance import with_guidance
 from sdjax.model import functions as model
 from sdjax.networks.clip.network import TextTower
-from sdjax.text import prompt
+from sdjax.text import prompt, syntax
 from sdjax.types import Cond
 from tests.narrow import NARROW, NARROW_V2, random_params
 
@@ -87,7 +88,7 @@ TABLE = {
 
 @pytest.mark.parametrize("text", TABLE)
 def test_weights_by_hand(text, sd):
-    pieces, _ = prompt.parse(text)
+    pieces, _ = syntax.parse(text)
     assert [(piece.text.strip(), pytest.approx(piece.weight, rel=1e-12)) for piece in pieces] == TABLE[text]
 
     tokens = [(i, weight) for piece, weight in TABLE[text] for i in ids(piece)]
@@ -115,7 +116,7 @@ def test_without_a_mean_the_weights_alone_count():
     z -= z.mean()
     factors = np.ones((1, 12), np.float32)
     factors[0, 3] = 1.5
-    np.testing.assert_allclose(prompt.emphasise(z, factors), z * factors[..., None], rtol=1e-6)
+    np.testing.assert_allclose(conditioning.emphasise(z, factors), z * factors[..., None], rtol=1e-6)
 
 
 SPECIAL = st.sampled_from([*"ab ,:()[]\\.012-+\n", "BREAK", " AND ", "(x:1.3)", "<w>"])
@@ -138,9 +139,9 @@ def test_no_string_is_refused(text):
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(SPECIAL, st.text(max_size=60)))
 def test_an_escaped_text_is_read_as_it_is(text):
-    pieces, notes = prompt.parse(prompt.escape(text))
-    assert pieces == ([prompt.Piece(text, 1.0)] if text else []) and not notes
-    assert len(prompt.compose(prompt.escape(text))) == 1
+    pieces, notes = syntax.parse(syntax.escape(text))
+    assert pieces == ([syntax.Piece(text, 1.0)] if text else []) and not notes
+    assert len(syntax.compose(syntax.escape(text))) == 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -201,7 +202,7 @@ def test_chunks_do_not_see_each_other(sd):
 
 def test_the_bundled_tower_takes_thirty_tokens_a_chunk():
     found = sdjax.load("emoji")
-    shapes = [one.shape for one in model.read_prompts(found, ["red apple " * 15, "red apple " * 15 + "cat"])]
+    shapes = [one.shape for one in conditioning.read_prompts(found, ["red apple " * 15, "red apple " * 15 + "cat"])]
     assert shapes == [(1, 1), (1, 2)]
 
 
@@ -236,7 +237,7 @@ def test_clip_skip(sd):
 def test_padding_of_sd_2():
     text = replace(NARROW_V2.text, layers=1)
     two = sdjax.StableDiffusion(replace(NARROW_V2, text=text), {"text": random_params(text)}, Words())
-    tokens = prompt.stack(model.read_prompts(two, ["a b", ""]), text)
+    tokens = prompt.stack(conditioning.read_prompts(two, ["a b", ""]), text)
     np.testing.assert_array_equal(tokens.ids[:, 0, 0], sdjax.tokenize(two, ["a b", ""]))
     assert tokens.ids[0, 0, 0, 4:].tolist() == [0] * 8
 
@@ -245,11 +246,11 @@ def test_padding_of_sd_2():
 
 
 def test_composed_prompts():
-    assert prompt.compose("a AND b") == [("a", 1.0), ("b", 1.0)]
-    assert prompt.compose(" a cat :1.2 AND a (dog:1.3) :0.7 ") == [("a cat", 1.2), ("a (dog:1.3)", 0.7)]
-    assert prompt.compose("a :-.5 AND b: 2. AND c") == [("a", -0.5), ("b", 2.0), ("c", 1.0)]
-    assert prompt.compose("at 12:30") == [("at 12:30", 1.0)] and len(prompt.compose("SAND and BRANDY")) == 1
-    assert prompt.compose("a : b AND c") == [("a : b", 1.0), ("c", 1.0)]
+    assert syntax.compose("a AND b") == [("a", 1.0), ("b", 1.0)]
+    assert syntax.compose(" a cat :1.2 AND a (dog:1.3) :0.7 ") == [("a cat", 1.2), ("a (dog:1.3)", 0.7)]
+    assert syntax.compose("a :-.5 AND b: 2. AND c") == [("a", -0.5), ("b", 2.0), ("c", 1.0)]
+    assert syntax.compose("at 12:30") == [("at 12:30", 1.0)] and len(syntax.compose("SAND and BRANDY")) == 1
+    assert syntax.compose("a : b AND c") == [("a : b", 1.0), ("c", 1.0)]
 
 
 def test_composed_contexts(sd):
@@ -258,7 +259,7 @@ def test_composed_contexts(sd):
     np.testing.assert_array_equal(cond.mix, [[1.0, 0.5], [1.0, 0.0]])
     for got, text in ((cond.context[0, 0], "a"), (cond.context[0, 1], "(b:1.5) c"), (cond.context[1, 0], "d")):
         np.testing.assert_allclose(got, sdjax.encode_prompt(sd, text).context[0], atol=1e-5)
-    (literal,) = model.read_prompts(sd, "a AND b", composed=False)
+    (literal,) = conditioning.read_prompts(sd, "a AND b", composed=False)
     assert literal.shape == (1, 1) and [i for i, _ in literal.parts[0][1][0]] == ids("a AND b")
 
 
@@ -314,7 +315,7 @@ def test_refusals(sd):
 
 def test_weights_and_chunk_contents_do_not_recompile(sd):
     sdjax.encode_prompt(sd, ["a", "b"])
-    before = model.text_states._cache_size(), prompt.emphasise._cache_size()
+    before = model.text_states._cache_size(), conditioning.emphasise._cache_size()
     sdjax.encode_prompt(sd, ["(a:1.3) b", "[c] d e"])
-    assert (model.text_states._cache_size(), prompt.emphasise._cache_size()) == before
+    assert (model.text_states._cache_size(), conditioning.emphasise._cache_size()) == before
     assert jax.tree.structure(sdjax.encode_prompt(sd, "a")) == jax.tree.structure(Cond(0))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import SD15, SD21, TextConfig
+from sdjax.families.sd import SD15, SD21
+from sdjax.networks.clip.config import TextConfig
+from sdjax.text.bpe import train_bpe
 from sdjax.text.tokenizer import (
     BOS,
     EOS,
@@ -17,7 +19,6 @@ from sdjax.text.tokenizer import (
     load_tokenizer,
     special_ids,
     tokenize,
-    train_bpe,
     write_tokenizer,
 )
 

@@ -9,11 +9,11 @@ import optax
 import pytest
 from jax import lax
 
-from sdjax.devices.layouts import example_keys
+from sdjax.diffusion.noise import example_keys
 from sdjax.networks.lpips.network import LPIPS, lpips, unit
 from sdjax.networks.vae.network import VAE
-from sdjax.training.autoencoder import Weights, init_critic, vae_loss, with_slope
-from sdjax.training.diffusion import gaussian_kl, hinge, posterior_sample, reconstruction
+from sdjax.training.autoencoder import Weights, gaussian_kl, hinge, init_critic, reconstruction, vae_loss, with_slope
+from sdjax.training.diffusion import posterior_sample
 from sdjax.training.discriminator import PatchDiscriminator
 from tests.narrow import NARROW, random_params
 

@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax.data import Chosen, open_data, to_pixels
+from sdjax.data.order import Chosen
+from sdjax.data.picture import to_pixels
+from sdjax.data.source import open_data
 from sdjax.errors import SdjaxError
-from sdjax.text.tokenizer import train_bpe
+from sdjax.model.value import digest
+from sdjax.text.bpe import train_bpe
 from sdjax.training import cache
-from sdjax.training.cache import cached_latents, cached_rows, cached_states, digest
+from sdjax.training.cache import cached_latents, cached_rows, cached_states
 from tests.narrow import NARROW, random_model_params
 from tests.text.test_tokenizer import captions
 

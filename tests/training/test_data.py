@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from sdjax.data import Order, open_data
-from sdjax.model.functions import create
+from sdjax.data.order import Order
+from sdjax.data.source import open_data
+from sdjax.model.load import create
 from sdjax.training.cache import cached_latents
 from sdjax.training.checkpoint import read_record
 from tests.data_sets.test_source import make_folder, named

@@ -7,17 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.diffusion.schedule import make_schedule
-from sdjax.families.sd import ScheduleConfig
-from sdjax.training.diffusion import (
-    clip_contrastive,
-    diffusion_loss,
-    drop_captions,
-    gaussian_kl,
-    noise_batch,
-    posterior_sample,
-    reconstruction,
-)
+from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
+from sdjax.training.autoencoder import gaussian_kl, reconstruction
+from sdjax.training.clip import clip_contrastive
+from sdjax.training.diffusion import diffusion_loss, drop_captions, noise_batch, posterior_sample
 from sdjax.types import Batch
 from tests.narrow import NARROW, random_params
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.devices.layouts import example_keys, local_part
+from sdjax.devices.processes import local_part
+from sdjax.diffusion.noise import example_keys
 from sdjax.errors import SdjaxError
-from sdjax.training.loop import TrainOptions, dry_run, fit
+from sdjax.training.loop import dry_run, fit
+from sdjax.training.options import TrainOptions
 from sdjax.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -142,7 +144,8 @@ def test_speed_is_of_the_steps_alone(tmp_path, monkeypatch):
 
 def test_sigterm_leaves_a_checkpoint_and_exit_0(tmp_path):
     script = (
-        "import sys; from tests.test_loop import options, toy; toy(options(sys.argv[1], steps=100_000), pause=0.02)"
+        "import sys; from tests.training.test_loop import options, toy; "
+        "toy(options(sys.argv[1], steps=100_000), pause=0.02)"
     )
     child = subprocess.Popen([sys.executable, "-c", script, tmp_path], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
@@ -165,7 +168,7 @@ def test_killed_again_and_again_it_ends_as_undisturbed(tmp_path):
     """kill -9 while steps are taken and checkpoints are written: the same records and weights to the bit."""
     changes = {"steps": 24, "checkpoint_every": 1, "sample_every": 0}
     whole = toy(options(tmp_path / "whole", **changes))
-    script = f"import sys; from tests.test_loop import *; toy(options(sys.argv[1], **{changes}), pause=0.1)"
+    script = f"import sys; from tests.training.test_loop import *; toy(options(sys.argv[1], **{changes}), pause=0.1)"
     rng, out = np.random.default_rng(0), tmp_path / "killed"
     for _ in range(3):
         before = len((out / "metrics.jsonl").read_bytes().splitlines()) if out.exists() else 0

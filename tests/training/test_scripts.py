@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import sdjax
+from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import ScheduleConfig
+from sdjax.networks.lpips.names import lpips_rows
 from sdjax.networks.lpips.network import LPIPS
 from sdjax.weights.convert import OPERATIONS
-from sdjax.weights.lpips import lpips_rows, read_lpips
+from sdjax.weights.lpips import read_lpips
 from tests.narrow import NARROW_VISION, random_params
 from tests.scripts import CONFIG, TRAIN, arguments
 

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from sdjax.errors import SdjaxError
-from sdjax.training.state import make_optimizer, make_state, make_train_step, trained_params, update_ema
+from sdjax.training.optimizer import make_optimizer
+from sdjax.training.state import make_state, make_train_step, trained_params, update_ema
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.errors import SdjaxError
-from sdjax.text.tokenizer import train_bpe
+from sdjax.text.bpe import train_bpe
 from sdjax.weights.folder import DIFFUSERS, PARTS, TRANSFORMERS, read_folder, weights_file
 from tests.formats.assembler import SYSTEM, make_zip, save_zip
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, random_model_params

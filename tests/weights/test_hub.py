@@ -19,7 +19,7 @@ import pytest
 
 import sdjax
 from sdjax.errors import SdjaxError
-from sdjax.text.tokenizer import train_bpe
+from sdjax.text.bpe import train_bpe
 from sdjax.weights import hub
 from sdjax.weights.hub import chosen_weights, fetch_folder, is_hub_id
 from tests.narrow import NARROW, random_model_params

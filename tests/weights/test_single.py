@@ -12,12 +12,15 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import EMOJI, PRESETS, SD15, SD21, SD21_BASE
-from sdjax.networks.rows import ema_name
-from sdjax.text.tokenizer import clip_tokenizer, train_bpe
+from sdjax.families.sd import EMOJI, SD15, SD21, SD21_BASE
+from sdjax.families.table import PRESETS
+from sdjax.model.load import bundled_tokenizer
+from sdjax.text.bpe import train_bpe
+from sdjax.text.tokenizer import clip_tokenizer
 from sdjax.weights import single
 from sdjax.weights.folder import read_folder, write_folder
-from sdjax.weights.single import CANDIDATES, V_BIAS, bundled_tokenizer, detect, read_single, write_single
+from sdjax.weights.single import CANDIDATES, V_BIAS, detect, read_single, write_single
+from sdjax.weights.spellings import ema_name
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, file_tensors, random_model_params
 from tests.text.test_tokenizer import captions
 

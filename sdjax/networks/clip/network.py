@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdjax.families.sd import TextConfig, VisionConfig
-from sdjax.nn.kernels.attention import Attention
+from sdjax.networks.clip.config import TextConfig, VisionConfig
 from sdjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, parameter
+from sdjax.nn.transformer import Attention
 from sdjax.types import Array
 
 

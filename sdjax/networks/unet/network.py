@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdjax.families.sd import UNetConfig
-from sdjax.nn.kernels.attention import SpatialTransformer
+from sdjax.networks.unet.config import UNetConfig
 from sdjax.nn.layers import Dense, GroupNorm, ResBlock, conv3x3, dense, timestep_embedding
+from sdjax.nn.transformer import SpatialTransformer
 from sdjax.types import Array, Params
 
 KeysValues = dict[str, tuple[Array, Array]]  # a cross-attention's keys and values, [B, L, C] each

@@ -6,9 +6,9 @@ The layout is CompVis `model.py`, the quant convs included; the decoder has one 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdjax.families.sd import VAEConfig
-from sdjax.nn.kernels.attention import Attention
+from sdjax.networks.vae.config import VAEConfig
 from sdjax.nn.layers import Dense, GroupNorm, ResBlock, conv3x3
+from sdjax.nn.transformer import Attention
 from sdjax.types import Array
 
 

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sdjax.nn.kernels.backends import by_platform, split_by_batch
-from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, some_at_a_time
 from sdjax.types import Array
 
 Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them
@@ -175,6 +173,7 @@ class Size(NamedTuple):
 
 
 HALF = (jnp.bfloat16, jnp.float16)
+
 ALWAYS = lambda size: True
 
 #: platform -> (way, when it is right): the first that fits. Causal attention is the text towers', 77 tokens: `plain`.
@@ -200,70 +199,3 @@ def attention_weights(q: Array, k: Array, heads: int) -> Array:
     """softmax(q k^T / sqrt(d)) alone, the mean over the heads: float32 [B, T, S]. Only for looking at it."""
     q, k = (x.reshape(*x.shape[:2], heads, -1).astype(jnp.float32) for x in (q, k))
     return jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q * q.shape[-1] ** -0.5, k), axis=-1).mean(1)
-
-
-class Attention(nn.Module):
-    """Multi-head attention of x to context (or to itself). Applied with mutable=["maps"], it leaves its weights for a
-    context there; otherwise they are never computed."""
-
-    heads: int
-    qkv_bias: bool
-    dtype: jnp.dtype
-    causal: bool = False
-    upcast: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array, context: Context | None = None) -> Array:
-        """x: [B, T, C]; context: [B, S, D], its keys and values [B, S, C] each, or None -> [B, T, C]."""
-        watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
-        context = x if context is None else context
-        width = x.shape[-1]
-        project = lambda name: Dense(width, self.dtype, self.qkv_bias, name=name)
-        k, v = context if isinstance(context, tuple) else (project("k")(context), project("v")(context))
-        q = project("q")(x)
-        if watched:
-            self.sow("maps", "weights", attention_weights(q, k, self.heads))
-        y = attention(q, k, v, self.heads, self.causal, self.upcast)
-        return Dense(width, self.dtype, name="out")(y)
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, GEGLU feed-forward (arXiv 2002.05202), each pre-normed and residual."""
-
-    heads: int
-    upcast: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array, context: Context) -> Array:
-        attend = lambda name: Attention(self.heads, False, self.dtype, upcast=self.upcast, name=name)
-        x = x + attend("self")(LayerNorm(name="norm1")(x))
-        x = x + attend("cross")(LayerNorm(name="norm2")(x), context)
-        channels = x.shape[-1]
-        widen = Dense(8 * channels, self.dtype, name="ff_in").of(channels)
-        narrow = Dense(channels, self.dtype, name="ff_out").of(4 * channels)
-
-        def feed_forward(x: Array) -> Array:
-            value, gate = jnp.split(widen(x), 2, axis=-1)
-            return narrow(value * ACTIVATIONS["gelu"](gate))
-
-        return x + some_at_a_time(feed_forward, LayerNorm(name="norm3")(x))
-
-
-class SpatialTransformer(nn.Module):
-    """[B, H, W, C] through one TransformerBlock over its H W tokens. Its GroupNorm's eps is 1e-6."""
-
-    heads: int
-    groups: int
-    upcast: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array, context: Context) -> Array:
-        shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])  # tokens, so that a TPU keeps one layout for all
-        h = GroupNorm(self.groups, 1e-6, name="norm")(x)
-        h = Dense(shape[-1], self.dtype, name="proj_in")(h)
-        h = TransformerBlock(self.heads, self.upcast, self.dtype, name="block")(h, context)
-        zeros = nn.initializers.zeros_init()
-        h = Dense(shape[-1], self.dtype, kernel_init=zeros, name="proj_out")(h)
-        return (x + h).reshape(shape)

@@ -13,7 +13,8 @@ import pytest
 from jax import export
 from jax.experimental.pallas import tpu as pltpu
 
-from sdjax.families.sd import EMOJI, SD15, SD21, SD21_BASE, Config
+from sdjax.families.config import Config
+from sdjax.families.sd import EMOJI, SD15, SD21, SD21_BASE
 from sdjax.nn.kernels.attention import TABLE, Size, attention, blocked, blocked_large, choose, cudnn, flash, plain
 
 F32 = jnp.dtype("float32")
@@ -189,8 +190,8 @@ def test_kernels_are_split_over_devices_by_batch():
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sdjax.nn import attention
-from sdjax.parallel import on_mesh
+from sdjax.nn.kernels import attention
+from sdjax.devices.layouts import on_mesh
 mesh = Mesh(np.array(jax.devices()), "data")
 split = NamedSharding(mesh, PartitionSpec("data"))
 loss = lambda q, k, v: attention.flash(q, k, v).astype(jnp.float32).sum()
@@ -198,7 +199,7 @@ both = jax.jit(on_mesh(jax.value_and_grad(loss, (0, 1, 2)), mesh), in_shardings=
 shape = jax.ShapeDtypeStruct((8, 256, 2, 40), jnp.bfloat16)
 lowered = both.trace(shape, shape, shape).lower(lowering_platforms=("tpu",)).as_text()
 assert lowered.count("tpu_custom_call") == 2 and "tensor<2x2x40x256xbf16>" in lowered
-from sdjax.nn import flash as kernels
+from sdjax.nn.kernels import flash as kernels
 seen = []
 def stand_in(q, k, v):
     seen.append(q.shape)

@@ -1,0 +1,1 @@
+"""Whatever a picture is asked for -> Cond."""

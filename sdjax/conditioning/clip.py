@@ -1,0 +1,48 @@
+"""Phrases and pictures as embeddings in CLIP's shared space (arXiv 2103.00020)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from sdjax.conditioning.text import encode_prompt, tokenize
+from sdjax.image.pixels import to_rgb, whole_picture
+from sdjax.model.value import FLOAT32, StableDiffusion
+from sdjax.networks.clip.config import VisionConfig
+from sdjax.networks.clip.network import ImageTower, pool_text
+from sdjax.nn.layers import precise
+from sdjax.types import Array, Params
+
+
+def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array) -> Array:
+    """Unit embeddings [N, D] of phrases, read literally, in the space of the CLIP image tower that `projection`
+    ([width, D], `load_clip`'s "text_projection") belongs to (arXiv 2103.00020, section 2.4)."""
+    eos = sd.config.text.eos_token
+    pooled = lambda some: pool_text(encode_prompt(sd, some, syntax="plain").context, tokenize(sd, some), eos)
+    words = [pooled(phrases[first : first + 256]) @ projection for first in range(0, len(phrases), 256)]
+    words = jnp.concatenate(words)
+    return words / jnp.linalg.norm(words, axis=1, keepdims=True)
+
+MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
+
+
+def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """CLIP's image processor: RGB, the shorter side brought to `size` (bicubic), its centre, CLIP's mean and deviation.
+    float32 [size, size, 3]."""
+    image = to_rgb(whole_picture(image))
+    short, long = sorted(image.size)
+    sides = [size if side == short else int(size * long / short) for side in image.size]
+    image = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in sides)
+    image = image.crop((left, top, left + size, top + size))
+    return (np.asarray(image, np.float32) / 255 - MEAN) / STD
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def image_embedding(params: Params, pixels: Array, config: VisionConfig, dtype=FLOAT32) -> Array:
+    """Image tower's parameters, clip_pixels [B, size, size, 3] -> float32 [B, projection], not normalised."""
+    with precise(dtype):
+        return ImageTower(config, dtype).apply({"params": params}, pixels)

@@ -1,0 +1,91 @@
+"""Prompts -> Cond: token ids, the text tower's states, and the weights of words."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.errors import SdjaxError, log
+from sdjax.model.functions import text_states
+from sdjax.model.value import FLOAT32, StableDiffusion
+from sdjax.networks.clip.config import TextConfig
+from sdjax.text import prompt, tokenizer
+from sdjax.types import Array, Cond, Params
+
+
+def text_context(params: Params, tokens: prompt.Tokens, config: TextConfig, dtype=FLOAT32,
+                 vectors: Array | None = None) -> Cond:
+    """Text parameters, B prompts of P parts and K chunks -> Cond: the chunks' states one behind the other.
+
+    Not one jitted function but two: what `emphasise` leaves alone is the tower's output to the bit.
+    """
+    rows = lambda a: a.reshape(-1, config.length)
+    states = emphasise(text_states(params, rows(tokens.ids), config, dtype, vectors), rows(tokens.weights))
+    b, p, k, length = tokens.ids.shape
+    if p == 1:
+        return Cond(states.reshape(b, k * length, -1))
+    return Cond(states.reshape(b, p, k * length, -1), tokens.mix)
+
+
+def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:
+    """Prompts -> int32 [B, L]: start, tokens (cut to fit), end, padding."""
+    if sd.tokenizer is None:
+        raise SdjaxError("sd.tokenizer is None: this model came without a tokenizer")
+    return tokenizer.tokenize(sd.tokenizer, sd.config.text, prompts)
+
+
+def read_prompts(sd: StableDiffusion, prompts: str | Sequence[str], syntax: str = "a1111",
+                 composed: bool = True) -> list[prompt.Prompt]:
+    """`prompt.read_prompts` with the words of sd.embeddings; logs a line for each prompt that was not understood."""
+    if sd.tokenizer is None:
+        raise SdjaxError("sd.tokenizer is None: this model came without a tokenizer")
+    ends = np.cumsum([sd.config.text.vocab_size, *(len(v) for v in sd.embeddings.values())])
+    words = {word: range(*ends[i:i + 2]) for i, word in enumerate(sd.embeddings)}
+    prompts = tokenizer.as_list(prompts)
+    found = prompt.read_prompts(prompts, sd.tokenizer, sd.config.text, syntax, words, composed)
+    for string, notes in {string: one.notes for string, one in zip(prompts, found, strict=True)}.items():
+        if notes:
+            log.warning("prompt %s: %s", repr(string if len(string) <= 80 else string[:77] + "..."), "; ".join(notes))
+    return found
+
+
+def prompt_tower(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, Array | None]:
+    """The text tower's config without its last clip_skip - 1 layers, and the vectors of sd.embeddings."""
+    config, vectors = sd.config.text, list(sd.embeddings.values())
+    whole = isinstance(clip_skip, (int, np.integer)) and not isinstance(clip_skip, bool)
+    if not whole or not 1 <= clip_skip <= config.layers:
+        raise SdjaxError(f"clip_skip {clip_skip!r}: a whole number from 1, the last layer, to {config.layers}")
+    return replace(config, layers=config.layers + 1 - int(clip_skip)), np.concatenate(vectors) if vectors else None
+
+
+def encode_prompt(sd: StableDiffusion, prompts: str | Sequence[str], clip_skip: int = 1, syntax: str = "a1111") -> Cond:
+    """Prompts -> Cond, whose context is float32 [B, L, D]: the text tower's last states after its final LayerNorm.
+
+    `syntax`: "a1111", the web UI's as `text.prompt` has it, L = config.text.length times the number of chunks of the
+    longest prompt; or "plain", no character is special and what is too long is cut. Where a prompt composes several
+    with AND, context is [B, P, L, D] and mix [B, P] has their weights: for guidance, `predict` takes one at a time.
+    `clip_skip`: 1 the last layer, 2 the last but one, and so on; the final LayerNorm always comes after it.
+    What was cut or not understood is logged as a warning to "sdjax". SdjaxError: an unknown syntax, no such layer.
+    """
+    config, vectors = prompt_tower(sd, clip_skip)
+    found = read_prompts(sd, prompts, syntax)
+    if not found:
+        return Cond(jnp.zeros((0, config.length, config.width)))
+    return text_context(sd.params["text"], prompt.stack(found, config), config, sd.dtype, vectors)
+
+
+@jax.jit
+def emphasise(states: Array, weights: Array) -> Array:
+    """states [N, L, D] times weights [N, L], then scaled to the mean that they had: the web UI's `sd_emphasis.py`.
+
+    Rows of weight 1 stay as they are to the bit. The mean is of all L D numbers of a row. It is restored only where it
+    is one, above 0.01 standard deviations: around 0, as the bundled model's is, the quotient would be noise.
+    """
+    mean = lambda x: x.mean((1, 2), keepdims=True)
+    weighted, before = states * weights[..., None], mean(states)
+    after = mean(weighted)
+    restored = (jnp.abs(before) > 0.01 * jnp.std(states, (1, 2), keepdims=True)) & (after != 0)
+    weighted = weighted * jnp.where(restored, before / jnp.where(restored, after, 1.0), 1.0)
+    return jnp.where((weights == 1.0).all(1)[:, None, None], states, weighted)

@@ -1,0 +1,44 @@
+"""This process and its machine: compiled programs on disk, open files, memory."""
+
+import contextlib
+import ctypes
+import os
+import sys
+from functools import cache
+
+
+def keep_programs() -> None:
+    """Compiled programs stay on disk, for the next process: in the folder that SDJAX_CACHE names, or ~/.cache/sdjax;
+    nowhere where SDJAX_CACHE is "off", or where JAX was told a folder of its own (JAX_COMPILATION_CACHE_DIR)."""
+    folder = os.path.expanduser(os.environ.get("SDJAX_CACHE") or "~/.cache/sdjax")
+    if folder == "off" or folder.startswith("~") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    for name, value in {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.1}.items():
+        if not os.environ.get(name.upper()):
+            os.environ[name.upper()] = str(value)  # read when JAX is imported, which a refusal need not wait for
+            if "jax" in sys.modules:
+                sys.modules["jax"].config.update(name, value)
+
+
+def open_more_files() -> None:
+    """Up to the system's limit of open files instead of the shell's, often 1,024: the files of caches stay open."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such module on Windows
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@cache
+def return_memory() -> None:
+    """From now on the system gets back what compiling took: glibc keeps it, more than 1 GB after SD 1.5's UNet."""
+    import jax
+
+    def trim(event: str, seconds: float, **_) -> None:
+        if event.endswith("backend_compile_duration") and seconds > 1:
+            with contextlib.suppress(OSError, AttributeError):  # another C library
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(trim)

@@ -1,0 +1,83 @@
+"""Several processes of one job: how they start, who is the first, how they agree."""
+
+import contextlib
+import os
+import sys
+
+import jax
+import numpy as np
+
+from sdjax.errors import SdjaxError, out_of_memory
+
+# ---- processes
+
+
+def start_processes(coordinator: str | None, count: int | None, index: int | None, patience: int = 100) -> None:
+    """Joins the other processes of the job, before anything else touches a device.
+
+    coordinator: HOST:PORT of process 0; "auto" where the cluster tells (SLURM, Open MPI, TPU pods, Kubernetes); None
+    is a job of one process. A process that does not answer for `patience` seconds ends the others.
+    """
+    if coordinator is None:
+        if count not in (None, 1) or index not in (None, 0):
+            raise SdjaxError("--coordinator: is missing, give HOST:PORT of process 0 to all processes, or auto")
+        return
+    if coordinator == "auto":
+        if (count, index) != (None, None):
+            raise SdjaxError("--coordinator auto: the cluster tells --num-processes and --process-id; leave them out, "
+                             "or give HOST:PORT of process 0")
+        where = {}
+    else:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+            raise SdjaxError(f"--coordinator {coordinator}: expected HOST:PORT of process 0, or auto")
+        if count is None or count < 1:
+            raise SdjaxError(f"--num-processes {count}: expected the number of processes, at least 1")
+        if index is None or not 0 <= index < count:
+            raise SdjaxError(f"--process-id {index}: expected a number from 0 to {count - 1}")
+        where = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(**where, initialization_timeout=300, heartbeat_timeout_seconds=patience,
+                                   shutdown_timeout_seconds=patience)
+    except (RuntimeError, ValueError) as error:
+        raise SdjaxError(f"--coordinator {coordinator}: {error}") from None
+
+
+def is_primary() -> bool:
+    """Is this the process that writes?"""
+    return jax.process_index() == 0
+
+
+def local_part(count: int) -> slice:
+    """Which `count` / processes of a global batch's examples this process reads."""
+    size = count // jax.process_count()
+    return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+
+def agree(value: int) -> int:
+    """Process 0's value, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+@contextlib.contextmanager
+def device_errors():
+    """One line instead of a traceback where a device has too little memory, or where another process is gone.
+
+    A process that lost its partners leaves at once: an orderly end would wait for them.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        if jax.process_count() > 1:
+            print(f"error: --coordinator: another process is gone or a device failed ({reason}); start all processes "
+                  "again with the same command", file=sys.stderr, flush=True)
+            os._exit(2)
+        if out_of_memory(error):
+            raise SdjaxError(f"--batch-size: the device's memory does not hold the step ({reason}); a smaller batch "
+                             "with --accumulate, --remat, --dtype bfloat16 and --parallel fsdp take less") from None
+        raise

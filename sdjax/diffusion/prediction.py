@@ -1,0 +1,50 @@
+"""What a network predicts (eps, v or x0): the conversion to x0, what training regresses, and its weight, in one row.
+
+x is variance preserving, x = alpha x0 + s eps, alpha^2 + s^2 = 1; v = alpha eps - s x0 (arXiv 2202.00512, section 4).
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from sdjax.diffusion.process import alpha_s_like
+from sdjax.types import Array
+
+
+def eps_to_x0(x: Array, eps: Array, sigma: Array) -> Array:
+    """x0 = (x - s eps) / alpha."""
+    alpha, s = alpha_s_like(sigma, x)
+    return (x - s * eps) / alpha
+
+
+def v_to_x0(x: Array, v: Array, sigma: Array) -> Array:
+    """x0 = alpha x - s v."""
+    alpha, s = alpha_s_like(sigma, x)
+    return alpha * x - s * v
+
+
+def v_to_eps(x: Array, v: Array, sigma: Array) -> Array:
+    """eps = s x + alpha v."""
+    alpha, s = alpha_s_like(sigma, x)
+    return s * x + alpha * v
+
+
+def x0_to_x0(x: Array, x0: Array, sigma: Array) -> Array:
+    """The network predicts x0 itself."""
+    return x0
+
+
+class Prediction(NamedTuple):
+    """One kind of prediction, for sampling and for training. A new kind is a new row of PREDICTIONS."""
+
+    to_x0: Callable[[Array, Array, Array], Array]  # (x, the network's output, sigma) -> x0
+    target: Callable[[Array, Array, Array, Array], Array]  # (x0, eps, alpha, s) -> what the network regresses
+    weight: Callable[[Array], Array]  # the SNR -> what min(SNR, gamma) is divided by (arXiv 2303.09556)
+    diffusers: str  # its prediction_type in scheduler_config.json
+
+
+PREDICTIONS: Mapping[str, Prediction] = MappingProxyType({
+    "epsilon": Prediction(eps_to_x0, lambda x0, eps, alpha, s: eps, lambda snr: snr, "epsilon"),
+    "v": Prediction(v_to_x0, lambda x0, eps, alpha, s: alpha * eps - s * x0, lambda snr: snr + 1, "v_prediction"),
+    "x0": Prediction(x0_to_x0, lambda x0, eps, alpha, s: x0, lambda snr: 1, "sample"),
+})

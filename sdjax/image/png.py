@@ -1,0 +1,18 @@
+"""PNG files that remember their settings."""
+
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdjax.files import whole
+
+
+def save_png(image: Image.Image, path: str | Path, parameters: str | None = None) -> Path:
+    """Writes a PNG whole or not at all; `parameters` goes into its text chunk of that name."""
+    path, info = Path(path), PngInfo()
+    if parameters is not None:
+        info.add_text("parameters", parameters)  # PIL writes iTXt when Latin-1 does not hold it
+    with whole(path) as scratch:
+        image.save(scratch, "PNG", pnginfo=info)
+    return path

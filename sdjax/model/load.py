@@ -1,0 +1,136 @@
+"""Loading, creating and saving a model."""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.checks import DTYPES
+from sdjax.errors import SdjaxError, log
+from sdjax.families.config import Config
+from sdjax.families.sd import EMOJI, SD, SD15
+from sdjax.families.table import NAMED
+from sdjax.files import writing
+from sdjax.model.value import FLOAT32, StableDiffusion
+from sdjax.networks.clip.config import TextConfig
+from sdjax.networks.table import random_params
+from sdjax.text.tokenizer import clip_tokenizer, load_tokenizer
+from sdjax.types import Array, Params
+from sdjax.weights.convert import cast_params
+from sdjax.weights.folder import read_folder, write_folder
+from sdjax.weights.hub import fetch_folder, is_hub_id
+from sdjax.weights.single import known_prediction, read_single, write_single
+
+BUNDLED = ("emoji",)
+
+
+# ---- the public functions
+
+
+def load(source: str | Path, dtype: str | None = None, prediction: str | None = None,
+         prefer_ema: bool = False) -> StableDiffusion:
+    """A model from a bundled name ("emoji"), a diffusers folder, one .safetensors or .ckpt file in CompVis' layout, or
+    a hub id ("org/name"), whose files are downloaded once; offline (HF_HUB_OFFLINE=1) the cached ones are taken.
+
+    `dtype` is the computation's: "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
+    `prediction`: "epsilon" or "v" instead of what the files say; an SD 2.x file does not, and a guess is logged.
+    `prefer_ema`: the EMA copy of the UNet where a file holds both. Raises SdjaxError that names the file, field or
+    tensor that does not fit.
+    """
+    dtype, prediction = FLOAT32 if dtype is None else known_dtype(dtype), known_prediction(prediction)
+    path, name = find_source(source)
+    if not path.is_dir():
+        config, params = read_single(path, prediction, prefer_ema)
+        return StableDiffusion(config, params, bundled_tokenizer(config.text), dtype)
+    config, params, tokenizer = read_folder(path, name)
+    if prefer_ema:
+        log.warning("%s: a diffusers folder has one UNet, which is used; prefer_ema is for single files", source)
+    if prediction:
+        config = replace(config, schedule=replace(config.schedule, prediction=prediction))
+    return StableDiffusion(config, params, tokenizer, dtype)
+
+
+def find_source(source: str | Path) -> tuple[Path, str | None]:
+    """(the folder or file that `source` means, the model's name if that is not the folder's)."""
+    if not isinstance(source, (str, Path)):
+        raise SdjaxError(f"source is {source!r}, should be a string or a path")
+    path, name = Path(source), str(source)
+    if name in BUNDLED and not (path / "model_index.json").is_file():
+        return Path(__file__).parents[1] / "pretrained" / name, None
+    with contextlib.suppress(OSError):  # too long a name, no permission
+        if path.exists():
+            return path, None
+    if is_hub_id(name):
+        return fetch_folder(name), name
+    raise SdjaxError(f"{name[:200]}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt "
+                     f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}")
+
+
+def create(model: str | Path, seed: int = 0, without: str | None = None) -> StableDiffusion:
+    """What training starts from: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters, and CLIP's
+    tokenizer or none; anything else is `load`ed, its parameters as float32.
+
+    `without` "text", "vae" or "unet" leaves that part's random parameters to `initial_params`, and does nothing where
+    they are loaded.
+    """
+    if str(model) not in NAMED:
+        try:
+            sd = load(model)
+        except SdjaxError as error:
+            raise SdjaxError(f"{error} (from nothing: {', '.join(NAMED)})") from None
+        return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))
+    config = NAMED[str(model)]
+    initial = jax.jit(initial_params, static_argnums=(0, 1))
+    params = {part: initial(config, part, np.uint32(seed)) for part in SD.parts if part != without}
+    tokenizer = bundled_tokenizer(config.text) if config.text.vocab_size == TextConfig().vocab_size else None
+    return StableDiffusion(config, params, tokenizer)
+
+
+def initial_params(config: Config, part: str, seed: Array) -> Params:
+    """Random parameters of "text", "vae" or "unet"; can be traced, so that they come to be where they will lie."""
+    place = list(SD.parts).index(part)
+    return random_params(getattr(config, part), jax.random.fold_in(jax.random.key(seed), place))
+
+
+def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> None:
+    """Writes `sd` as a diffusers folder, or to a name in .safetensors as one file in CompVis' layout; diffusers loads
+    both. Parameters keep the dtype that they were loaded in, or are rounded to `dtype`: "float32", "bfloat16",
+    "float16". A single file has no tokenizer.
+
+    An older model folder or file at `path` is replaced, and what else lies in the folder stays; anything else there is
+    refused with SdjaxError, and so are values that `dtype` cannot hold.
+    """
+    suffix = Path(path).suffix.lower()
+    if dtype is not None:
+        sd = replace(sd, params=cast_params(sd.params, known_dtype(dtype)))
+    if sd.embeddings:
+        log.warning("%s: is written without the embeddings %s", path, ", ".join(sd.embeddings))
+    if suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise SdjaxError(f"{path}: {suffix} files are only read; give a name in .safetensors or a folder's")
+    with writing(path):
+        if suffix == ".safetensors":
+            write_single(path, sd.config, sd.params)
+        else:
+            write_folder(path, sd.config, sd.params, sd.tokenizer)
+
+
+# ---- arguments
+
+
+def known_dtype(dtype: Any) -> jnp.dtype:
+    with contextlib.suppress(TypeError):
+        if (found := jnp.dtype(dtype)).name in DTYPES:
+            return found
+    raise SdjaxError(f"dtype is {dtype!r}, should be one of {', '.join(DTYPES)}")
+
+
+def bundled_tokenizer(text: TextConfig):
+    """The tokenizer that a single file of this tower goes with: CLIP's, the emoji model's, or None."""
+    if text.vocab_size == SD15.text.vocab_size:
+        return clip_tokenizer()
+    folder = Path(__file__).parents[1] / "pretrained" / "emoji" / "tokenizer"
+    return load_tokenizer(folder) if text.vocab_size == EMOJI.text.vocab_size and folder.is_dir() else None

@@ -1,0 +1,36 @@
+"""One loaded model as a value."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.families.config import Config
+from sdjax.types import Params
+
+FLOAT32 = jnp.dtype("float32")
+
+
+@dataclass(frozen=True, eq=False)
+class StableDiffusion:
+    """config (hashable), params {"text", "unet", "vae"} in the dtype they were stored in, tokenizer (or None), and the
+    dtype of the computation; norms, softmax and the time embedding are always float32. embeddings: words of prompts
+    and the vectors [n, D] that stand for them, see `sdjax.add_embedding`."""
+
+    config: Config
+    params: Params = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    dtype: jnp.dtype = FLOAT32
+    embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+
+def digest(params: Any, text: str = "") -> str:
+    """16 hexadecimal digits that name parameters' values and a text."""
+    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return found.hexdigest()[:16]

@@ -1,0 +1,33 @@
+"""The configuration of CLIP's two towers (arXiv 2103.00020)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A CLIP text tower (arXiv 2103.00020): causal pre-LN transformer over BPE tokens."""
+
+    vocab_size: int = 49408
+    length: int = 77  # tokens a prompt is padded to
+    width: int = 768
+    layers: int = 12  # layers that are run; OpenCLIP ViT-H has 24 and SD 2 runs 23
+    heads: int = 12
+    mlp_width: int = 3072
+    activation: str = "quick_gelu"  # or "gelu", the exact one
+    bos_token: int = 49406
+    eos_token: int = 49407
+    pad_token: int = 49407
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A CLIP image tower (ViT, arXiv 2103.00020); `projection` is the width of the shared space."""
+
+    size: int = 224  # pixels a side
+    patch: int = 14
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp_width: int = 4096
+    activation: str = "quick_gelu"
+    projection: int = 768

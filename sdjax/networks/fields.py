@@ -1,0 +1,88 @@
+"""The fields of a network's config.json, read strictly where it matters.
+
+A field that would change the computation must have the one value that this package computes; a field of a network that
+nobody knows must be unset.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdjax.errors import SdjaxError
+
+VERSION = "0.35.0"  # of diffusers, whose layout this is
+
+MOST, MOST_LAYERS = 1 << 20, 100  # of widths and other numbers, of layers: no model comes near, and a table stays small
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SdjaxError(f"{path}: no such file; a diffusers folder has one") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SdjaxError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise SdjaxError(f"{path}: holds a {type(value).__name__}, should be an object")
+    return value
+
+
+class Fields:
+    """One part's config.json: `take` reads a field, `finish` refuses what is left and matters.
+
+    A missing field, or one that is null, is its default: older versions wrote fewer.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.values = path, read_json(path)
+
+    def enter(self, name: str) -> None:
+        """Goes on with the object in field `name`, where there is one."""
+        if isinstance(nested := self.values.get(name), dict):
+            self.values = nested
+
+    def take(self, name: str, default: Any = None, kind: type = int, most: float = MOST) -> Any:
+        """One value; numbers (float takes whole ones too) lie above 0 and up to `most`."""
+        value = self.values.pop(name, None)
+        value = default if value is None else value
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be {kind.__name__}")
+        if kind in (int, float) and not 0 < value <= most:
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be above 0 and at most {most}")
+        return kind(value)
+
+    def take_list(self, name: str, default: Any, length: int | None = None) -> tuple:
+        """A list, or one value for every level."""
+        value = self.values.pop(name, None)
+        value = default if value is None else value
+        value = [value] * (length or 1) if isinstance(value, (int, str)) else value
+        kind = type(default[0] if isinstance(default, tuple) else default)
+        if not isinstance(value, list | tuple) or not 0 < len(value) <= MOST_LAYERS or length not in (
+                None, len(value)) or not all(type(entry) is kind for entry in value):
+            count = length or "some"
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be a list of {count} {kind.__name__} entries")
+        if kind is int and not all(0 < entry <= MOST for entry in value):
+            raise SdjaxError(f"{self.path}: {name} is {value!r}, should be above 0 and at most {MOST}")
+        return tuple(value)
+
+    def divides(self, name: str, parts: int, wholes: tuple[int, ...]) -> None:
+        if any(whole % parts for whole in wholes):
+            raise SdjaxError(f"{self.path}: {name} is {parts}, which does not divide {', '.join(map(str, wholes))}")
+
+    def finish(self, checked: dict[str, Any], ignored: set[str] | None = None) -> None:
+        """Refuses a field of `checked` that has another than its one value there, which a missing one means too; and,
+        where `ignored` is given, every other field that is neither in it nor unset."""
+        for name, only in checked.items():
+            value = self.values.pop(name, None)
+            each = value if isinstance(value, list) else [only if value is None else value]  # a list is one a level
+            if any(entry != only for entry in each):
+                raise SdjaxError(f"{self.path}: {name} is {value!r}, only {only!r} is supported")
+        for name in sorted(self.values) if ignored is not None else ():
+            if self.values[name] not in (None, False) and name[0] != "_" and name not in ignored:
+                raise SdjaxError(f"{self.path}: unknown field {name} = {self.values[name]!r}")
+
+
+def class_name(name: str) -> dict[str, Any]:
+    """How diffusers' JSON files begin."""
+    return {"_class_name": name, "_diffusers_version": VERSION}

@@ -1,0 +1,34 @@
+"""The networks that there are, by the type of their config."""
+
+from functools import lru_cache
+from typing import Any
+
+import jax.numpy as jnp
+
+from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION
+from sdjax.networks.part import Part, module_shapes
+from sdjax.networks.rows import Row
+from sdjax.networks.unet.part import UNET
+from sdjax.networks.vae.part import KL_VAE
+from sdjax.types import Array, Params
+
+PARTS: dict[type, Part] = {part.config: part for part in (CLIP_TEXT, CLIP_VISION, KL_VAE, UNET)}
+
+
+def make_rows(config: Any, **prefix: str) -> list[Row]:
+    """Every tensor of the network that `config` describes. `prefix`: of its names in single files; its usual one."""
+    return list(PARTS[type(config)].rows(config, **prefix))
+
+
+@lru_cache(maxsize=32)
+def param_shapes(config: Any) -> Params:
+    """The network's parameter tree as jax.ShapeDtypeStructs; nothing is computed. Do not modify: it is cached."""
+    part = PARTS[type(config)]
+    return module_shapes(part.network(config), *part.inputs(config))
+
+
+def random_params(config: Any, key: Array) -> Params:
+    """Random parameters of the network that `config` describes, from its layers' own initialisers; can be traced."""
+    part = PARTS[type(config)]
+    inputs = (jnp.zeros(shape.shape, shape.dtype) for shape in part.inputs(config))
+    return part.network(config).init(key, *inputs)["params"]

@@ -1,0 +1,53 @@
+"""The names of the UNet's tensors in files."""
+
+from collections.abc import Iterator
+
+from sdjax.networks.rows import Row, norm, res_block, transformer, weight
+from sdjax.networks.unet.config import UNetConfig
+
+# CompVis' names of a ResBlock's six layers, in the UNet and in the VAE (diffusers has one set for both)
+UNET_RES = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
+
+
+def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iterator[Row]:
+    channels, top, linear = config.channels, len(config.channels) - 1, config.linear_projection
+    yield from weight("time_in", "time_embedding.linear_1", f"{prefix}.time_embed.0", "dense")
+    yield from weight("time_out", "time_embedding.linear_2", f"{prefix}.time_embed.2", "dense")
+    yield from weight("conv_in", "conv_in", f"{prefix}.input_blocks.0.0", "conv")
+
+    width, skips, n = channels[0], [channels[0]], 1  # channels of h, of the skips; CompVis' running block number
+    for level, wide in enumerate(channels):
+        for i in range(config.blocks):
+            names = f"down_blocks.{level}.resnets.{i}", f"{prefix}.input_blocks.{n}.0"
+            yield from res_block(f"down_{level}_res_{i}", *names, UNET_RES, width != wide)
+            if config.attention[level]:
+                names = f"down_blocks.{level}.attentions.{i}", f"{prefix}.input_blocks.{n}.1"
+                yield from transformer(f"down_{level}_attn_{i}", *names, linear)
+            width, n = wide, n + 1
+            skips.append(width)
+        if level != top:
+            names = f"down_blocks.{level}.downsamplers.0.conv", f"{prefix}.input_blocks.{n}.0.op"
+            yield from weight(f"down_{level}_downsample", *names, "conv")
+            n += 1
+            skips.append(width)
+
+    yield from res_block("mid_res_0", "mid_block.resnets.0", f"{prefix}.middle_block.0", UNET_RES, False)
+    yield from transformer("mid_attn", "mid_block.attentions.0", f"{prefix}.middle_block.1", linear)
+    yield from res_block("mid_res_1", "mid_block.resnets.1", f"{prefix}.middle_block.2", UNET_RES, False)
+
+    n = 0
+    for level in range(top, -1, -1):
+        wide, attention = channels[level], config.attention[level]
+        for i in range(config.blocks + 1):
+            names = f"up_blocks.{top - level}.resnets.{i}", f"{prefix}.output_blocks.{n}.0"
+            yield from res_block(f"up_{level}_res_{i}", *names, UNET_RES, width + skips.pop() != wide)
+            if attention:
+                names = f"up_blocks.{top - level}.attentions.{i}", f"{prefix}.output_blocks.{n}.1"
+                yield from transformer(f"up_{level}_attn_{i}", *names, linear)
+            width, n = wide, n + 1
+        if level != 0:
+            last = f"{prefix}.output_blocks.{n - 1}.{2 if attention else 1}.conv"
+            yield from weight(f"up_{level}_upsample", f"up_blocks.{top - level}.upsamplers.0.conv", last, "conv")
+
+    yield from norm("norm_out", "conv_norm_out", f"{prefix}.out.0")
+    yield from weight("conv_out", "conv_out", f"{prefix}.out.2", "conv")

@@ -1,0 +1,50 @@
+"""The names of the VAE's tensors in files."""
+
+from collections.abc import Iterator
+
+from sdjax.networks.rows import Row, norm, res_block, weight
+from sdjax.networks.vae.config import VAEConfig
+
+VAE_RES = ("norm1", "conv1", None, "norm2", "conv2", "nin_shortcut")
+
+
+def vae_middle(half: str, compvis: str) -> Iterator[Row]:
+    """Its attention is Linear in diffusers' files and 1x1 convolutions in CompVis'."""
+    for i in (0, 1):
+        yield from res_block(f"{half}/mid/res_{i}", f"{half}.mid_block.resnets.{i}", f"{compvis}.mid.block_{i + 1}",
+                             VAE_RES, False)
+    attention = f"{half}.mid_block.attentions.0"
+    yield from norm(f"{half}/mid/norm", f"{attention}.group_norm", f"{compvis}.mid.attn_1.norm")
+    names = ("q", "to_q", "q"), ("k", "to_k", "k"), ("v", "to_v", "v"), ("out", "to_out.0", "proj_out")
+    for ours, theirs, old in names:
+        yield from weight(f"{half}/mid/attn/{ours}", f"{attention}.{theirs}", f"{compvis}.mid.attn_1.{old}", "dense",
+                          compvis_operation="conv1x1")
+
+
+def vae_rows(config: VAEConfig, prefix: str = "first_stage_model") -> Iterator[Row]:
+    channels, top = config.channels, len(config.channels) - 1
+    for half in ("encoder", "decoder"):
+        for layer in ("conv_in", "conv_out"):
+            yield from weight(f"{half}/{layer}", f"{half}.{layer}", f"{prefix}.{half}.{layer}", "conv")
+        yield from norm(f"{half}/norm_out", f"{half}.conv_norm_out", f"{prefix}.{half}.norm_out")
+        yield from vae_middle(half, f"{prefix}.{half}")
+    yield from weight("encoder/quant", "quant_conv", f"{prefix}.quant_conv", "conv1x1")
+    yield from weight("decoder/post_quant", "post_quant_conv", f"{prefix}.post_quant_conv", "conv1x1")
+
+    width = channels[0]
+    for level, wide in enumerate(channels):
+        for i in range(config.blocks):
+            names = f"encoder.down_blocks.{level}.resnets.{i}", f"{prefix}.encoder.down.{level}.block.{i}"
+            yield from res_block(f"encoder/down_{level}_res_{i}", *names, VAE_RES, width != wide)
+            width = wide
+        if level != top:
+            names = f"encoder.down_blocks.{level}.downsamplers.0.conv", f"{prefix}.encoder.down.{level}.downsample.conv"
+            yield from weight(f"encoder/down_{level}_downsample", *names, "conv")
+    for level in range(top, -1, -1):
+        for i in range(config.blocks + 1):
+            names = f"decoder.up_blocks.{top - level}.resnets.{i}", f"{prefix}.decoder.up.{level}.block.{i}"
+            yield from res_block(f"decoder/up_{level}_res_{i}", *names, VAE_RES, width != channels[level])
+            width = channels[level]
+        if level != 0:
+            names = f"decoder.up_blocks.{top - level}.upsamplers.0.conv", f"{prefix}.decoder.up.{level}.upsample.conv"
+            yield from weight(f"decoder/up_{level}_upsample", *names, "conv")

@@ -1,0 +1,10 @@
+"""The VAE as a part."""
+
+from sdjax.networks.part import Part, example
+from sdjax.networks.vae.config import VAEConfig
+from sdjax.networks.vae.fields import read_vae, write_vae
+from sdjax.networks.vae.names import vae_rows
+from sdjax.networks.vae.network import VAE
+
+KL_VAE = Part(
+    VAEConfig, VAE, lambda config: (example(1, config.factor, config.factor, 3),), vae_rows, read_vae, write_vae)

@@ -1,0 +1,46 @@
+"""What tasks share: the plan of a walk, the pictures that it starts from, the models that a task takes."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sdjax.diffusion.sampler import Plan
+from sdjax.diffusion.sampler import plan as make_plan
+from sdjax.diffusion.schedule import make_schedule
+from sdjax.errors import SdjaxError
+from sdjax.families.config import Config
+from sdjax.image.pixels import read_images
+from sdjax.model.value import StableDiffusion
+from sdjax.tasks.options import Options, check_size
+
+
+def given(strength: float | None) -> float:
+    """A plan without one begins with noise alone."""
+    if strength is None:
+        raise SdjaxError("strength None: a number above 0 and up to 1")
+    return strength
+
+
+def plan_of(sd: StableDiffusion, options: Options, strength: float | None = None) -> Plan:
+    return make_plan(options.sampler, make_schedule(sd.config.schedule), options.steps, options.eta, options.sigmas,
+                     options.spacing, strength)
+
+
+def refuse_inpainting(config: Config) -> None:
+    channels, latents = config.unet.in_channels, config.vae.latent_channels
+    if channels == 2 * latents + 1:
+        raise SdjaxError(f"sd {config.name}: an inpainting model ({channels} channels), use inpaint")
+    if channels != latents:
+        raise SdjaxError(f"sd {config.name}: its UNet takes {channels} channels, {latents} expected")
+
+
+def read(config: Config, image, options: Options) -> tuple[Options, np.ndarray]:
+    """The pictures [Q, H, W, 3] (or latents [Q, h, w, C]), and options with their size."""
+    factor, channels = config.vae.factor, config.vae.latent_channels
+    check_size(config, options)
+    pictures = read_images(image, options.height, options.width, config.multiple, channels)
+    height, width = (side * (1 if pictures.shape[3] == 3 else factor) for side in pictures.shape[1:3])
+    for name, asked, side in (("height", options.height, height), ("width", options.width, width)):
+        if asked not in (None, side):
+            raise SdjaxError(f"{name} {asked}: the latents of image {np.shape(image)} are of {side} pixels")
+    return replace(options, height=height, width=width), pictures

@@ -1,0 +1,53 @@
+"""Text to pictures."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sdjax.checks import is_number
+from sdjax.errors import SdjaxError
+from sdjax.model.value import StableDiffusion
+from sdjax.tasks import stages
+from sdjax.tasks.engine import evaluations, plan_work, run
+from sdjax.tasks.options import Options, check, takes_options
+from sdjax.tasks.plans import given, plan_of, refuse_inpainting
+
+UPSCALE = ("latents", "pixels")
+
+HIRES = 2**32 - 1  # numbers the second walk's draws
+
+
+@takes_options
+def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: Options):
+    """`num_images` pictures of each prompt, prompt by prompt: as `output` says, PIL images, pixels or latents."""
+    refuse_inpainting(sd.config)
+    return run(sd, check(sd.config, prompt, options), plan_of(sd, options))
+
+
+@takes_options
+def hires(sd: StableDiffusion, prompt: str | Sequence[str], scale: float = 2.0, strength: float = 0.6,
+          upscale: str = "latents", options: Options = None):
+    """txt2img at height and width, enlarged `scale` times and refined by img2img with `strength`: large pictures whose
+    composition a model can still hold together. Results as txt2img's; output "trajectory" is the second walk's.
+
+    upscale: "latents", bicubic, soft until it is refined: strength from about 0.5 on; or "pixels", decoded, LANCZOS and
+    encoded again, which keeps its edges at less. The second walk's noise is a draw of its own of the same seeds.
+    """
+    refuse_inpainting(sd.config)
+    if not is_number(scale, 1):
+        raise SdjaxError(f"scale {scale!r}: a number from 1 on")
+    if upscale not in UPSCALE:
+        raise SdjaxError(f"upscale {upscale!r}: one of {', '.join(UPSCALE)}")
+    first, second = plan_of(sd, options), plan_of(sd, options, given(strength))
+    small = check(sd.config, prompt, options)
+    small = small._replace(options=replace(options, output=upscale))
+    factor, multiple = sd.config.vae.factor, sd.config.unet.factor
+    sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
+    size = {"height": sides[0] * factor, "width": sides[1] * factor}
+    large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))
+    walks = [len(plan_work(sd, request)) * evaluations(plan) for request, plan in ((small, first), (large, second))]
+    pictures = run(sd, small, first, after=walks[1])
+    sides = sides if upscale == "latents" else [*size.values()]
+    pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])
+    return run(sd, large, second, pictures, stream=HIRES, before=walks[0])

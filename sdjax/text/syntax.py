@@ -1,0 +1,101 @@
+"""The syntax of prompts, as AUTOMATIC1111's web UI reads them."""
+
+import math
+import re
+from typing import NamedTuple
+
+SYNTAXES = ("a1111", "plain")
+
+LIMIT = 1000.0  # weights beyond are cut to it: float32 has to hold their products
+
+TOKEN = re.compile(r"""\\(?P<escaped>[\\()\[\]]?) | :\s*(?P<weight>[+-]?[.0-9]+)\s*\) | (?P<bracket>[()\[\]])
+                       | (?P<text>[^\\()\[\]:]+ | :)""", re.X)
+
+BREAK, AND = re.compile(r"\bBREAK\b"), re.compile(r"\bAND\b")
+
+MIX = re.compile(r":\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*$")
+
+OPENING = {")": "(", "]": "["}
+
+FACTOR = {"(": 1.1, "[": 1 / 1.1}
+
+#: What the web UI would take for something else than text.
+FOREIGN = {
+    r"(?<!\\)\[[^\[\]|]*\|[^\[\]]*\]": "alternation [a|b] is read as text",
+    r"(?<!\\)\[[^\[\]]*:\s*[.0-9]+\s*\]": "prompt editing [from:to:when] is read as text",
+    r"<(?:lora|lyco|hypernet):[^<>]*>": "networks are not loaded by the prompt, <name:...> is read as text",
+}
+
+
+class Piece(NamedTuple):
+    text: str | None  # None is a BREAK
+    weight: float
+
+
+def parse(prompt: str) -> tuple[list[Piece], list[str]]:
+    """Text and its weights, and what was not understood. Takes every string. AND is text here, see `compose`."""
+    pieces: list[list] = []  # [text, weight]
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    notes = []
+
+    def close(bracket: str, factor: float) -> None:
+        for piece in pieces[opened[bracket].pop():]:
+            piece[1] *= factor
+
+    for match in TOKEN.finditer(prompt):
+        kind, found = match.lastgroup, match[match.lastgroup]
+        if kind == "bracket" and found in opened:
+            opened[found].append(len(pieces))
+        elif kind == "bracket" and opened[OPENING[found]]:
+            close(OPENING[found], FACTOR[OPENING[found]])
+        elif kind == "weight" and opened["("]:
+            try:
+                close("(", float(found))
+            except ValueError:
+                notes.append(f"{found} is not a number; it is read as text")
+                pieces.append([match[0][:-1], 1.0])
+                close("(", FACTOR["("])
+        elif kind == "text":
+            for i, text in enumerate(BREAK.split(found)):
+                pieces += [[None, 1.0], [text, 1.0]] if i else [[text, 1.0]]
+        else:
+            if kind != "escaped":
+                notes.append(f"{match[0][-1]} closes nothing; it is read as text")
+            pieces.append([match[0] if kind == "weight" else found, 1.0])
+    for bracket, places in opened.items():
+        if places:
+            notes.append(f"{bracket} is not closed, so it reaches to the end (\\{bracket} is the character itself)")
+        while places:
+            close(bracket, FACTOR[bracket])
+
+    merged: list[Piece] = []
+    for text, weight in pieces:
+        if not abs(weight) <= LIMIT:
+            notes.append(f"a weight above {LIMIT:g} is cut to it")
+            weight = math.copysign(LIMIT, weight)
+        last = merged[-1] if merged else None
+        if text is not None and last and last.text is not None and last.weight == weight:
+            merged[-1] = Piece(last.text + text, weight)
+        elif text != "":
+            merged.append(Piece(text, weight))
+    return merged, notes
+
+
+def escape(text: str) -> str:
+    """`text` such that `parse` gives it back as it is, with weight 1."""
+    text = re.sub(r"([\\()\[\]])", r"\\\1", text)
+    return AND.sub(r"A\\ND", BREAK.sub(r"B\\REAK", text))
+
+
+def compose(prompt: str) -> list[tuple[str, float]]:
+    """The prompts that AND joins, with their weights: "a AND b:0.7" -> [("a", 1.0), ("b", 0.7)]."""
+    texts = AND.split(prompt)
+    if len(texts) == 1:
+        return [(prompt, 1.0)]
+    parts = []
+    for text in texts:
+        match = MIX.search(text)
+        weight = float(match[1]) if match else 1.0
+        weight = math.copysign(min(abs(weight), LIMIT), weight)
+        parts.append(((text[:match.start()] if match else text).strip(), weight))
+    return parts

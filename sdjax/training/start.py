@@ -1,0 +1,75 @@
+"""How a training job begins: processes, folder, model, data."""
+
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import jax
+import numpy as np
+
+from sdjax.data.source import Pictures, open_data
+from sdjax.devices.host import open_more_files, return_memory
+from sdjax.devices.layouts import check_batch_size
+from sdjax.devices.processes import agree, is_primary, start_processes
+from sdjax.errors import SdjaxError, prefixed
+from sdjax.files import check_folder
+from sdjax.model.load import create
+from sdjax.model.value import StableDiffusion
+from sdjax.training.loop import on_primary
+from sdjax.training.options import TrainOptions
+from sdjax.training.run import hold
+from sdjax.training.signals import leave_on_signals
+
+
+def start_model(options: TrainOptions, tokenizer: bool = True, without: str | None = None) -> StableDiffusion:
+    """Joins the job's processes and gives the model that --model names, after what is cheap to refuse.
+
+    A small preset has no tokenizer. `without`: see `sdjax.model.load.create`.
+    """
+    start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
+    check_folder(options.out)
+    check_shared(options.out)
+    leave_on_signals(options.out)
+    check_batch_size(options.batch_size)
+    export = options.out / "export"
+    if export.exists() and not (export / "model_index.json").is_file():
+        raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
+    if not options.dry_run:
+        on_primary(lambda: hold(options.out))  # before anything is cached there
+    open_more_files()
+    return_memory()
+    with prefixed("--model: "):
+        sd = create(options.model, options.seed, without)
+    if tokenizer and sd.tokenizer is None:
+        raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
+    return sd
+
+
+def check_shared(out: Path, seconds: float = 60.0) -> None:
+    """SdjaxError, on all processes, where one does not see what process 0 writes to `out`: it would wait for that."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mark = out / f".shared-{agree(uuid4().int % 2**31)}.tmp"
+    if is_primary():
+        mark.touch()
+    agree(0)  # now it is there
+    until = time.monotonic() + seconds  # for file systems that take their time
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    seen = multihost_utils.process_allgather(np.int32(mark.exists()))
+    if is_primary():
+        mark.unlink(missing_ok=True)
+    if not seen.all():
+        raise SdjaxError(f"--out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
+                         "that all processes share is needed")
+
+
+def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:
+    """The pictures that --data names, `size` pixels a side; with --buckets of sides that are multiples of `multiple`
+    (None: squares only)."""
+    if options.buckets and multiple is None:
+        raise SdjaxError("--buckets: this model takes squares only")
+    return open_data(options.data, size, options.max_bad, options.out, options.crop, options.flip,
+                     multiple if options.buckets else None, options.seed, jax.process_index())
