@@ -61,10 +61,12 @@ def inputs(config, options: Options, size: int) -> dict[str, np.ndarray]:
     """The same for both."""
     batch, side = options.batch_size, size // config.vae.factor
     draw = lambda seed, *shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    return {"latents": draw(0, batch, side, side, config.vae.latent_channels),
-            "x": draw(1, 2 * batch, side, side, config.unet.in_channels),
-            "t": np.full(2 * batch, 500.0, np.float32),
-            "context": draw(2, 2 * batch, config.text.length, config.unet.context_dim)}
+    return {
+        "latents": draw(0, batch, side, side, config.vae.latent_channels),
+        "x": draw(1, 2 * batch, side, side, config.unet.in_channels),
+        "t": np.full(2 * batch, 500.0, np.float32),
+        "context": draw(2, 2 * batch, config.text.length, config.unet.context_dim),
+    }
 
 
 def ours(folder: str, options: Options) -> Callable:
@@ -83,8 +85,16 @@ def ours(folder: str, options: Options) -> Callable:
         function = {
             "unet": lambda: sdjax.predict(sd, given["x"], given["t"], Cond(given["context"])),
             "decode": lambda: sdjax.decode(sd, given["latents"]),
-            "image": lambda: sdjax.txt2img(sd, [PROMPT] * options.batch_size, steps=options.steps, output="pixels",
-                                           latents=given["latents"], height=size, width=size)}[part]
+            "image": lambda: sdjax.txt2img(
+                sd,
+                [PROMPT] * options.batch_size,
+                steps=options.steps,
+                output="pixels",
+                latents=given["latents"],
+                height=size,
+                width=size,
+            ),
+        }[part]
         return lambda: np.asarray(function())
 
     return calls
@@ -116,8 +126,19 @@ def theirs(folder: str, options: Options) -> Callable:
         call = {
             "unet": lambda: nhwc(pipe.unet(x, given["t"], given["context"]).sample),
             "decode": lambda: nhwc(pipe.vae.decode(latents / config.vae.scaling).sample),
-            "image": lambda: 2 * pipe([PROMPT] * options.batch_size, num_inference_steps=options.steps, latents=latents,
-                                      height=size, width=size, output_type="np").images - 1}[part]
+            "image": lambda: (
+                2
+                * pipe(
+                    [PROMPT] * options.batch_size,
+                    num_inference_steps=options.steps,
+                    latents=latents,
+                    height=size,
+                    width=size,
+                    output_type="np",
+                ).images
+                - 1
+            ),
+        }[part]
         return torch.no_grad()(call)
 
     return calls
@@ -225,23 +246,30 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
     params = {name: typed(param_shapes(getattr(config, name))) for name in ("text", "unet", "vae")}
     given = inputs(config, options, size)
     if part == "unet":
-        return (lambda *args: model.unet_output(*args, config.unet, dtype),
-                (params["unet"], given["x"], given["t"], given["context"]))
+        return (
+            lambda *args: model.unet_output(*args, config.unet, dtype),
+            (params["unet"], given["x"], given["t"], given["context"]),
+        )
     if part == "decode":
         return lambda *args: model.vae_pixels(*args, config.vae, dtype), (params["vae"], given["latents"])
     sd = sdjax.StableDiffusion(config, params, lambda prompts, **_: {"input_ids": [[1]] * len(prompts)}, dtype)
     arguments = Arguments(steps=options.steps, num_images=options.batch_size, height=size, width=size)
     request = check(config, "", arguments)
-    return (lambda *args: program.image_program(*args, config=config, dtype=dtype, shape=request.shape),
-            (params, *program.program_inputs(sd, request)))
+    return (
+        lambda *args: program.image_program(*args, config=config, dtype=dtype, shape=request.shape),
+        (params, *program.program_inputs(sd, request)),
+    )
 
 
 def work_of(config, options: Options, size: int) -> dict[str, float]:
     """FLOPs of the model in each part."""
     from sdjax.devices.cost import flops
 
-    count = {part: flops(function, *args) for part in ("unet", "decode")
-             for function, args in [traced(config, options, size, part)]}
+    count = {
+        part: flops(function, *args)
+        for part in ("unet", "decode")
+        for function, args in [traced(config, options, size, part)]
+    }
     return count | {"image": options.steps * count["unet"] + count["decode"]}  # the text tower's are less than 1%
 
 
@@ -253,11 +281,28 @@ def aot(options: Options, config, sizes: list[int]) -> None:
         raise SdjaxError(f"--aot-tpu {options.aot_tpu}: one of {', '.join(tpu.CHIPS)}")
     chip = tpu.CHIPS[options.aot_tpu]
     device = tpu.topology_devices(chip.topology)[0]
-    print(f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps, compiled for one "
-          f"{device.device_kind}; jax {version('jax')}")
+    print(
+        f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps, compiled for one "
+        f"{device.device_kind}; jax {version('jax')}"
+    )
     row = "{:8s}{:>6s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>11s}".format
-    print(row("part", "px", "GFLOP", "model's", "GB, XLA's", "renamed", "GB moved", "GB args", "GB temp", "ms",
-              "Mcycles", "compile s"), flush=True)
+    print(
+        row(
+            "part",
+            "px",
+            "GFLOP",
+            "model's",
+            "GB, XLA's",
+            "renamed",
+            "GB moved",
+            "GB args",
+            "GB temp",
+            "ms",
+            "Mcycles",
+            "compile s",
+        ),
+        flush=True,
+    )
     for size in sizes:
         work = work_of(config, options, size)
         for part in options.parts:
@@ -268,14 +313,26 @@ def aot(options: Options, config, sizes: list[int]) -> None:
             moved = measure.main_memory_traffic(text)
             least = max(costs.flops / measure.peak_flops(device.device_kind), moved / chip.bandwidth)
             whole = part != "image"  # XLA counts a loop's body once
-            print(row(part, f"{size}", f"{costs.flops / 1e9:.0f}" if whole else "", f"{work[part] / 1e9:.0f}",
-                      *(f"{count / 1e9:.2f}" if whole else "" for count in (costs.bytes, measure.renamed(text), moved)),
-                      f"{costs.memory['arguments'] / 1e9:.2f}", f"{costs.memory['temporary'] / 1e9:.2f}",
-                      f"{1e3 * least:.1f}" if whole else "", f"{measure.cycles(text) / 1e6:.1f}" if whole else "",
-                      f"{seconds:.0f}"), flush=True)
-    print("GFLOP: XLA's count; model's: of matrix products and convolutions; GB, XLA's: read and written by its "
-          "operations, in on-chip memory too; renamed: of these, neither read nor written; GB moved: to and from main "
-          "memory; ms: at least, by FLOP/s and bytes/s; Mcycles: XLA's estimate, without attention's kernels")
+            print(
+                row(
+                    part,
+                    f"{size}",
+                    f"{costs.flops / 1e9:.0f}" if whole else "",
+                    f"{work[part] / 1e9:.0f}",
+                    *(f"{count / 1e9:.2f}" if whole else "" for count in (costs.bytes, measure.renamed(text), moved)),
+                    f"{costs.memory['arguments'] / 1e9:.2f}",
+                    f"{costs.memory['temporary'] / 1e9:.2f}",
+                    f"{1e3 * least:.1f}" if whole else "",
+                    f"{measure.cycles(text) / 1e6:.1f}" if whole else "",
+                    f"{seconds:.0f}",
+                ),
+                flush=True,
+            )
+    print(
+        "GFLOP: XLA's count; model's: of matrix products and convolutions; GB, XLA's: read and written by its "
+        "operations, in on-chip memory too; renamed: of these, neither read nor written; GB moved: to and from main "
+        "memory; ms: at least, by FLOP/s and bytes/s; Mcycles: XLA's estimate, without attention's kernels"
+    )
 
 
 # ---- the table
@@ -305,7 +362,8 @@ def main(options: Options) -> None:
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sdjax-benchmark-"))
             maker = multiprocessing.get_context("spawn").Process(
-                target=write_random, args=(options.model, options.dtype, folder))
+                target=write_random, args=(options.model, options.dtype, folder)
+            )
             maker.start(), maker.join()
             if maker.exitcode:
                 raise SdjaxError(f"--model {options.model}: could not be written to {folder}")
@@ -318,12 +376,17 @@ def compare(options: Options, config, sizes: list[int], folder: str) -> None:
     from sdjax.devices.cost import matmul_ceiling
 
     workers = {"sdjax": Worker(ours, folder, options)}
-    workers |= {f"diffusers {peer}": Worker(theirs, folder, replace(options, peer=(peer,)))
-                for peer in options.peer if peer != "none"}
+    workers |= {
+        f"diffusers {peer}": Worker(theirs, folder, replace(options, peer=(peer,)))
+        for peer in options.peer
+        if peer != "none"
+    }
     kind, ceiling = jax.devices()[0].device_kind, matmul_ceiling(options.dtype)
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", *(("torch", "diffusers") * (len(workers) > 1))))
-    print(f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps; {os.cpu_count()} "
-          f"cores, load {os.getloadavg()[0]:.1f}, {kind}, {ceiling / 1e9:.0f} GFLOP/s in a matrix product; {versions}")
+    print(
+        f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps; {os.cpu_count()} "
+        f"cores, load {os.getloadavg()[0]:.1f}, {kind}, {ceiling / 1e9:.0f} GFLOP/s in a matrix product; {versions}"
+    )
     row = "{:7s}{:>5s}  {:18s}{:>10s}{:>10s}{:>17s}{:>9s}{:>7s}{:>7s}{:>9s}".format
     print(row("part", "px", "", "compile s", "median s", "range", "peak GB", "share", "ratio", "apart"), flush=True)
     for name, worker in workers.items():
@@ -334,19 +397,33 @@ def compare(options: Options, config, sizes: list[int], folder: str) -> None:
         for part in options.parts:
             ceiling = max(ceiling, matmul_ceiling(options.dtype))
             first = {name: worker.ask(part, size) for name, worker in workers.items()}
-            turns = [{name: worker.ask(part, size)[:2] for name, worker in workers.items()}
-                     for _ in range(options.runs)]
+            turns = [
+                {name: worker.ask(part, size)[:2] for name, worker in workers.items()} for _ in range(options.runs)
+            ]
             for name in workers:
                 seconds = [turn[name][0] for turn in turns]
                 median, peak = statistics.median(seconds), max(turn[name][1] for turn in turns)
                 ratio = statistics.median(turn["sdjax"][0] / turn[name][0] for turn in turns)
                 apart = np.abs(first[name][2] - first["sdjax"][2]).max() / np.abs(first[name][2]).max()
                 last = ("", "") if name == "sdjax" else (f"{ratio:.2f}", f"{apart:.1e}")
-                print(row(part, f"{size}", name, f"{max(0, first[name][0] - median):.1f}", f"{median:.3f}",
-                          f"{min(seconds):.3f}-{max(seconds):.3f}", f"{peak / 1e9:.2f}",
-                          f"{work[part] / median / ceiling:.0%}", *last), flush=True)
-    print("compile: what the first call took longer; share: of the speed of a matrix product, by the model's own "
-          "FLOPs; ratio: sdjax' time by the other's, median of turns; apart: largest difference by largest value")
+                print(
+                    row(
+                        part,
+                        f"{size}",
+                        name,
+                        f"{max(0, first[name][0] - median):.1f}",
+                        f"{median:.3f}",
+                        f"{min(seconds):.3f}-{max(seconds):.3f}",
+                        f"{peak / 1e9:.2f}",
+                        f"{work[part] / median / ceiling:.0%}",
+                        *last,
+                    ),
+                    flush=True,
+                )
+    print(
+        "compile: what the first call took longer; share: of the speed of a matrix product, by the model's own "
+        "FLOPs; ratio: sdjax' time by the other's, median of turns; apart: largest difference by largest value"
+    )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ def main(options: Options) -> None:
     with prefixed("--model: "):
         sd = sdjax.load(options.model, dtype=options.dtype)
     with flags_of(("steps", "num_images", "height", "width", "platforms")):
-        sdjax.save_program(sd, options.out, options.steps, options.num_images, options.height, options.width,
-                           options.platforms)
+        sdjax.save_program(
+            sd, options.out, options.steps, options.num_images, options.height, options.width, options.platforms
+        )
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB for {', '.join(options.platforms)}")
 
 

@@ -64,10 +64,14 @@ def choose_prompts(options: Options, things: list[str], styles, backgrounds, hel
         if (asked.thing, asked.style) not in no_style and (asked.thing, asked.background) not in no_background:
             trained.append(asked)
     shuffled = lambda pairs: [pairs[i] for i in rng.permutation(len(pairs))[: options.held_out]]
-    by_style = [Asked(thing, style, pick([b for b in backgrounds if (thing, b) not in no_background]))
-                for thing, style in shuffled(sorted(no_style))]
-    by_background = [Asked(thing, pick([s for s in styles if (thing, s) not in no_style]), background)
-                     for thing, background in shuffled(sorted(no_background))]
+    by_style = [
+        Asked(thing, style, pick([b for b in backgrounds if (thing, b) not in no_background]))
+        for thing, style in shuffled(sorted(no_style))
+    ]
+    by_background = [
+        Asked(thing, pick([s for s in styles if (thing, s) not in no_style]), background)
+        for thing, background in shuffled(sorted(no_background))
+    ]
     return {"trained": trained, "held-out thing x style": by_style, "held-out thing x background": by_background}
 
 
@@ -114,8 +118,10 @@ class References:
         def draw(cutouts):
             return np.stack([compose(cutout, colour, self.size, fill) for cutout in cutouts for fill in FILLS])
 
-        return {style: shrink(draw(cutouts)).reshape(len(cutouts), len(FILLS), -1)
-                for style, cutouts in self.cutouts.items()}
+        return {
+            style: shrink(draw(cutouts)).reshape(len(cutouts), len(FILLS), -1)
+            for style, cutouts in self.cutouts.items()
+        }
 
 
 def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, dict[str, float]]:
@@ -135,9 +141,12 @@ def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, di
                 distance = ((table[asked[i].style] - features) ** 2).sum(-1).min(1)
                 rank = int((distance < distance[number]).sum())
                 own = {style: ((refs[number] - features) ** 2).sum(-1).min() for style, refs in table.items()}
-                hit = {"background": shades[int(np.argmin(((lab - colour) ** 2).sum(-1)))][0] == background,
-                       "thing top1": rank < 1, "thing top5": rank < 5,
-                       "style": min(own, key=own.get) == asked[i].style}
+                hit = {
+                    "background": shades[int(np.argmin(((lab - colour) ** 2).sum(-1)))][0] == background,
+                    "thing top1": rank < 1,
+                    "thing top5": rank < 5,
+                    "style": min(own, key=own.get) == asked[i].style,
+                }
                 hits[row].append(hit)
     return {row: {name: float(np.mean([h[name] for h in found])) for name in found[0]} for row, found in hits.items()}
 
@@ -181,14 +190,27 @@ def main(options: Options) -> None:
     sets, captions = {}, {}
     for row, asked in choose_prompts(options, names, list(STYLES), list(backgrounds), held).items():
         captions[row] = [caption("plain", a.thing, a.style, a.background) for a in asked]
-        pictures = sdjax.txt2img(sd, captions[row], steps=options.steps, guidance_scale=options.guidance_scale,
-                                 sampler=options.sampler, seed=options.seed)
+        pictures = sdjax.txt2img(
+            sd,
+            captions[row],
+            steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            sampler=options.sampler,
+            seed=options.seed,
+        )
         sets[row] = (asked, np.stack([np.asarray(picture) for picture in pictures]))
     asked, pictures = sets["trained"]
     if options.sheet:
         contact_sheet([Image.fromarray(picture) for picture in pictures[:64]]).save(options.sheet)
-    true = [compose(references.cutouts[a.style][names.index(a.thing)], backgrounds[a.background][rng.integers(3)],
-                    sd.config.size, rng.uniform(0.82, 0.96)) for a in asked]
+    true = [
+        compose(
+            references.cutouts[a.style][names.index(a.thing)],
+            backgrounds[a.background][rng.integers(3)],
+            sd.config.size,
+            rng.uniform(0.82, 0.96),
+        )
+        for a in asked
+    ]
     sets["true pictures"] = (asked, np.stack([np.asarray(picture) for picture in true]))
     sets["shuffled pictures"] = (asked, np.roll(pictures, 1, axis=0))
     captions |= {"true pictures": captions["trained"], "shuffled pictures": captions["trained"]}

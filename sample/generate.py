@@ -47,8 +47,10 @@ class Task:
         if options.strength is not None:
             self.arguments["strength"] = options.strength
         if options.watermark and self.width * self.height < watermark.PIXELS:
-            raise SdjaxError(f"--watermark: takes {watermark.PIXELS} pixels, 256 x 256, and more, these pictures have "
-                             f"{self.width} x {self.height}")
+            raise SdjaxError(
+                f"--watermark: takes {watermark.PIXELS} pixels, 256 x 256, and more, these pictures have "
+                f"{self.width} x {self.height}"
+            )
         if options.safety_checker is not None:
             with prefixed(f"--safety-checker {options.safety_checker}: "):
                 self.checker = sdjax.load_safety_checker(options.safety_checker)
@@ -97,8 +99,13 @@ class Task:
 
         others = ("init_image", "mask", "embedding", "safety_checker", "watermark", "dtype")
         others = {name: getattr(self.options, name) for name in others}
-        return describe({**self.arguments, **others, **(changes or {}), "prompt": prompt}, seed,
-                        (self.width, self.height), self.sd.config.name, self.options.model)
+        return describe(
+            {**self.arguments, **others, **(changes or {}), "prompt": prompt},
+            seed,
+            (self.width, self.height),
+            self.sd.config.name,
+            self.options.model,
+        )
 
 
 def main(options: Options) -> None:
@@ -186,8 +193,16 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     task.sd = replace(sd, params=copy_over(sd.params, devices))
     made = run_batch(
         lambda prompts, seed, progress: task.draw(prompts, progress, seed=seed, num_images=1),
-        lambda i: task.text(prompts[i], options.seed + i), prompts, options.out, settings, options.seed,
-        options.batch_size or size, jax.process_index(), jax.process_count(), Progress("picture"))
+        lambda i: task.text(prompts[i], options.seed + i),
+        prompts,
+        options.out,
+        settings,
+        options.seed,
+        options.batch_size or size,
+        jax.process_index(),
+        jax.process_count(),
+        Progress("picture"),
+    )
     print(f"{options.out}: {made} pictures drawn")
     with device_errors():
         agree(made)  # a process that ended would wait for the others for 100 s at most

@@ -19,29 +19,67 @@ from sdjax.weights.single import model_rows
 
 NARROW = Config(
     name="narrow",
-    text=TextConfig(vocab_size=580, length=12, width=24, layers=2, heads=3, mlp_width=48,
-                    bos_token=578, eos_token=579, pad_token=579),
+    text=TextConfig(
+        vocab_size=580,
+        length=12,
+        width=24,
+        layers=2,
+        heads=3,
+        mlp_width=48,
+        bos_token=578,
+        eos_token=579,
+        pad_token=579,
+    ),
     vae=VAEConfig(channels=(8, 16, 24), blocks=2, groups=4, scaling=0.5),
-    unet=UNetConfig(channels=(16, 24, 32), blocks=2, attention=(True, False, True), heads=(2, 2, 4), context_dim=24,
-                    groups=8),
+    unet=UNetConfig(
+        channels=(16, 24, 32), blocks=2, attention=(True, False, True), heads=(2, 2, 4), context_dim=24, groups=8
+    ),
     size=32,
 )
 NARROW_V2 = replace(
-    NARROW, name="narrow-v2", text=replace(NARROW.text, activation="gelu", pad_token=0),
-    unet=replace(NARROW.unet, blocks=1, attention=(True, True, False), heads=(2, 3, 4), linear_projection=True,
-                 upcast_attention=True), schedule=ScheduleConfig(prediction="v"))
+    NARROW,
+    name="narrow-v2",
+    text=replace(NARROW.text, activation="gelu", pad_token=0),
+    unet=replace(
+        NARROW.unet,
+        blocks=1,
+        attention=(True, True, False),
+        heads=(2, 3, 4),
+        linear_projection=True,
+        upcast_attention=True,
+    ),
+    schedule=ScheduleConfig(prediction="v"),
+)
 NARROW_INPAINT = replace(NARROW, name="narrow-inpaint", unet=replace(NARROW.unet, in_channels=9))
 
 #: the presets' own shapes, all levels and blocks, at a fiftieth of the width: head counts and head widths as there
 LIKE_SD15 = replace(
-    SD15, name="like-sd15", size=64,
-    text=replace(SD15.text, vocab_size=580, length=12, width=24, layers=3, heads=3, mlp_width=48,
-                 bos_token=578, eos_token=579, pad_token=579),
+    SD15,
+    name="like-sd15",
+    size=64,
+    text=replace(
+        SD15.text,
+        vocab_size=580,
+        length=12,
+        width=24,
+        layers=3,
+        heads=3,
+        mlp_width=48,
+        bos_token=578,
+        eos_token=579,
+        pad_token=579,
+    ),
     vae=replace(SD15.vae, channels=(8, 16, 24, 24), groups=4),
-    unet=replace(SD15.unet, channels=(16, 24, 32, 32), context_dim=24, groups=8))
+    unet=replace(SD15.unet, channels=(16, 24, 32, 32), context_dim=24, groups=8),
+)
 LIKE_SD21 = replace(
-    SD21, name="like-sd21", size=64, text=replace(LIKE_SD15.text, activation="gelu", pad_token=0), vae=LIKE_SD15.vae,
-    unet=replace(SD21.unet, channels=(16, 24, 32, 32), context_dim=24, groups=8, heads=(2, 3, 4, 4)))
+    SD21,
+    name="like-sd21",
+    size=64,
+    text=replace(LIKE_SD15.text, activation="gelu", pad_token=0),
+    vae=LIKE_SD15.vae,
+    unet=replace(SD21.unet, channels=(16, 24, 32, 32), context_dim=24, groups=8, heads=(2, 3, 4, 4)),
+)
 LIKE_INPAINT = replace(LIKE_SD15, name="like-inpaint", unet=replace(LIKE_SD15.unet, in_channels=9))
 LIKE = (LIKE_SD15, LIKE_SD21, LIKE_INPAINT)
 
@@ -62,10 +100,15 @@ def random_model_params(config: Config, seed: int = 0, dtype=np.float32):
 
 def file_tensors(config):
     """Names and shapes of a whole single file of `config`; nothing is allocated."""
-    shapes = {(part, *path): leaf.shape for part in ("text", "vae", "unet")
-              for path, leaf in flatten_dict(param_shapes(getattr(config, part))).items()}
-    return {row.compvis: np.broadcast_to(np.float16(0), OPERATIONS[row.compvis_operation][2](shapes[row.path]))
-            for row in model_rows(config)}
+    shapes = {
+        (part, *path): leaf.shape
+        for part in ("text", "vae", "unet")
+        for path, leaf in flatten_dict(param_shapes(getattr(config, part))).items()
+    }
+    return {
+        row.compvis: np.broadcast_to(np.float16(0), OPERATIONS[row.compvis_operation][2](shapes[row.path]))
+        for row in model_rows(config)
+    }
 
 
 def reference_tensors(part: str, module) -> dict[str, np.ndarray]:
@@ -91,7 +134,11 @@ def reference_inputs(config: Config) -> dict[str, np.ndarray]:
     unet, text, side = config.unet, config.text, 8
     ids = np.random.RandomState(5).randint(0, text.vocab_size - 2, (2, text.length)).astype(np.int32)
     ids[:, 0], ids[0, 5], ids[0, 6:], ids[1, -1] = text.bos_token, text.eos_token, text.pad_token, text.eos_token
-    return {"ids": ids, "x": draw(1, 2, side, side, unet.in_channels), "t": np.array([981.0, 17.0], np.float32),
-            "context": draw(2, 2, text.length, unet.context_dim),
-            "latents": draw(3, 1, 5, 4, config.vae.latent_channels),
-            "pixels": draw(4, 1, 5 * config.vae.factor, 4 * config.vae.factor, 3).clip(-1, 1)}
+    return {
+        "ids": ids,
+        "x": draw(1, 2, side, side, unet.in_channels),
+        "t": np.array([981.0, 17.0], np.float32),
+        "context": draw(2, 2, text.length, unet.context_dim),
+        "latents": draw(3, 1, 5, 4, config.vae.latent_channels),
+        "pixels": draw(4, 1, 5 * config.vae.factor, 4 * config.vae.factor, 3).clip(-1, 1),
+    }

@@ -7,8 +7,13 @@ from tests.narrow import NARROW
 
 ROOT = Path(__file__).parent.parent
 CONFIG = replace(
-    NARROW, name="model", size=8, text=replace(NARROW.text, layers=1), vae=replace(NARROW.vae, channels=(8,), blocks=1),
-    unet=replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,)))
+    NARROW,
+    name="model",
+    size=8,
+    text=replace(NARROW.text, layers=1),
+    vae=replace(NARROW.vae, channels=(8,), blocks=1),
+    unet=replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,)),
+)
 GENERATE = {"--model": "model", "--out": "out"}
 TRAIN = {"--model": "model", "--data": "pictures", "--out": "refused", "--batch-size": 8}
 

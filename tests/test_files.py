@@ -22,12 +22,15 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640  # the user's own rule
 
 
-@pytest.mark.parametrize("fault, raised, said", [
-    (KeyboardInterrupt(), KeyboardInterrupt, None),
-    (SdjaxError("prompt: too long"), SdjaxError, "^prompt: too long$"),
-    (OSError(28, "No space left on device"), SdjaxError, r"a: cannot be written \(No space left on device\)$"),
-    (OSError("I/O error"), SdjaxError, r"a: cannot be written \(I/O error\)$"),
-])
+@pytest.mark.parametrize(
+    "fault, raised, said",
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (SdjaxError("prompt: too long"), SdjaxError, "^prompt: too long$"),
+        (OSError(28, "No space left on device"), SdjaxError, r"a: cannot be written \(No space left on device\)$"),
+        (OSError("I/O error"), SdjaxError, r"a: cannot be written \(I/O error\)$"),
+    ],
+)
 def test_a_block_that_fails_leaves_what_was_there(tmp_path, fault, raised, said):
     (tmp_path / "a").write_text("old")
     with pytest.raises(raised, match=said), whole(tmp_path / "a") as scratch:

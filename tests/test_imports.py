@@ -51,16 +51,23 @@ def circle(arrows: dict[str, set[str]]) -> list[str] | None:
     return sorted(left) or None
 
 
-MODULES = {module_name(path): imports(path) for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT
-           or path.stem in ("errors", "checks", "types", "files")}
+MODULES = {
+    module_name(path): imports(path)
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.parent != ROOT or path.stem in ("errors", "checks", "types", "files")
+}
 room = lambda module: module.split(".")[0]
 
 
 def test_imports_go_down():
     floor = {name: i for i, names in enumerate(FLOORS) for name in names}
     assert {room(module) for module in MODULES} == set(floor)
-    assert not [f"{module} imports {name}" for module, names in MODULES.items() for name in names
-                if floor[room(name)] > floor[room(module)]]
+    assert not [
+        f"{module} imports {name}"
+        for module, names in MODULES.items()
+        for name in names
+        if floor[room(name)] > floor[room(module)]
+    ]
 
 
 def test_no_import_goes_in_a_circle():

@@ -80,6 +80,7 @@ def test_training_step_at_512_pixels(config):
     step = layout.step(step, state)
     for platform, kernels in (("cuda", {CUDNN, CUDNN + "Backward"}), ("tpu", {PALLAS})):
         exported = export.export(step, platforms=[platform], disabled_checks=checks)(
-            state, (batch, shape((8,), np.float32)), shape((), np.uint32))
+            state, (batch, shape((8,), np.float32)), shape((), np.uint32)
+        )
         assert calls(exported) & OURS == kernels
         assert not holds(exported, 4096, 4096) and not holds(exported, 1024, 1024)

@@ -14,8 +14,11 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 def kinds(notebook):
     """What each code cell shows, by kind."""
-    return [[sorted(output["data"]) if "data" in output else output["name"] for output in cell["outputs"]]
-            for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return [
+        [sorted(output["data"]) if "data" in output else output["name"] for output in cell["outputs"]]
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+    ]
 
 
 @pytest.mark.slow
@@ -38,8 +41,10 @@ def test_format_and_size():
 def test_outputs_are_those_of_jupyter():
     run = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
     source = "from PIL import Image\nprint('one\\ntwo')\nx = Image.new('RGB', (2, 3))\ndisplay(x)\n{'a': x.size}"
-    cells = [{"cell_type": "markdown", "source": ["# Title"]}, *(
-        {"cell_type": "code", "source": text.splitlines(True)} for text in (source, "x.resize((4, 4))", "y = x", ""))]
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title"]},
+        *({"cell_type": "code", "source": text.splitlines(True)} for text in (source, "x.resize((4, 4))", "y = x", "")),
+    ]
     _, first, second, third, empty = run({"cells": cells, "nbformat": 4})["cells"]
     stream, picture, value = first["outputs"]
     assert stream == {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]}

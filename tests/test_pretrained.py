@@ -53,9 +53,11 @@ def test_a_picture_depends_on_its_seed_alone(sd, tmp_path):
     for mine, other in zip(alone, batch[1:3], strict=True):
         assert np.abs(mine - other).max() <= 1
 
-    script = ("import sys, numpy as np, jax, sdjax; assert jax.local_device_count() == 4; "
-              f"images = sdjax.txt2img(sdjax.load('emoji'), {prompt!r}, seed=4, num_images=4, **{SETTINGS!r}); "
-              "np.save(sys.argv[1], np.stack([np.asarray(image, int) for image in images]))")
+    script = (
+        "import sys, numpy as np, jax, sdjax; assert jax.local_device_count() == 4; "
+        f"images = sdjax.txt2img(sdjax.load('emoji'), {prompt!r}, seed=4, num_images=4, **{SETTINGS!r}); "
+        "np.save(sys.argv[1], np.stack([np.asarray(image, int) for image in images]))"
+    )
     flags = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", script, tmp_path / "four.npy"], env=flags, check=True, cwd=Path.cwd())
     assert np.abs(np.load(tmp_path / "four.npy") - np.stack(batch)).max() <= 1

@@ -78,8 +78,10 @@ def main(options: Options) -> None:
     print(f"outputs differ by {outputs_differ(torch, unet, config, params, batch):.1e} (largest, relative)")
     print("                    first step    each step    pictures/s")
     sides = {"sdjax": lambda: ours(options, config, params, batch)}
-    sides |= {f"diffusers, {peer}": lambda peer=peer: theirs(diffusers, torch, unet, config, batch, options.dtype, peer)
-              for peer in sorted(options.peer, reverse=True)}  # eager first: compiled, it stays so
+    sides |= {
+        f"diffusers, {peer}": lambda peer=peer: theirs(diffusers, torch, unet, config, batch, options.dtype, peer)
+        for peer in sorted(options.peer, reverse=True)
+    }  # eager first: compiled, it stays so
     for name, make in sides.items():
         first, each, note = measure(make, options.steps)
         print(f"{name:<18} {first:9.2f} s  {each:9.3f} s  {options.batch_size / each:12.2f}{note}")
@@ -115,8 +117,9 @@ def random_batch(config: Config, count: int) -> Batch:
 def ours(options: Options, config: Config, params, batch: Batch) -> tuple[Callable, Callable]:
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, warmup=0, parallel=options.parallel)
     layout = make_layout(options.parallel)
-    make, step = build(settings, diffusion_loss(config, np.zeros(batch.context.shape[1:], np.float32), options.dtype),
-                       layout)
+    make, step = build(
+        settings, diffusion_loss(config, np.zeros(batch.context.shape[1:], np.float32), options.dtype), layout
+    )
     seed = np.uint32(0)
     state, placed = layout.create(make, params, seed), layout.put((batch, np.zeros(options.batch_size, np.float32)))
     step = layout.step(step, state)
@@ -153,8 +156,12 @@ def outputs_differ(torch, unet, config: Config, params, batch: Batch) -> float:
     mine = unet_output(params, x, t.astype(np.float32), batch.context[:1].astype(np.float32), config.unet)
     put = lambda array: torch.tensor(np.asarray(array, np.float32), device=unet.device)
     with torch.no_grad():
-        other = unet(put(x.transpose(0, 3, 1, 2)), torch.tensor(t, device=unet.device),
-                     put(batch.context[:1])).sample.cpu().numpy().transpose(0, 2, 3, 1)
+        other = (
+            unet(put(x.transpose(0, 3, 1, 2)), torch.tensor(t, device=unet.device), put(batch.context[:1]))
+            .sample.cpu()
+            .numpy()
+            .transpose(0, 2, 3, 1)
+        )
     return float(np.abs(np.asarray(mine) - other).max() / np.abs(other).max())
 
 
@@ -163,8 +170,9 @@ def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str, pee
     from diffusers.training_utils import EMAModel
 
     prediction = "v_prediction" if config.schedule.prediction == "v" else "epsilon"
-    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                                        prediction_type=prediction)
+    scheduler = diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
+    )
     assert np.allclose(scheduler.alphas_cumprod, make_schedule(config.schedule).alphas_cumprod, rtol=1e-4)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=0.01)
     ema, device = EMAModel(unet.parameters()), unet.device

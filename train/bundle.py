@@ -1,6 +1,6 @@
 """Makes a small folder to ship out of a trained one: float16 weights, CLIP's image tower beside them.
 
-    python train/bundle.py --model runs/unet/export --clip runs/clip/export/clip --out sdjax/pretrained/emoji
+python train/bundle.py --model runs/unet/export --clip runs/clip/export/clip --out sdjax/pretrained/emoji
 """
 
 from dataclasses import dataclass

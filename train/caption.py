@@ -73,8 +73,10 @@ def main(options: Options) -> None:
             except SdjaxError as error:
                 print(f"left out: {error}", file=sys.stderr)
         if pictures:
-            kept += [{"file_name": name, "text": phrases[best], "score": round(float(score), 4)}
-                     for name, best, score in zip(names, *rank(np.stack(pictures)), strict=True)]
+            kept += [
+                {"file_name": name, "text": phrases[best], "score": round(float(score), 4)}
+                for name, best, score in zip(names, *rank(np.stack(pictures)), strict=True)
+            ]
         progress(min(start + options.batch_size, len(paths)), len(paths))
     if not kept:
         raise SdjaxError(f"--data {options.data}: none of its {len(paths)} pictures can be read")
@@ -100,8 +102,10 @@ def make_ranking(options: Options, phrases: list[str]):
     else:  # train/train_clip.py shows its tower pixels in [-1, 1]
         sd, read = sdjax.load(options.model), lambda path: to_pixels(load_square(path, config.size))
     if sd.config.text.width != len(params["text_projection"]):
-        raise SdjaxError(f"{folder}: belongs to a text tower {len(params['text_projection'])} wide, that of --model "
-                         f"{options.model} is {sd.config.text.width} wide")
+        raise SdjaxError(
+            f"{folder}: belongs to a text tower {len(params['text_projection'])} wide, that of --model "
+            f"{options.model} is {sd.config.text.width} wide"
+        )
     words = np.asarray(embed_phrases(sd, phrases, params["text_projection"]))
 
     def rank(pictures):

@@ -70,10 +70,17 @@ def main(options: Options) -> None:
         devices = topology_devices(options.topology)
     if options.chips is not None and not 1 <= options.chips <= len(devices):
         raise SdjaxError(f"--chips {options.chips}: expected 1 to {len(devices)}, of {options.topology}")
-    devices = devices[:options.chips]
-    settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, accumulate=options.accumulate,
-                            optimizer=options.optimizer, ema_decay=options.ema_decay, parallel=options.parallel,
-                            replicas=options.replicas)
+    devices = devices[: options.chips]
+    settings = TrainOptions(
+        Path(),
+        Path(),
+        batch_size=options.batch_size,
+        accumulate=options.accumulate,
+        optimizer=options.optimizer,
+        ema_decay=options.ema_decay,
+        parallel=options.parallel,
+        replicas=options.replicas,
+    )
     if options.batch_size % len(devices):
         raise SdjaxError(f"--batch-size {options.batch_size}: expected a positive multiple of the {len(devices)} chips")
     # pmap compiles for devices that are here; jit with the state on every chip is the same arrangement
@@ -90,19 +97,25 @@ def main(options: Options) -> None:
     text, costs = compiled.as_text(), Costs(compiled, options.accumulate)
     moved = main_memory_traffic(text) * options.accumulate
     print(describe_memory(costs.memory, "chip"))
-    print(f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written by "
-          f"XLA's count, {megabytes(moved)} to and from the chip's main memory")
-    print(f"time        {cycles(text) * options.accumulate / 1e6:,.1f} million clock cycles by XLA's estimate, without "
-          "attention's kernels")
+    print(
+        f"arithmetic  {costs.flops / 1e12:,.2f} TFLOP a chip and step, {megabytes(costs.bytes)} read and written by "
+        f"XLA's count, {megabytes(moved)} to and from the chip's main memory"
+    )
+    print(
+        f"time        {cycles(text) * options.accumulate / 1e6:,.1f} million clock cycles by XLA's estimate, without "
+        "attention's kernels"
+    )
     for name, (count, size) in collectives(text).items():
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
 
 
 def batch_shapes(config: Config, count: int) -> tuple[Batch, jax.ShapeDtypeStruct]:
     side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
-    return Batch(shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
-                 shape((count, config.text.length, config.text.width), np.float16),
-                 shape((count,), np.uint32)), shape((count,), np.float32)
+    return Batch(
+        shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
+        shape((count, config.text.length, config.text.width), np.float16),
+        shape((count,), np.uint32),
+    ), shape((count,), np.float32)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:

@@ -56,8 +56,10 @@ def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], Chos
     for row, record in enumerate(records):
         for name in names:
             if isinstance(record.get(name), (list, dict)):
-                raise SdjaxError(f"--alike {options.alike}: metadata.jsonl has several values in the field {name!r} of "
-                                 f"{record['file_name']}; expected a text or a number")
+                raise SdjaxError(
+                    f"--alike {options.alike}: metadata.jsonl has several values in the field {name!r} of "
+                    f"{record['file_name']}; expected a text or a number"
+                )
         groups.setdefault(tuple(record.get(name) for name in names), {}).setdefault(texts[row], []).append(row)
     groups = [list(group.values()) for group in groups.values()]
 
@@ -90,11 +92,19 @@ def main(options: Options) -> None:
     loss_fn = clip_loss(text, vision, make_layout(options.parallel, options.replicas).gather)
     if options.dry_run:
         count, shape = options.examples, jax.ShapeDtypeStruct
-        return dry_run(options, params, loss_fn, {"pixels": shape((count, vision.size, vision.size, 3), np.float32),
-                                                  "ids": shape((count, text.length), np.int32)})
+        return dry_run(
+            options,
+            params,
+            loss_fn,
+            {
+                "pixels": shape((count, vision.size, vision.size, 3), np.float32),
+                "ids": shape((count, text.length), np.int32),
+            },
+        )
 
-    choose = half_alike(options, source.texts) if options.alike else Order(source.groups, options.examples,
-                                                                             options.seed)
+    choose = (
+        half_alike(options, source.texts) if options.alike else Order(source.groups, options.examples, options.seed)
+    )
     mine = local_part(options.examples)
 
     def batch(step: int) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Trains the UNet: noise is added to latents and the network regresses it, text tower and VAE frozen.
 
-    python train/train_diffusion.py --data DIR --model FOLDER --out RUN --steps 10000
+python train/train_diffusion.py --data DIR --model FOLDER --out RUN --steps 10000
 """
 
 import math
@@ -72,8 +72,9 @@ class Options(TrainOptions):
             raise SdjaxError(f"--caption-dropout {self.caption_dropout}: expected a number in [0, 1]")
         if self.min_snr_gamma is not None and not 0 < self.min_snr_gamma < float("inf"):
             raise SdjaxError(f"--min-snr-gamma {self.min_snr_gamma}: expected a positive number")
-        if self.logit_normal is not None and not (all(map(math.isfinite, self.logit_normal))
-                                                  and self.logit_normal[1] > 0):
+        if self.logit_normal is not None and not (
+            all(map(math.isfinite, self.logit_normal)) and self.logit_normal[1] > 0
+        ):
             raise SdjaxError(f"--logit-normal {self.logit_normal}: expected a mean and a positive spread")
         if not 0 <= self.noise_offset < float("inf"):
             raise SdjaxError(f"--noise-offset {self.noise_offset}: expected a number from 0 on")
@@ -110,8 +111,10 @@ def hold_out(options: Options, source: Pictures) -> tuple[list[np.ndarray], list
     if options.validation is not None and options.validation.lstrip("-").isdecimal():
         number = int(options.validation)
         if not 1 <= number < count:
-            raise SdjaxError(f"--validation {number}: expected a folder or a number from 1 to {count - 1}, of the "
-                             f"{count} pictures in {options.data}")
+            raise SdjaxError(
+                f"--validation {number}: expected a folder or a number from 1 to {count - 1}, of the "
+                f"{count} pictures in {options.data}"
+            )
         held_out = np.random.default_rng(options.seed).permutation(count)[:number]
     return tuple([rows[np.isin(rows, held_out, invert=invert)] for rows in groups] for invert in (True, False))
 
@@ -130,8 +133,11 @@ def validation_batches(options: Options, table: Table, groups: list[np.ndarray])
 def batch_shapes(config: Config, count: int) -> Batch:
     """A batch without its values."""
     side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
-    return Batch(shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
-                 shape((count, config.text.length, config.text.width), np.float16), shape((count,), np.uint32))
+    return Batch(
+        shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
+        shape((count, config.text.length, config.text.width), np.float16),
+        shape((count,), np.uint32),
+    )
 
 
 def main(options: Options) -> None:
@@ -142,8 +148,11 @@ def main(options: Options) -> None:
         print("--views 1: each picture is cropped and flipped once, the same way in all epochs", file=sys.stderr)
     options = replace(options, views=options.views or (VIEWS if options.varied else 1))
     schedule = sd.config.schedule
-    schedule = replace(schedule, prediction=options.prediction or schedule.prediction,
-                       zero_terminal_snr=options.zero_terminal_snr or schedule.zero_terminal_snr)
+    schedule = replace(
+        schedule,
+        prediction=options.prediction or schedule.prediction,
+        zero_terminal_snr=options.zero_terminal_snr or schedule.zero_terminal_snr,
+    )
     if schedule.zero_terminal_snr and schedule.prediction == "epsilon":
         raise SdjaxError("--zero-terminal-snr: pure noise says nothing of eps, give --prediction v with it")
     multiple = sd.config.multiple
@@ -159,8 +168,16 @@ def main(options: Options) -> None:
         except SdjaxError as error:
             raise SdjaxError(str(error).replace("--data ", "--validation ", 1)) from None
     null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
-    loss_fn = diffusion_loss(config, null, options.dtype, options.remat, options.caption_dropout,
-                             options.min_snr_gamma, options.logit_normal, options.noise_offset)
+    loss_fn = diffusion_loss(
+        config,
+        null,
+        options.dtype,
+        options.remat,
+        options.caption_dropout,
+        options.min_snr_gamma,
+        options.logit_normal,
+        options.noise_offset,
+    )
     params = sd.params.get("unet") or partial(initial_params, config, "unet")
     if options.dry_run:
         return dry_run(options, params, loss_fn, batch_shapes(config, options.examples))
@@ -179,15 +196,19 @@ def main(options: Options) -> None:
 
     validation = list(validation_batches(options, table, held_out))
     if other:
-        validation = list(validation_batches(options, Table(sd, other, options.out / "cache"), [
-            np.asarray(rows) for rows in other.groups]))
+        validation = list(
+            validation_batches(
+                options, Table(sd, other, options.out / "cache"), [np.asarray(rows) for rows in other.groups]
+            )
+        )
 
     prompts = [source.texts[i] for i in range(0, len(source), max(1, len(source) // options.sample_prompts))]
 
     def on_sample(step, params, run):
         trained = replace(sd, params=sd.params | {"unet": params})
-        pictures = sdjax.txt2img(trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0,
-                                 seed=options.seed, syntax="plain")  # as the captions were encoded
+        pictures = sdjax.txt2img(
+            trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0, seed=options.seed, syntax="plain"
+        )  # as the captions were encoded
         run.save_sheet(step, pictures)
 
     name_batch = lambda step: [source.files[i] for i in choose(step).rows]

@@ -81,8 +81,13 @@ def main(options: Options) -> None:
     for name, least in SMALLEST.items():
         if getattr(options, name) and (side := size // 2 if options.buckets else size) < least:
             raise SdjaxError(f"--{name.replace('_', '-')}: needs pictures of {least} pixels a side, they have {side}")
-    weights = Weights(options.loss, options.kl_weight, options.perceptual_weight, options.discriminator_weight,
-                      options.discriminator_start)
+    weights = Weights(
+        options.loss,
+        options.kl_weight,
+        options.perceptual_weight,
+        options.discriminator_weight,
+        options.discriminator_start,
+    )
     vgg = read_lpips(options.vgg, options.lpips) if options.vgg and options.perceptual_weight else None
     parts = dict(sd.params["vae"])
     fixed = {"encoder": parts.pop("encoder")} if options.freeze_encoder else {}
@@ -94,16 +99,25 @@ def main(options: Options) -> None:
     source = open_pictures(options, size, config.vae.factor)
     if options.dry_run:
         shape, count = jax.ShapeDtypeStruct, options.examples
-        return dry_run(options, trained, loss_fn, {
-            "pixels": shape((count, size, size, 3), np.float32), "index": shape((count,), np.uint32),
-            "step": shape((count,), np.int32)})
+        return dry_run(
+            options,
+            trained,
+            loss_fn,
+            {
+                "pixels": shape((count, size, size, 3), np.float32),
+                "index": shape((count,), np.uint32),
+                "step": shape((count,), np.int32),
+            },
+        )
 
     order = Order(source.groups, options.examples, options.seed)
 
     def batch(step: int, part: slice) -> dict[str, np.ndarray]:
         chosen = order(step).part(part)
-        views = [source.view(row, epoch, chosen.group)["pixels"] for row, epoch in
-                 zip(chosen.rows.tolist(), chosen.epochs.tolist(), strict=True)]
+        views = [
+            source.view(row, epoch, chosen.group)["pixels"]
+            for row, epoch in zip(chosen.rows.tolist(), chosen.epochs.tolist(), strict=True)
+        ]
         index = np.arange(options.examples, dtype=np.uint32) + np.uint32(step * options.examples % 2**32)
         return {"pixels": to_pixels(np.stack(views)), "index": index[part], "step": np.full(len(views), step, np.int32)}
 

@@ -49,8 +49,10 @@ def shown(value: Any, kind: str) -> dict[str, Any]:
     if hasattr(value, "save") and hasattr(value, "getpixel"):
         file = io.BytesIO()
         (value.quantize(256) if value.mode == "RGB" else value).save(file, "PNG", optimize=True)
-        data = {"image/png": base64.b64encode(file.getvalue()).decode(),
-                "text/plain": [f"<picture of {value.width} x {value.height} pixels>"]}
+        data = {
+            "image/png": base64.b64encode(file.getvalue()).decode(),
+            "text/plain": [f"<picture of {value.width} x {value.height} pixels>"],
+        }
     return {"output_type": kind, "data": data, "metadata": {}}
 
 

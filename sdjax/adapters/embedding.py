@@ -1,7 +1,7 @@
 """Textual inversion (arXiv 2208.01618): a word of prompts that stands for vectors of its own, read from a file.
 
-    sd = sdjax.add_embedding(sd, "learned_embeds.safetensors")             # diffusers: {token: [D] or [n, D]}
-    sd = sdjax.add_embedding(sd, "easynegative.pt", token="easynegative")  # the web UI: its "string_to_param"
+sd = sdjax.add_embedding(sd, "learned_embeds.safetensors")             # diffusers: {token: [D] or [n, D]}
+sd = sdjax.add_embedding(sd, "easynegative.pt", token="easynegative")  # the web UI: its "string_to_param"
 """
 
 import re
@@ -39,8 +39,12 @@ def add_embedding(sd: StableDiffusion, path: str | Path, token: str | None = Non
     if not 1 <= len(vectors) <= config.length - 2:
         raise SdjaxError(f"{path}: {name} has {len(vectors)} vectors, should have 1 to {config.length - 2}")
     token = token if token is not None else Path(path).stem if name in UNNAMED else name
-    if not isinstance(token, str) or not token.strip() or token != token.strip() or re.search(
-            r"[\\()\[\]:]|\b(BREAK|AND)\b", token):
+    if (
+        not isinstance(token, str)
+        or not token.strip()
+        or token != token.strip()
+        or re.search(r"[\\()\[\]:]|\b(BREAK|AND)\b", token)
+    ):
         raise SdjaxError(f"token {token!r}: a word without brackets, colons or backslashes")
     known = {word: found for word, found in sd.embeddings.items() if word.lower() != token.lower()}
     return replace(sd, embeddings=known | {token: vectors.astype(np.float32)})

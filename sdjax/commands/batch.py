@@ -26,9 +26,18 @@ from sdjax.image.png import save_png
 Draw = Callable[[list[str], int, Callable[[int, int], None]], list[Image]]
 
 
-def run_batch(draw: Draw, describe: Callable[[int], str], prompts: Sequence[str], out: str | Path,
-              settings: Mapping[str, Any], seed: int = 0, size: int = 32, process: int = 0, processes: int = 1,
-              report: Callable[[float, int], None] | None = None) -> int:
+def run_batch(
+    draw: Draw,
+    describe: Callable[[int], str],
+    prompts: Sequence[str],
+    out: str | Path,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+    size: int = 32,
+    process: int = 0,
+    processes: int = 1,
+    report: Callable[[float, int], None] | None = None,
+) -> int:
     """Draws what is missing of this process's share of `prompts` into `out`; -> how many pictures that was.
 
     draw(prompts, seed, progress) makes `size` pictures, the k-th from seed + k alone; picture i of the run has prompt
@@ -145,8 +154,10 @@ class Manifest:
                     self._compare(path, there)
                     continue
                 if i < len(prompts) and prompt != prompts[i]:
-                    raise SdjaxError(f"{path} line {number}: picture {i} is of {prompt!r}, the prompts now have "
-                                     f"{prompts[i]!r} there; name an empty folder")
+                    raise SdjaxError(
+                        f"{path} line {number}: picture {i} is of {prompt!r}, the prompts now have "
+                        f"{prompts[i]!r} there; name an empty folder"
+                    )
                 self.recorded.add(i)
                 with contextlib.suppress(OSError):
                     if os.stat(picture).st_size == size:
@@ -154,8 +165,11 @@ class Manifest:
         return whole
 
     def _compare(self, path: Path, there: dict[str, Any]) -> None:
-        different = [f"{key} is {there.get(key)!r} there, {self.settings.get(key)!r} here"
-                     for key in sorted({*there, *self.settings}) if there.get(key) != self.settings.get(key)]
+        different = [
+            f"{key} is {there.get(key)!r} there, {self.settings.get(key)!r} here"
+            for key in sorted({*there, *self.settings})
+            if there.get(key) != self.settings.get(key)
+        ]
         if different:
             raise SdjaxError(f"{path}: a run with other settings ({'; '.join(different)}); name an empty folder")
 

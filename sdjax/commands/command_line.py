@@ -33,8 +33,9 @@ def parse(options: type[Options], description: str, default: Options | None = No
         refuse(_one_line(captured.getvalue()))
 
 
-def run(main: Callable[[Options], None], options: type[Options],
-        defaults: Callable[[Options], Options | None] | None = None) -> None:
+def run(
+    main: Callable[[Options], None], options: type[Options], defaults: Callable[[Options], Options | None] | None = None
+) -> None:
     """Parses, calls `main`, and turns every refusal into one line and exit status 2.
 
     defaults(parsed) may return other defaults, which options on the command line override.
@@ -56,8 +57,10 @@ def run(main: Callable[[Options], None], options: type[Options],
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        refuse(f"the device's memory does not hold this ({' '.join(str(error).split())[:300]}); fewer or smaller "
-               "pictures at once and --dtype bfloat16 take less")
+        refuse(
+            f"the device's memory does not hold this ({' '.join(str(error).split())[:300]}); fewer or smaller "
+            "pictures at once and --dtype bfloat16 take less"
+        )
     finally:
         for name, handler in handlers.items():  # training sets its own
             signal.signal(name, handler)

@@ -87,9 +87,25 @@ class Options:
 
 
 #: Those that are arguments of txt2img, img2img and inpaint.
-NAMES = ("negative_prompt", "syntax", "clip_skip", "sampler", "sigmas", "spacing", "steps", "guidance_scale",
-         "guidance_rescale", "guidance_interval", "eta", "seed", "variation_seed", "variation_strength",
-         "num_images", "height", "width")
+NAMES = (
+    "negative_prompt",
+    "syntax",
+    "clip_skip",
+    "sampler",
+    "sigmas",
+    "spacing",
+    "steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "guidance_interval",
+    "eta",
+    "seed",
+    "variation_seed",
+    "variation_strength",
+    "num_images",
+    "height",
+    "width",
+)
 
 
 def settings_of_picture(options: Options) -> Options | None:
@@ -126,8 +142,13 @@ def check_options(options: Options) -> None:
         raise SdjaxError(f"PROMPT: one expected{quoted}")
     if options.strength is not None and not 0 < options.strength <= 1:
         raise SdjaxError(f"--strength {options.strength}: a number above 0, to 1")
-    for name, needed in (("strength", "init_image"), ("mask", "init_image"), ("feather", "mask"),
-                         ("batch_size", "prompts_file"), ("coordinator", "prompts_file")):
+    for name, needed in (
+        ("strength", "init_image"),
+        ("mask", "init_image"),
+        ("feather", "mask"),
+        ("batch_size", "prompts_file"),
+        ("coordinator", "prompts_file"),
+    ):
         if getattr(options, name) not in (None, 0.0) and not getattr(options, needed):
             raise SdjaxError(f"--{name} {getattr(options, name)}: needs --{needed}".replace("_", "-"))
     if options.grid and (options.prompts_file or options.num_images != 1):

@@ -14,8 +14,17 @@ from sdjax.image.sheets import labelled_sheet
 
 #: What an axis can be: an argument of txt2img (strength: of img2img) and the type of its values.
 AXES: Mapping[str, Callable[[str], Any]] = {
-    "seed": int, "sampler": str, "sigmas": str, "steps": int, "guidance_scale": float, "guidance_rescale": float,
-    "eta": float, "strength": float, "clip_skip": int, "variation_seed": int, "variation_strength": float,
+    "seed": int,
+    "sampler": str,
+    "sigmas": str,
+    "steps": int,
+    "guidance_scale": float,
+    "guidance_rescale": float,
+    "eta": float,
+    "strength": float,
+    "clip_skip": int,
+    "variation_seed": int,
+    "variation_strength": float,
 }
 
 

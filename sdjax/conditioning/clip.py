@@ -26,6 +26,7 @@ def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array
     words = jnp.concatenate(words)
     return words / jnp.linalg.norm(words, axis=1, keepdims=True)
 
+
 MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
 
 

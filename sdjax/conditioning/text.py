@@ -15,8 +15,9 @@ from sdjax.text import prompt, tokenizer
 from sdjax.types import Array, Cond, Params
 
 
-def text_context(params: Params, tokens: prompt.Tokens, config: TextConfig, dtype=FLOAT32,
-                 vectors: Array | None = None) -> Cond:
+def text_context(
+    params: Params, tokens: prompt.Tokens, config: TextConfig, dtype=FLOAT32, vectors: Array | None = None
+) -> Cond:
     """Text parameters, B prompts of P parts and K chunks -> Cond: the chunks' states one behind the other.
 
     Not one jitted function but two: what `emphasise` leaves alone is the tower's output to the bit.
@@ -36,13 +37,14 @@ def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:
     return tokenizer.tokenize(sd.tokenizer, sd.config.text, prompts)
 
 
-def read_prompts(sd: StableDiffusion, prompts: str | Sequence[str], syntax: str = "a1111",
-                 composed: bool = True) -> list[prompt.Prompt]:
+def read_prompts(
+    sd: StableDiffusion, prompts: str | Sequence[str], syntax: str = "a1111", composed: bool = True
+) -> list[prompt.Prompt]:
     """`prompt.read_prompts` with the words of sd.embeddings; logs a line for each prompt that was not understood."""
     if sd.tokenizer is None:
         raise SdjaxError("sd.tokenizer is None: this model came without a tokenizer")
     ends = np.cumsum([sd.config.text.vocab_size, *(len(v) for v in sd.embeddings.values())])
-    words = {word: range(*ends[i:i + 2]) for i, word in enumerate(sd.embeddings)}
+    words = {word: range(*ends[i : i + 2]) for i, word in enumerate(sd.embeddings)}
     prompts = tokenizer.as_list(prompts)
     found = prompt.read_prompts(prompts, sd.tokenizer, sd.config.text, syntax, words, composed)
     for string, notes in {string: one.notes for string, one in zip(prompts, found, strict=True)}.items():

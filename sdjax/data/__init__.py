@@ -15,5 +15,14 @@ from sdjax.data.order import Chosen, Order, batches, read_ahead
 from sdjax.data.picture import load_square, to_pixels
 from sdjax.data.source import Pictures, open_data, open_folder
 
-__all__ = ["Chosen", "Order", "Pictures", "batches", "load_square", "open_data", "open_folder", "read_ahead",
-           "to_pixels"]
+__all__ = [
+    "Chosen",
+    "Order",
+    "Pictures",
+    "batches",
+    "load_square",
+    "open_data",
+    "open_folder",
+    "read_ahead",
+    "to_pixels",
+]

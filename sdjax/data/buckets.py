@@ -33,8 +33,9 @@ def nearest_shapes(sizes: np.ndarray, shapes: list[tuple[int, int]]) -> np.ndarr
     return np.where(known, np.abs(ratio[:, None] - offered).argmin(1), 0)
 
 
-def picture_sizes(listing: Listing, known: set[int], report: Callable[[int, str], None],
-                  folder: Path | None = None) -> np.ndarray:
+def picture_sizes(
+    listing: Listing, known: set[int], report: Callable[[int, str], None], folder: Path | None = None
+) -> np.ndarray:
     """int32 [N, 2], height and width as turned by EXIF, 0 where that cannot be read, which is reported.
 
     They are read from the pictures' heads once, and kept in `folder`.

@@ -48,8 +48,10 @@ def list_data(data: Any, index: Path | None = None) -> Listing:
     shards = sorted(root.glob("*.tar")) if root.is_dir() else [root] if root.suffix == ".tar" and root.is_file() else []
     if shards:
         return list_shards(shards, index)
-    raise SdjaxError(f"--data {data}: no metadata.jsonl there and no .tar shards; expected a folder of pictures with "
-                     f"one {LINE} a line, or img2dataset's shards")
+    raise SdjaxError(
+        f"--data {data}: no metadata.jsonl there and no .tar shards; expected a folder of pictures with "
+        f"one {LINE} a line, or img2dataset's shards"
+    )
 
 
 def list_folder(root: Path) -> Listing:
@@ -88,8 +90,7 @@ def list_folder(root: Path) -> Listing:
         raise SdjaxError(f"{table}: no pictures listed")
     digest.update(repr(sorted(known)).encode())  # a caption that is mended changes what is cached
     paths = [str(root / file) for file in files]
-    return Listing(tuple(files), paths, tuple(texts), lambda i: open_file(root / files[i]),
-                   digest.hexdigest(), known)
+    return Listing(tuple(files), paths, tuple(texts), lambda i: open_file(root / files[i]), digest.hexdigest(), known)
 
 
 def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
@@ -127,8 +128,10 @@ def list_dataset(dataset: Any, image: str | None = None, text: str | None = None
     try:
         columns, count = list(dataset.column_names), len(dataset)
     except (AttributeError, TypeError):
-        raise SdjaxError(f"data is a {type(dataset).__name__}, should be a path or a datasets.Dataset (not a "
-                         "DatasetDict, nor an iterable one)") from None
+        raise SdjaxError(
+            f"data is a {type(dataset).__name__}, should be a path or a datasets.Dataset (not a "
+            "DatasetDict, nor an iterable one)"
+        ) from None
     image = _column(columns, image, ("image", "jpg", "png", "webp", "img"))
     text = _column(columns, text, ("text", "caption", "txt"))
     if not count:

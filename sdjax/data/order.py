@@ -99,8 +99,14 @@ def read_ahead(make: Callable[[int], Any], start: int = 0, stop: int = 2**62) ->
         yield made
 
 
-def batches(source: Any, batch_size: int, seed: int | None, start: int = 0, collate: Callable | None = None,
-            part: slice = slice(None)) -> Iterator[Any]:
+def batches(
+    source: Any,
+    batch_size: int,
+    seed: int | None,
+    start: int = 0,
+    collate: Callable | None = None,
+    part: slice = slice(None),
+) -> Iterator[Any]:
     """Endless shuffled batches from step `start` on. Seed None keeps the source's order.
 
     source: Pictures, or any sequence. collate: list of rows -> batch, np.stack when not given. part: of every batch

@@ -20,8 +20,29 @@ from sdjax.image.pixels import to_rgb
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 
 #: Suffixes by which folders and shards are searched for pictures.
-SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2",
-                      "j2k", "ppm", "pgm", "pbm", "ico", "qoi"})
+SUFFIXES = frozenset(
+    {
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "apng",
+        "webp",
+        "gif",
+        "bmp",
+        "tif",
+        "tiff",
+        "avif",
+        "jp2",
+        "j2k",
+        "ppm",
+        "pgm",
+        "pbm",
+        "ico",
+        "qoi",
+    }
+)
 
 CROPS = ("center", "random")
 
@@ -89,8 +110,9 @@ def _read(opened, use):
     raise Unreadable(f"not a readable picture ({reason})")
 
 
-def fit(image: Image.Image, shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5),
-        flip: bool = False) -> np.ndarray:
+def fit(
+    image: Image.Image, shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
+) -> np.ndarray:
     """RGB -> uint8 [height, width, 3]: the largest crop of the shape's aspect ratio, resized with LANCZOS.
 
     `place`: where the crop lies, from (0, 0) at the top and left to (1, 1); the centre is (0.5, 0.5).
@@ -98,8 +120,9 @@ def fit(image: Image.Image, shape: tuple[int, int], place: tuple[float, float] =
     """
     height, width = shape
     scale = max(height / image.height, width / image.width)
-    crop_h, crop_w = (min(whole, max(1, round(side / scale))) for whole, side in
-                      ((image.height, height), (image.width, width)))
+    crop_h, crop_w = (
+        min(whole, max(1, round(side / scale))) for whole, side in ((image.height, height), (image.width, width))
+    )
     top, left = int(place[0] * (image.height - crop_h)), int(place[1] * (image.width - crop_w))
     if (crop_w, crop_h) != image.size:
         image = image.crop((left, top, left + crop_w, top + crop_h))

@@ -21,8 +21,15 @@ class Pictures:
     files, texts: of all rows, the bad ones' included. groups: the rows of each shape in `shapes`.
     """
 
-    def __init__(self, listing: Listing, shape: tuple[int, int], bad: BadData, crop: str = "center",
-                 flip: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        listing: Listing,
+        shape: tuple[int, int],
+        bad: BadData,
+        crop: str = "center",
+        flip: bool = False,
+        seed: int = 0,
+    ):
         if crop not in CROPS:
             raise SdjaxError(f"--crop {crop}: expected {' or '.join(CROPS)}")
         self.listing, self.bad, self.crop, self.flip, self.seed = listing, bad, crop, flip, seed
@@ -75,8 +82,17 @@ class Pictures:
         return f"{self.listing.digest} {self.crop} {self.flip} {self.seed if self.flip or self.crop != 'center' else 0}"
 
 
-def open_data(data: Any, size: int, max_bad: float = 0.0, run: Path | None = None, crop: str = "center",
-              flip: bool = False, buckets: int | None = None, seed: int = 0, process: int = 0) -> Pictures:
+def open_data(
+    data: Any,
+    size: int,
+    max_bad: float = 0.0,
+    run: Path | None = None,
+    crop: str = "center",
+    flip: bool = False,
+    buckets: int | None = None,
+    seed: int = 0,
+    process: int = 0,
+) -> Pictures:
     """What `data` names (see `listing.list_data`), its pictures brought to `size` pixels a side.
 
     max_bad: share of the pictures that may be bad; above it SdjaxError. They are named in run/bad_data.jsonl (by

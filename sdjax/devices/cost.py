@@ -1,8 +1,8 @@
 """What a computation costs: counted from its trace, or as XLA says of a program compiled for whatever machine.
 
-    flops(lambda x: x @ x, jax.ShapeDtypeStruct((64, 64), "float32"))         # 524288
-    device = topology_devices(CHIPS["v5e"].topology)[0]                       # no TPU needed, only libtpu
-    costs = Costs(compile_for(device, function, *shapes))
+flops(lambda x: x @ x, jax.ShapeDtypeStruct((64, 64), "float32"))         # 524288
+device = topology_devices(CHIPS["v5e"].topology)[0]                       # no TPU needed, only libtpu
+costs = Costs(compile_for(device, function, *shapes))
 """
 
 import math
@@ -15,10 +15,26 @@ import jax
 
 #: Dense bfloat16 FLOP/s of a device, from the makers' data sheets, by a part of `device_kind`; first match counts.
 PEAK = {
-    "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v4": 275e12,
-    "TPU v3": 61.5e12, "TPU v2": 22.5e12,  # v2 and v3: a device is one of a chip's two cores
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "A10": 125e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "TPU v3": 61.5e12,
+    "TPU v2": 22.5e12,  # v2 and v3: a device is one of a chip's two cores
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
 }
 
 
@@ -44,8 +60,11 @@ def memory(compiled: Any) -> dict[str, int]:
     stats = compiled.memory_analysis()
     if stats is None:
         return {}
-    found = {"arguments": stats.argument_size_in_bytes, "outputs": stats.output_size_in_bytes,
-             "temporary": stats.temp_size_in_bytes}
+    found = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "temporary": stats.temp_size_in_bytes,
+    }
     return found | {"total": sum(found.values()) - stats.alias_size_in_bytes}
 
 
@@ -72,23 +91,28 @@ def main_memory_traffic(text: str) -> int:
         if operation.endswith("-done"):
             total += sum(array_sizes(kind))
         else:
-            total += stored(kind) + sum(stored(kinds.get(operand, ""))
-                                        for operand in re.findall(r"%([\w.\-]+)", operands))
+            total += stored(kind) + sum(
+                stored(kinds.get(operand, "")) for operand in re.findall(r"%([\w.\-]+)", operands)
+            )
     return total
 
 
 def renamed(text: str) -> int:
     """Bytes in XLA's "bytes accessed" that nothing reads or writes: slices that a TPU's compiler put side by side in
     on-chip memory and now takes for one array (ConcatBitcast)."""
-    return sum(2 * sum(array_sizes(kind)) for _, kind, _, _, rest in operations(text, fused=False)
-               if "ConcatBitcast" in rest)
+    return sum(
+        2 * sum(array_sizes(kind)) for _, kind, _, _, rest in operations(text, fused=False) if "ConcatBitcast" in rest
+    )
 
 
 def cycles(text: str) -> int:
     """Clock cycles that a TPU's compiler expects a program's operations to take one after the other, from its text.
     Pallas' kernels count nothing: it has no estimate of them. A loop's body counts once."""
-    return sum(int(count) for *_, rest in operations(text, fused=False)
-               for count in re.findall(r'"estimated_cycles":"(\d+)"', rest))
+    return sum(
+        int(count)
+        for *_, rest in operations(text, fused=False)
+        for count in re.findall(r'"estimated_cycles":"(\d+)"', rest)
+    )
 
 
 def operations(text: str, fused: bool = True) -> Iterator[tuple[str, str, str, str, str]]:
@@ -103,8 +127,11 @@ def operations(text: str, fused: bool = True) -> Iterator[tuple[str, str, str, s
 
 def array_sizes(kind: str, on_chip: bool = True) -> list[int]:
     """Bytes of each array in an HLO type; without those in a TPU's on-chip memory unless `on_chip`."""
-    return [math.prod(int(side) for side in sides.split(",") if side) * int(bits or 8) // 8
-            for bits, sides, layout in ARRAY.findall(kind) if on_chip or "S(1)" not in layout]
+    return [
+        math.prod(int(side) for side in sides.split(",") if side) * int(bits or 8) // 8
+        for bits, sides, layout in ARRAY.findall(kind)
+        if on_chip or "S(1)" not in layout
+    ]
 
 
 # ---- counted

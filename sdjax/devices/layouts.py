@@ -186,8 +186,12 @@ class FsdpLayout:
     def step(self, step: Callable, state: Any) -> Callable:
         """Compiles step(state, batch, seed) -> (state, metrics); the old state's memory is given to the new one."""
         shardings = self.shardings(state)
-        return jax.jit(on_mesh(step, self.mesh), in_shardings=(shardings, self.batch, self.whole),
-                       out_shardings=(shardings, self.whole), donate_argnums=0)
+        return jax.jit(
+            on_mesh(step, self.mesh),
+            in_shardings=(shardings, self.batch, self.whole),
+            out_shardings=(shardings, self.whole),
+            donate_argnums=0,
+        )
 
     def evaluate(self, function: Callable) -> Callable:
         """Compiles function(params, batch, seed) -> scalars."""

@@ -33,6 +33,7 @@ def over(devices: list[jax.Device]) -> contextlib.AbstractContextManager:
 def _sharding(devices: list[jax.Device], *axes: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
 
+
 POSITIONS = 2**13  # latent positions that a CPU takes at once: 32 pictures of 16 x 16, 2 of 64 x 64; guided by one
 
 

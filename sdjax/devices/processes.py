@@ -24,8 +24,10 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
         return
     if coordinator == "auto":
         if (count, index) != (None, None):
-            raise SdjaxError("--coordinator auto: the cluster tells --num-processes and --process-id; leave them out, "
-                             "or give HOST:PORT of process 0")
+            raise SdjaxError(
+                "--coordinator auto: the cluster tells --num-processes and --process-id; leave them out, "
+                "or give HOST:PORT of process 0"
+            )
         where = {}
     else:
         host, _, port = coordinator.rpartition(":")
@@ -37,8 +39,9 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
             raise SdjaxError(f"--process-id {index}: expected a number from 0 to {count - 1}")
         where = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     try:
-        jax.distributed.initialize(**where, initialization_timeout=300, heartbeat_timeout_seconds=patience,
-                                   shutdown_timeout_seconds=patience)
+        jax.distributed.initialize(
+            **where, initialization_timeout=300, heartbeat_timeout_seconds=patience, shutdown_timeout_seconds=patience
+        )
     except (RuntimeError, ValueError) as error:
         raise SdjaxError(f"--coordinator {coordinator}: {error}") from None
 
@@ -74,10 +77,16 @@ def device_errors():
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         if jax.process_count() > 1:
-            print(f"error: --coordinator: another process is gone or a device failed ({reason}); start all processes "
-                  "again with the same command", file=sys.stderr, flush=True)
+            print(
+                f"error: --coordinator: another process is gone or a device failed ({reason}); start all processes "
+                "again with the same command",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(2)
         if out_of_memory(error):
-            raise SdjaxError(f"--batch-size: the device's memory does not hold the step ({reason}); a smaller batch "
-                             "with --accumulate, --remat, --dtype bfloat16 and --parallel fsdp take less") from None
+            raise SdjaxError(
+                f"--batch-size: the device's memory does not hold the step ({reason}); a smaller batch "
+                "with --accumulate, --remat, --dtype bfloat16 and --parallel fsdp take less"
+            ) from None
         raise

@@ -36,8 +36,9 @@ def topology_devices(name: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(name, "tpu").devices)
     except Exception as error:  # of what kind depends on what is missing
         reason = " ".join(str(error).split())[:160]
-        raise SdjaxError(f"{name}: not known here ({reason}); expected such as v5e:8x8, and the extra "
-                         "tpu installed") from None
+        raise SdjaxError(
+            f"{name}: not known here ({reason}); expected such as v5e:8x8, and the extra tpu installed"
+        ) from None
 
 
 def compile_for(device: jax.Device, function: Callable, *shapes: Any) -> jax.stages.Compiled:

@@ -109,8 +109,9 @@ def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, re
         value = at(scale, sigma)
         if mix is not None:
             return guide(x, sigma, value)
-        return jax.lax.cond(jnp.all(value == 1.0), lambda x: predict(x, sigma, cond),
-                            lambda x: guide(x, sigma, value), x)
+        return jax.lax.cond(
+            jnp.all(value == 1.0), lambda x: predict(x, sigma, cond), lambda x: guide(x, sigma, value), x
+        )
 
     return guided
 

@@ -33,6 +33,7 @@ class Draws(NamedTuple):
 @partial(jax.jit, static_argnames=("stream",))
 def image_draws(seeds: Array, other: Array, weight: Array, stream: int | None = None) -> Draws:
     """seeds uint32 [B], another seed [] and its weight. `stream` numbers draws apart from those of the same seeds."""
+
     def make(seed):
         return jax.random.key(seed) if stream is None else jax.random.fold_in(jax.random.key(seed), stream)
 

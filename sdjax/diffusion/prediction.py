@@ -43,8 +43,10 @@ class Prediction(NamedTuple):
     diffusers: str  # its prediction_type in scheduler_config.json
 
 
-PREDICTIONS: Mapping[str, Prediction] = MappingProxyType({
-    "epsilon": Prediction(eps_to_x0, lambda x0, eps, alpha, s: eps, lambda snr: snr, "epsilon"),
-    "v": Prediction(v_to_x0, lambda x0, eps, alpha, s: alpha * eps - s * x0, lambda snr: snr + 1, "v_prediction"),
-    "x0": Prediction(x0_to_x0, lambda x0, eps, alpha, s: x0, lambda snr: 1, "sample"),
-})
+PREDICTIONS: Mapping[str, Prediction] = MappingProxyType(
+    {
+        "epsilon": Prediction(eps_to_x0, lambda x0, eps, alpha, s: eps, lambda snr: snr, "epsilon"),
+        "v": Prediction(v_to_x0, lambda x0, eps, alpha, s: alpha * eps - s * x0, lambda snr: snr + 1, "v_prediction"),
+        "x0": Prediction(x0_to_x0, lambda x0, eps, alpha, s: x0, lambda snr: 1, "sample"),
+    }
+)

@@ -94,25 +94,35 @@ OPEN = EVEN | {"linspace": open_linspace_timesteps}
 SIGMAS = ("default", "karras")
 
 #: name -> Sampler. A new sampler is a new function of rows in tables.py and an entry here.
-samplers: Mapping[str, Sampler] = MappingProxyType({
-    sampler.name: sampler for sampler in (
-        Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False),
-        Sampler("plms", plms_rows, WHOLE, clean=False, infinite=False),
-        Sampler("ddpm", ddim_rows, WHOLE, eta=1.0),
-        Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True),
-        Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True),
-        Sampler("heun", heun_rows, EVEN, scaled=True, karras=True, infinite=False),
-        Sampler("lms", lms_rows, EVEN, scaled=True, karras=True, infinite=False),
-        Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True),
-        Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True),
-        Sampler("unipc", unipc_rows, OPEN, karras=True),
-        Sampler("lcm", lcm_rows, {"lcm": lcm_timesteps}),
-    )
-})
+samplers: Mapping[str, Sampler] = MappingProxyType(
+    {
+        sampler.name: sampler
+        for sampler in (
+            Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False),
+            Sampler("plms", plms_rows, WHOLE, clean=False, infinite=False),
+            Sampler("ddpm", ddim_rows, WHOLE, eta=1.0),
+            Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True),
+            Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True),
+            Sampler("heun", heun_rows, EVEN, scaled=True, karras=True, infinite=False),
+            Sampler("lms", lms_rows, EVEN, scaled=True, karras=True, infinite=False),
+            Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True),
+            Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True),
+            Sampler("unipc", unipc_rows, OPEN, karras=True),
+            Sampler("lcm", lcm_rows, {"lcm": lcm_timesteps}),
+        )
+    }
+)
 
 
-def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = None, sigmas: str = "default",
-         spacing: str | None = None, strength: float | None = None) -> Plan:
+def plan(
+    name: str,
+    schedule: NoiseSchedule,
+    steps: int,
+    eta: float | None = None,
+    sigmas: str = "default",
+    spacing: str | None = None,
+    strength: float | None = None,
+) -> Plan:
     """The table of `samplers[name]`, padded to the power of two that holds two rows a step, and at least 32.
 
     So the length that is compiled for depends on `steps` alone, and on few of them: not on the sampler or strength.
@@ -134,18 +144,23 @@ def plan(name: str, schedule: NoiseSchedule, steps: int, eta: float | None = Non
     sampler = samplers[name]
     takers = lambda takes: ", ".join(s.name for s in samplers.values() if takes(s))
     if eta and sampler.eta is None:
-        raise SdjaxError(f"eta {eta}: sampler {name} takes none, it must be 0 "
-                         f"(eta is for {takers(lambda s: s.eta is not None)})")
+        raise SdjaxError(
+            f"eta {eta}: sampler {name} takes none, it must be 0 (eta is for {takers(lambda s: s.eta is not None)})"
+        )
     if sigmas == "karras" and not sampler.karras:
-        raise SdjaxError(f"sigmas 'karras': not for sampler {name}, it must be 'default' "
-                         f"(karras is for {takers(lambda s: s.karras)})")
+        raise SdjaxError(
+            f"sigmas 'karras': not for sampler {name}, it must be 'default' "
+            f"(karras is for {takers(lambda s: s.karras)})"
+        )
     if spacing is not None and (not isinstance(spacing, str) or spacing not in sampler.spacings or sigmas == "karras"):
         takes = "none with karras sigmas" if sigmas == "karras" else f"one of {', '.join(sampler.spacings)}"
         raise SdjaxError(f"spacing {spacing!r}: sampler {name} takes {takes}")
     if schedule.ends_in_noise and (sigmas == "karras" or not sampler.infinite):
         what = "sigmas 'karras'" if sigmas == "karras" else f"sampler '{name}'"
-        raise SdjaxError(f"{what}: not for a model of zero terminal SNR, whose first sigma is infinite; "
-                         f"samplers for it: {takers(lambda s: s.infinite)}")
+        raise SdjaxError(
+            f"{what}: not for a model of zero terminal SNR, whose first sigma is infinite; "
+            f"samplers for it: {takers(lambda s: s.infinite)}"
+        )
     whole = make_grid(sampler, schedule, int(steps), sigmas, spacing)
     if strength is None:
         grid, signal, first = whole, 0.0, alpha_s(whole.sigma[0])[1] if sampler.scaled and spacing != "leading" else 1.0
@@ -173,8 +188,10 @@ def steps_of(strength: float, steps: int) -> int:
     if isinstance(strength, bool) or not (isinstance(strength, (int, float, np.number)) and 0.0 < strength <= 1.0):
         raise SdjaxError(f"strength {strength!r}: a number above 0 and up to 1")
     if int(steps * strength) < 1:
-        raise SdjaxError(f"strength {strength!r}: no step of {steps} is left, at least {1 / steps:.4g} is needed "
-                         f"(or {math.ceil(1 / strength)} steps)")
+        raise SdjaxError(
+            f"strength {strength!r}: no step of {steps} is left, at least {1 / steps:.4g} is needed "
+            f"(or {math.ceil(1 / strength)} steps)"
+        )
     return int(steps * strength)
 
 
@@ -198,8 +215,14 @@ def start(plan: Plan, noise: Array, x0: Array | None = None) -> State:
     return State(x, jnp.zeros((HISTORY - 1, *noise.shape), jnp.float32), jnp.int32(0))
 
 
-def sample(rows: Row, denoiser: Denoiser, state: State, noise_fn: Callable[[Array], Array] | None = None,
-           keep: bool = False, remat: bool = False) -> State | tuple[State, Trace]:
+def sample(
+    rows: Row,
+    denoiser: Denoiser,
+    state: State,
+    noise_fn: Callable[[Array], Array] | None = None,
+    keep: bool = False,
+    remat: bool = False,
+) -> State | tuple[State, Trace]:
     """Walks `state` down `rows` (a plan's, or any slice of them: the state carries on). The one loop of all samplers.
 
     `noise_fn(row)` gives unit noise [B, h, w, C] for row number `row`; it is called only where c is not 0, and may be

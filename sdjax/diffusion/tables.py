@@ -166,8 +166,14 @@ def dpmpp_2m_rows(grid: Grid, eta: float = 0.0) -> list[Row]:
         alpha_, s_ = alpha_s(then)
         gain = alpha_ * (1.0 - rho ** (1.0 + eta))
         slope = math.log(rho) / math.log(sigma / before) / 2 if before and then else 0.0
-        rows.append(x0_row(sigma, rho**eta * s_ / alpha_s(sigma)[1], (gain * (1.0 + slope), -gain * slope),
-                           s_ * math.sqrt(1.0 - rho ** (2.0 * eta))))
+        rows.append(
+            x0_row(
+                sigma,
+                rho**eta * s_ / alpha_s(sigma)[1],
+                (gain * (1.0 + slope), -gain * slope),
+                s_ * math.sqrt(1.0 - rho ** (2.0 * eta)),
+            )
+        )
         before = sigma
     return rows
 

@@ -36,11 +36,21 @@ SD21 = replace(SD21_BASE, name="sd21", size=768, schedule=ScheduleConfig(predict
 #: The bundled small model, 64 px, trained by train/ on emoji: see sdjax/pretrained/emoji/README.md.
 EMOJI = Config(
     name="emoji",
-    text=TextConfig(vocab_size=4000, length=32, width=192, layers=4, heads=6, mlp_width=768,
-                    bos_token=3998, eos_token=3999, pad_token=3999),
+    text=TextConfig(
+        vocab_size=4000,
+        length=32,
+        width=192,
+        layers=4,
+        heads=6,
+        mlp_width=768,
+        bos_token=3998,
+        eos_token=3999,
+        pad_token=3999,
+    ),
     vae=VAEConfig(channels=(24, 48, 64), blocks=1, groups=8, scaling=0.37916),
-    unet=UNetConfig(channels=(48, 96, 160), blocks=1, attention=(False, True, True), heads=(2, 3, 5),
-                    context_dim=192, groups=16),
+    unet=UNetConfig(
+        channels=(48, 96, 160), blocks=1, attention=(False, True, True), heads=(2, 3, 5), context_dim=192, groups=16
+    ),
     schedule=ScheduleConfig(prediction="v"),
     size=64,
     guidance_scale=4.0,
@@ -48,7 +58,6 @@ EMOJI = Config(
 
 #: The image tower that was trained beside EMOJI's text tower; used to rank captions and to evaluate.
 EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_width=512, projection=192)
-
 
 
 def probes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -43,8 +43,12 @@ def is_count(value: Any) -> bool:
 
 
 def check_name(name: str) -> None:
-    if not 0 < len(name) <= 512 or not name.isprintable() or "\\" in name or any(
-            part in ("", ".", "..") for part in name.split("/")):
+    if (
+        not 0 < len(name) <= 512
+        or not name.isprintable()
+        or "\\" in name
+        or any(part in ("", ".", "..") for part in name.split("/"))
+    ):
         raise SdjaxError(f"{shown(name)} is not a tensor's name")
 
 

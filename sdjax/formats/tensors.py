@@ -18,11 +18,26 @@ from sdjax.formats.torch_files import ZIP, read_pickle_checkpoint
 
 MAX_HEADER = 8 << 20  # bytes; 60,000 tensors, Stable Diffusion has 1,200. Parsed, it may take 20 times as much
 
-DTYPES = {name: np.dtype(dtype) for name, dtype in {
-    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
-    "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "F32": np.float32, "F64": np.float64, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-}.items()}
+DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "BOOL": np.bool_,
+        "U8": np.uint8,
+        "I8": np.int8,
+        "U16": np.uint16,
+        "I16": np.int16,
+        "U32": np.uint32,
+        "I32": np.int32,
+        "U64": np.uint64,
+        "I64": np.int64,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F32": np.float32,
+        "F64": np.float64,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+    }.items()
+}
 
 LFS = b"version https://git-lfs"
 
@@ -72,7 +87,7 @@ def read_header(data: mmap.mmap) -> tuple[int, dict[str, Any]]:
     if len(data) < 10 or size > min(len(data) - 8, MAX_HEADER) or data[8:9] != b"{":
         raise SdjaxError("no safetensors header at its beginning, or one that goes beyond the file")
     try:
-        header = json.loads(data[8:8 + size].decode(), object_pairs_hook=unique)
+        header = json.loads(data[8 : 8 + size].decode(), object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise SdjaxError("its header is not JSON") from None
     metadata = header.pop("__metadata__", {})

@@ -1,7 +1,7 @@
 """PyTorch's .ckpt, .bin and .pt files, without torch: tensors as views of the memory-mapped file.
 
-    zip      stored members prefix/data.pkl, prefix/byteorder, prefix/data/<key>: one storage each
-    legacy   four pickles (magic, version, system, object), a fifth with the storage keys, then by key: numel, bytes
+zip      stored members prefix/data.pkl, prefix/byteorder, prefix/data/<key>: one storage each
+legacy   four pickles (magic, version, system, object), a fifth with the storage keys, then by key: numel, bytes
 """
 
 import mmap
@@ -23,7 +23,8 @@ ZIP = b"PK\3\4"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format
 
 MEMBER = re.compile(
-    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]{1,20}")
+    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]{1,20}"
+)
 
 
 def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
@@ -53,7 +54,7 @@ def find_tensors(value: Any) -> dict[str, Tensor]:
         if isinstance(value, dict) and root in value:
             value = value[root]
     if not isinstance(value, dict) or not value:
-        raise SdjaxError(f"holds {shown(value)}, should hold a dict of tensors, or one as \"state_dict\"")
+        raise SdjaxError(f'holds {shown(value)}, should hold a dict of tensors, or one as "state_dict"')
     for name, tensor in value.items():
         if type(name) is not str:
             raise SdjaxError(f"a tensor's name is {shown(name)}, should be text")
@@ -78,7 +79,7 @@ def read_legacy(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
         raise SdjaxError("its list of storages is not that of its tensors")
     for key in keys:
         storage = machine.storages[key]
-        if data[pos:pos + 8] != storage.numel.to_bytes(8, "little"):
+        if data[pos : pos + 8] != storage.numel.to_bytes(8, "little"):
             raise SdjaxError(f"storage {shown(key)} does not begin with its size, {storage.numel}; is it cut off?")
         places[key] = pos + 8
         pos += 8 + storage.numel * storage.dtype.itemsize
@@ -98,35 +99,42 @@ class Member(NamedTuple):
 def zip_members(data: mmap.mmap) -> dict[str, Member]:
     """The members by name. Refuses what torch does not write: compression, comments, holes for a second reading."""
     end = len(data) - 22
-    if end < 0 or data[end:end + 4] != b"PK\5\6":
+    if end < 0 or data[end : end + 4] != b"PK\5\6":
         raise SdjaxError("the zip has no end record; is the file cut off?")
     here, count, size, start, comment = struct.unpack("<8xHHLLH", data[end:])
     if here != count or comment:
         raise SdjaxError("the zip has several parts or a comment")
-    if data[end - 20:end - 16] == b"PK\6\7" and end >= 76:  # zip64
-        (end,) = struct.unpack("<8xQ4x", data[end - 20:end])
-        if end != len(data) - 98 or data[end:end + 4] != b"PK\6\6":
+    if data[end - 20 : end - 16] == b"PK\6\7" and end >= 76:  # zip64
+        (end,) = struct.unpack("<8xQ4x", data[end - 20 : end])
+        if end != len(data) - 98 or data[end : end + 4] != b"PK\6\6":
             raise SdjaxError("the zip64 end record is not at its place")
-        count, size, start = struct.unpack("<32xQQQ", data[end:end + 56])
+        count, size, start = struct.unpack("<32xQQQ", data[end : end + 56])
     if start + size != end or count > MAX_TENSORS + 16 or 46 * count > size:
         raise SdjaxError("the zip's directory is not at its place, or too long")
 
     members, places, pos = {}, [(start, end)], start
     for _ in range(count):
         magic, needs, flags, method, crc, packed, size, names, extras, comment, disk, header = struct.unpack(
-            "<4s2xBxHH4xLLLHHHH6xL", data[pos:pos + 46])
-        name = data[pos + 46:pos + 46 + names].decode()
-        extra = data[pos + 46 + names:pos + 46 + names + extras]
+            "<4s2xBxHH4xLLLHHHH6xL", data[pos : pos + 46]
+        )
+        name = data[pos + 46 : pos + 46 + names].decode()
+        extra = data[pos + 46 + names : pos + 46 + names + extras]
         pos += 46 + names + extras
         if magic != b"PK\1\2" or comment or disk or pos > end:
             raise SdjaxError("the zip's directory is broken")
         size, packed, header = large(extra, size, packed, header)
         if method or packed != size or flags & ~0x808 or needs > 63:  # of the format's version 6.3
             raise SdjaxError(f"the zip's member {shown(name)} is not simply stored")
-        local, local_flags, local_method, n, m = struct.unpack("<4s2xHH16xHH", data[header:header + 30])
+        local, local_flags, local_method, n, m = struct.unpack("<4s2xHH16xHH", data[header : header + 30])
         body = header + 30 + n + m
-        if local != b"PK\3\4" or local_method or local_flags & ~0x808 or data[header + 30:header + 30 + n] != (
-                name.encode()) or body + size > start or name in members:
+        if (
+            local != b"PK\3\4"
+            or local_method
+            or local_flags & ~0x808
+            or data[header + 30 : header + 30 + n] != (name.encode())
+            or body + size > start
+            or name in members
+        ):
             raise SdjaxError(f"the zip's member {shown(name)} is not at its place, or there twice")
         members[name] = Member(body, size, crc)
         places.append((header, body + size))
@@ -140,15 +148,15 @@ def large(extra: bytes, *values: int) -> list[int]:
     """Values of 32 bits, those that are 0xFFFFFFFF replaced by the zip64 field's of 64 bits."""
     found, pos = b"", 0
     while pos + 4 <= len(extra):
-        kind, n = struct.unpack("<HH", extra[pos:pos + 4])
-        found, pos = extra[pos + 4:pos + 4 + n] if kind == 1 else found, pos + 4 + n
-    wide = iter(struct.unpack(f"<{len(found) // 8}Q", found[:len(found) // 8 * 8]))
+        kind, n = struct.unpack("<HH", extra[pos : pos + 4])
+        found, pos = extra[pos + 4 : pos + 4 + n] if kind == 1 else found, pos + 4 + n
+    wide = iter(struct.unpack(f"<{len(found) // 8}Q", found[: len(found) // 8 * 8]))
     return [next(wide, value) if value == 0xFFFFFFFF else value for value in values]
 
 
 def checked(data: mmap.mmap, name: str, member: Member) -> int:
     """The member's place; its bytes have their CRC."""
-    if zlib.crc32(memoryview(data)[member.start:member.start + member.size]) != member.crc:
+    if zlib.crc32(memoryview(data)[member.start : member.start + member.size]) != member.crc:
         raise SdjaxError(f"the CRC of the zip's member {shown(name)} is wrong: the file is damaged")
     return member.start
 
@@ -160,7 +168,7 @@ def read_zip(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
     if prefix is None:
         raise SdjaxError("a zip without data.pkl, so not torch's")
     for name in members:
-        if not name.startswith(prefix) or not MEMBER.fullmatch(name[len(prefix):]):
+        if not name.startswith(prefix) or not MEMBER.fullmatch(name[len(prefix) :]):
             raise SdjaxError(f"the zip has the member {shown(name)}, which torch.save does not write")
 
     def content(name: str, limit: int) -> bytes:
@@ -168,7 +176,7 @@ def read_zip(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
         if member.size > limit:
             raise SdjaxError(f"{name} has {member.size} bytes, at most {limit} are read")
         start = checked(data, name, member)
-        return data[start:start + member.size]
+        return data[start : start + member.size]
 
     if prefix + "byteorder" in members and content("byteorder", 16) != b"little":
         raise SdjaxError("its numbers are big-endian, only little-endian is read")

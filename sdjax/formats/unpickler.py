@@ -74,23 +74,50 @@ class Known(Enum):
     PARAMETER = ("torch._utils", "_rebuild_parameter")
 
 
-STORAGES = {"Float": np.float32, "Half": np.float16, "BFloat16": bfloat16, "Double": np.float64, "Int": np.int32,
-            "Long": np.int64, "Short": np.int16, "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_}
+STORAGES = {
+    "Float": np.float32,
+    "Half": np.float16,
+    "BFloat16": bfloat16,
+    "Double": np.float64,
+    "Int": np.int32,
+    "Long": np.int64,
+    "Short": np.int16,
+    "Char": np.int8,
+    "Byte": np.uint8,
+    "Bool": np.bool_,
+}
 GLOBALS = {("torch", f"{name}Storage"): np.dtype(dtype) for name, dtype in STORAGES.items()}
 GLOBALS |= {known.value: known for known in Known}
 
 #: opcode -> (bytes of its argument, argument to value)
-FIXED = {b"N": (0, lambda b: None), b"\x88": (0, lambda b: True), b"\x89": (0, lambda b: False),
-         b"}": (0, lambda b: {}), b"]": (0, lambda b: []), b")": (0, lambda b: ()),
-         b"\x8f": (0, lambda b: Set("set")),
-         b"K": (1, lambda b: b[0]), b"M": (2, lambda b: int.from_bytes(b, "little")),
-         b"J": (4, lambda b: int.from_bytes(b, "little", signed=True)), b"G": (8, lambda b: struct.unpack(">d", b)[0])}
+FIXED = {
+    b"N": (0, lambda b: None),
+    b"\x88": (0, lambda b: True),
+    b"\x89": (0, lambda b: False),
+    b"}": (0, lambda b: {}),
+    b"]": (0, lambda b: []),
+    b")": (0, lambda b: ()),
+    b"\x8f": (0, lambda b: Set("set")),
+    b"K": (1, lambda b: b[0]),
+    b"M": (2, lambda b: int.from_bytes(b, "little")),
+    b"J": (4, lambda b: int.from_bytes(b, "little", signed=True)),
+    b"G": (8, lambda b: struct.unpack(">d", b)[0]),
+}
 BYTES = lambda b: b
 TEXT = lambda b: b.decode() if len(b) <= MAX_TEXT else Inert("long text")
 #: opcode -> (bytes of its argument's length, argument to value)
-COUNTED = {b"X": (4, TEXT), b"\x8c": (1, TEXT), b"\x8d": (8, TEXT), b"U": (1, TEXT), b"T": (4, TEXT),
-           b"B": (4, BYTES), b"C": (1, BYTES), b"\x8e": (8, BYTES), b"\x96": (8, bytearray),
-           b"\x8a": (1, lambda b: int.from_bytes(b, "little", signed=True))}
+COUNTED = {
+    b"X": (4, TEXT),
+    b"\x8c": (1, TEXT),
+    b"\x8d": (8, TEXT),
+    b"U": (1, TEXT),
+    b"T": (4, TEXT),
+    b"B": (4, BYTES),
+    b"C": (1, BYTES),
+    b"\x8e": (8, BYTES),
+    b"\x96": (8, bytearray),
+    b"\x8a": (1, lambda b: int.from_bytes(b, "little", signed=True)),
+}
 TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 #: torch's dict of parameters, as in the first textual inversions' files
 PARAMETERS = "torch.nn.modules.container.ParameterDict"
@@ -100,8 +127,9 @@ MEMO = {b"q": (True, 1), b"r": (True, 4), b"h": (False, 1), b"j": (False, 4)}  #
 def is_key(value: Any) -> bool:
     """Can a dict have this key, a set this item? Of tuples only short and flat ones: a look into others takes long."""
     changes = (dict, Ordered, list, bytearray, Set)
-    return type(value) not in changes and (type(value) is not tuple or (len(value) <= 16 and not any(
-        type(item) in (*changes, tuple) for item in value)))
+    return type(value) not in changes and (
+        type(value) is not tuple or (len(value) <= 16 and not any(type(item) in (*changes, tuple) for item in value))
+    )
 
 
 class Machine:
@@ -119,7 +147,7 @@ class Machine:
         start, self.pos = self.pos, self.pos + n
         if self.pos > len(self.data):
             raise SdjaxError(f"its pickle is cut off, or has more than {MAX_PICKLE >> 20} MiB")
-        return self.data[start:self.pos]
+        return self.data[start : self.pos]
 
     def number(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
@@ -134,7 +162,7 @@ class Machine:
         self.stack, self.marks, self.memo = [], [], {}
         while self.opcodes < MAX_OPCODES:
             self.opcodes += 1
-            op = self.data[self.pos:self.pos + 1]
+            op = self.data[self.pos : self.pos + 1]
             self.pos += 1
             if op == b".":
                 (value,) = self.stack
@@ -268,8 +296,13 @@ class Machine:
 
     def storage(self, saved: Any) -> Storage | Inert:
         """("storage", type, key, device, numel), and a view that must be None in the legacy format."""
-        if type(saved) is not tuple or len(saved) != 5 + self.legacy or type(saved[0]) is not str or (
-                saved[0] != "storage") or (self.legacy and saved[5] is not None):
+        if (
+            type(saved) is not tuple
+            or len(saved) != 5 + self.legacy
+            or type(saved[0]) is not str
+            or (saved[0] != "storage")
+            or (self.legacy and saved[5] is not None)
+        ):
             raise SdjaxError("its pickle refers to something that is not a storage")
         _, dtype, key, device, numel = saved[:5]
         if type(dtype) is Foreign and not self.legacy:
@@ -289,8 +322,14 @@ class Machine:
             raise SdjaxError(f"it has more than {MAX_TENSORS} tensors")
         if type(storage) is Inert:
             return storage
-        if type(storage) is not Storage or type(shape) is not tuple or type(strides) is not tuple or (
-                len(shape) != len(strides)) or len(shape) > 32 or not all(map(is_count, (offset, *shape, *strides))):
+        if (
+            type(storage) is not Storage
+            or type(shape) is not tuple
+            or type(strides) is not tuple
+            or (len(shape) != len(strides))
+            or len(shape) > 32
+            or not all(map(is_count, (offset, *shape, *strides)))
+        ):
             raise SdjaxError("a tensor has no storage, or a shape, strides or an offset that no tensor has")
         last = offset if all(shape) else offset - 1
         for stride, n in sorted(zip(strides, shape, strict=True)) if all(shape) else ():
@@ -298,6 +337,8 @@ class Machine:
                 raise SdjaxError(f"a tensor {list(shape)} with strides {list(strides)} repeats its elements")
             last += (n - 1) * stride
         if last >= storage.numel:
-            raise SdjaxError(f"a tensor {list(shape)} with strides {list(strides)} at {offset} goes beyond its storage "
-                             f"of {storage.numel} elements")
+            raise SdjaxError(
+                f"a tensor {list(shape)} with strides {list(strides)} at {offset} goes beyond its storage "
+                f"of {storage.numel} elements"
+            )
         return Tensor(storage, offset, shape, strides)

@@ -24,12 +24,15 @@ def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
             raise SdjaxError(f"mask of shape {np.shape(mask)}: [H, W], [B, H, W] or [B, H, W, 1] expected")
         array = shares(array)
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise SdjaxError("mask: values from 0 (keep) to 1 (repaint), or uint8, expected; found "
-                             f"{array.min():.4g} to {array.max():.4g}")
+            raise SdjaxError(
+                "mask: values from 0 (keep) to 1 (repaint), or uint8, expected; found "
+                f"{array.min():.4g} to {array.max():.4g}"
+            )
         arrays = [array]
     else:
-        raise SdjaxError(f"mask is {type(mask).__name__}: a PIL image, a list of them, or an array [H, W]; white, "
-                         "or 1, is repainted")
+        raise SdjaxError(
+            f"mask is {type(mask).__name__}: a PIL image, a list of them, or an array [H, W]; white, or 1, is repainted"
+        )
     nearest = lambda n, wanted: ((np.arange(wanted) + 0.5) * n / wanted).astype(int)
     arrays = [a[:, nearest(a.shape[1], size[0])][:, :, nearest(a.shape[2], size[1])] for a in arrays]
     white = np.concatenate(arrays) >= 0.5

@@ -40,25 +40,37 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
     if "Steps" not in fields:
         lines, fields = [*lines, last], {}
     at = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE.rstrip())), len(lines))
-    negative = "\n".join(lines[at:])[len(NEGATIVE):]
+    negative = "\n".join(lines[at:])[len(NEGATIVE) :]
     return "\n".join(lines[:at]), negative, fields
 
 
-def describe(arguments: Mapping[str, Any], seed: int, size: tuple[int, int], model: str,
-             source: str | None = None) -> str:
+def describe(
+    arguments: Mapping[str, Any], seed: int, size: tuple[int, int], model: str, source: str | None = None
+) -> str:
     """The parameters text of one picture of `size` = (width, height) that a task drew with `arguments` from `seed`.
 
     `arguments`: txt2img's, and img2img's and inpaint's; init_image, mask, safety_checker and embedding, a tuple, are
     files' names. `model` is the model's name, `source` what sdjax.load was given, where that is another.
     """
     karras = arguments.get("sigmas", "default") == "karras"
-    others = {field: value for field, (name, _, default) in OTHERS.items()
-              if (value := arguments.get(name, default)) != default}
+    others = {
+        field: value
+        for field, (name, _, default) in OTHERS.items()
+        if (value := arguments.get(name, default)) != default
+    }
     return parameters_text(
-        arguments["prompt"], arguments.get("negative_prompt", ""), Steps=arguments["steps"],
-        Sampler=arguments["sampler"], Schedule_type="Karras" if karras else None,
-        CFG_scale=arguments["guidance_scale"], Seed=seed, Size=f"{size[0]}x{size[1]}", Model=model, **others,
-        Source=source if source != model else None)
+        arguments["prompt"],
+        arguments.get("negative_prompt", ""),
+        Steps=arguments["steps"],
+        Sampler=arguments["sampler"],
+        Schedule_type="Karras" if karras else None,
+        CFG_scale=arguments["guidance_scale"],
+        Seed=seed,
+        Size=f"{size[0]}x{size[1]}",
+        Model=model,
+        **others,
+        Source=source if source != model else None,
+    )
 
 
 def read_parameters(path: str | Path) -> str:

@@ -1,6 +1,5 @@
 """Pixels [B, H, W, 3] in [-1, 1] <-> PIL images, contact sheets, and PNG files that remember their settings."""
 
-
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
@@ -91,8 +90,10 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
             raise SdjaxError("image: the images differ in size, give height and width")
         return np.concatenate(pixels)
     if not hasattr(image, "shape") or not hasattr(image, "dtype"):
-        raise SdjaxError(f"image is {type(image).__name__}: a PIL image, a list of them, or an array [H, W, 3] or "
-                         "[B, H, W, 3] in [-1, 1]")
+        raise SdjaxError(
+            f"image is {type(image).__name__}: a PIL image, a list of them, or an array [H, W, 3] or "
+            "[B, H, W, 3] in [-1, 1]"
+        )
     array = np.asarray(image)
     array = array[None] if array.ndim == 3 and array.shape[2] == 3 else array  # of four channels it would be latents
     if array.ndim != 4 or array.shape[3] not in (3, channels) or 0 in array.shape:
@@ -101,14 +102,18 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
         raise SdjaxError(f"image is {array.dtype}: floating point in [-1, 1] expected, x / 127.5 - 1 of 0 .. 255")
     array = array.astype(np.float32)
     if not np.isfinite(array).all() or (array.shape[3] == 3 and np.abs(array).max() > 2):
-        raise SdjaxError("image: pixels in [-1, 1] expected, found "
-                         f"{np.abs(array).max():.4g} (of 0 .. 255 take x / 127.5 - 1)")
+        raise SdjaxError(
+            f"image: pixels in [-1, 1] expected, found {np.abs(array).max():.4g} (of 0 .. 255 take x / 127.5 - 1)"
+        )
     if array.shape[3] != 3:
         return array
     fit = lambda side: max(side // multiple, 1) * multiple
-    size = tuple(fit(side) if wanted is None else wanted for wanted, side in
-                 zip((height, width), array.shape[1:3], strict=True))
+    size = tuple(
+        fit(side) if wanted is None else wanted for wanted, side in zip((height, width), array.shape[1:3], strict=True)
+    )
     if array.shape[1:3] != size:
-        raise SdjaxError(f"image of shape {np.shape(image)}: {size[0]} x {size[1]} pixels expected, arrays are not "
-                         f"resized (sides are multiples of {multiple}; PIL images are)")
+        raise SdjaxError(
+            f"image of shape {np.shape(image)}: {size[0]} x {size[1]} pixels expected, arrays are not "
+            f"resized (sides are multiples of {multiple}; PIL images are)"
+        )
     return np.clip(array, -1.0, 1.0)

@@ -21,8 +21,9 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
     return sheet
 
 
-def labelled_sheet(images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], gap: int = 4,
-                   font_size: int = 11) -> Image.Image:
+def labelled_sheet(
+    images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], gap: int = 4, font_size: int = 11
+) -> Image.Image:
     """len(rows) x len(columns) images on white, row by row, with a text above each column and before each row."""
     if len(images) != len(rows) * len(columns) or not images:
         raise SdjaxError(f"images: {len(images)} for {len(rows)} rows and {len(columns)} columns")

@@ -58,8 +58,9 @@ def decode(image: Image.Image, length: int) -> bytes:
 def _pixels(image: Image.Image) -> np.ndarray:
     image = whole_picture(image)
     if image.width * image.height < PIXELS:
-        raise SdjaxError(f"image of {image.width} x {image.height} pixels: a watermark takes at least {PIXELS}, "
-                         "256 x 256")
+        raise SdjaxError(
+            f"image of {image.width} x {image.height} pixels: a watermark takes at least {PIXELS}, 256 x 256"
+        )
     return np.asarray(image.convert("RGB"))
 
 
@@ -85,8 +86,12 @@ def _haar(x: np.ndarray) -> tuple[np.ndarray, ...]:
     x = HALF * x.astype(np.float64)
     low, high = x[0::2] + x[1::2], x[0::2] - x[1::2]
     low, high = HALF * low, HALF * high
-    return (low[:, 0::2] + low[:, 1::2], high[:, 0::2] + high[:, 1::2],
-            low[:, 0::2] - low[:, 1::2], high[:, 0::2] - high[:, 1::2])
+    return (
+        low[:, 0::2] + low[:, 1::2],
+        high[:, 0::2] + high[:, 1::2],
+        low[:, 0::2] - low[:, 1::2],
+        high[:, 0::2] - high[:, 1::2],
+    )
 
 
 def _inverse_haar(approximation, rows, columns, both) -> np.ndarray:

@@ -49,8 +49,9 @@ def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def unet_output(params: Params, x: Array, t: Array | TimeShifts, context: Array | KeysValues, config: UNetConfig,
-                dtype=FLOAT32) -> Array:
+def unet_output(
+    params: Params, x: Array, t: Array | TimeShifts, context: Array | KeysValues, config: UNetConfig, dtype=FLOAT32
+) -> Array:
     """UNet parameters, x [B, h, w, C], t [B] or its shifts, context [B, L, D] or its `context_keys` -> float32
     [B, h, w, 4], the raw output."""
     with precise(dtype):
@@ -60,6 +61,7 @@ def unet_output(params: Params, x: Array, t: Array | TimeShifts, context: Array 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def vae_posterior(params: Params, pixels: Array, config: VAEConfig, dtype=FLOAT32) -> tuple[Array, Array]:
     """VAE parameters, pixels [B, H, W, 3] -> mean and log variance, unscaled float32 [B, h, w, 4] each."""
+
     def encode(pixels: Array) -> Array:
         return jnp.concatenate(VAE(config, dtype).apply({"params": params}, pixels, method="encode"), axis=-1)
 

@@ -31,8 +31,9 @@ BUNDLED = ("emoji",)
 # ---- the public functions
 
 
-def load(source: str | Path, dtype: str | None = None, prediction: str | None = None,
-         prefer_ema: bool = False) -> StableDiffusion:
+def load(
+    source: str | Path, dtype: str | None = None, prediction: str | None = None, prefer_ema: bool = False
+) -> StableDiffusion:
     """A model from a bundled name ("emoji"), a diffusers folder, one .safetensors or .ckpt file in CompVis' layout, or
     a hub id ("org/name"), whose files are downloaded once; offline (HF_HUB_OFFLINE=1) the cached ones are taken.
 
@@ -66,8 +67,10 @@ def find_source(source: str | Path) -> tuple[Path, str | None]:
             return path, None
     if is_hub_id(name):
         return fetch_folder(name), name
-    raise SdjaxError(f"{name[:200]}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt "
-                     f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}")
+    raise SdjaxError(
+        f"{name[:200]}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt "
+        f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}"
+    )
 
 
 def create(model: str | Path, seed: int = 0, without: str | None = None) -> StableDiffusion:

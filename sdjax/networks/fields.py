@@ -58,8 +58,12 @@ class Fields:
         value = default if value is None else value
         value = [value] * (length or 1) if isinstance(value, (int, str)) else value
         kind = type(default[0] if isinstance(default, tuple) else default)
-        if not isinstance(value, list | tuple) or not 0 < len(value) <= MOST_LAYERS or length not in (
-                None, len(value)) or not all(type(entry) is kind for entry in value):
+        if (
+            not isinstance(value, list | tuple)
+            or not 0 < len(value) <= MOST_LAYERS
+            or length not in (None, len(value))
+            or not all(type(entry) is kind for entry in value)
+        ):
             count = length or "some"
             raise SdjaxError(f"{self.path}: {name} is {value!r}, should be a list of {count} {kind.__name__} entries")
         if kind is int and not all(0 < entry <= MOST for entry in value):

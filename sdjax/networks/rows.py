@@ -27,8 +27,14 @@ def join(prefix: str | None, name: str) -> str | None:
     return None if prefix is None else f"{prefix}.{name}"
 
 
-def weight(path: str, diffusers: str, compvis: str | None, operation: str, bias: bool = True,
-           compvis_operation: str | None = None) -> Iterator[Row]:
+def weight(
+    path: str,
+    diffusers: str,
+    compvis: str | None,
+    operation: str,
+    bias: bool = True,
+    compvis_operation: str | None = None,
+) -> Iterator[Row]:
     """The kernel and the bias of one layer; `path` is slash-separated."""
     head = tuple(path.split("/"))
     compvis_operation = compvis_operation or operation

@@ -55,9 +55,12 @@ class GroupNorm(nn.Module):
         exact, rows, squares = (partial(way, groups=self.groups) for way in (two_pass, by_rows, by_squares))
 
         def normaliser(x: Array) -> Callable[[Array], Array]:
-            mean, variance = by_platform(x.astype(jnp.float32), default=exact,
-                                         cuda=exact if x.dtype == jnp.float32 else rows,
-                                         tpu=squares if x.dtype == jnp.bfloat16 else exact)
+            mean, variance = by_platform(
+                x.astype(jnp.float32),
+                default=exact,
+                cuda=exact if x.dtype == jnp.float32 else rows,
+                tpu=squares if x.dtype == jnp.bfloat16 else exact,
+            )
             factor = jax.lax.rsqrt(variance + self.eps)
             return lambda x: ((x.astype(jnp.float32) - mean) * factor * scale + bias).astype(x.dtype)
 
@@ -144,12 +147,14 @@ class Conv3x3(nn.Module):
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
         if self.enlarge:
             return lambda x: split_by_batch(convolve_enlarged, x.astype(self.dtype), whole=(kernel, bias))
-        return lambda x, before=None, padding=self.padding: convolve(x.astype(self.dtype), kernel, bias, self.stride,
-                                                                     padding, before)
+        return lambda x, before=None, padding=self.padding: convolve(
+            x.astype(self.dtype), kernel, bias, self.stride, padding, before
+        )
 
 
-def conv3x3(features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None,
-            enlarge: bool = False) -> Conv3x3:
+def conv3x3(
+    features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None, enlarge: bool = False
+) -> Conv3x3:
     return Conv3x3(features, dtype, stride, padding, init or lecun_normal, enlarge, name=name)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from sdjax.types import Array
 
 
-def in_tiles(function: Callable[[Array], Array], x: Array, tile: int, overlap: int, unit: int = 1,
-             most: int = 0) -> Array:
+def in_tiles(
+    function: Callable[[Array], Array], x: Array, tile: int, overlap: int, unit: int = 1, most: int = 0
+) -> Array:
     """function([B, h, w, C]) -> [B, k h, k w, D], k a ratio of whole numbers, over x [B, H, W, C] in tiles of `tile`;
     as it is where H W is no more than `most`.
 
@@ -24,12 +25,16 @@ def in_tiles(function: Callable[[Array], Array], x: Array, tile: int, overlap: i
     if x.shape[1] * x.shape[2] <= most:
         return function(x)
     sides = [min(tile, side) for side in x.shape[1:3]]
-    starts = [places(side // unit, size // unit, overlap // unit) * unit
-              for side, size in zip(x.shape[1:3], sides, strict=True)]
+    starts = [
+        places(side // unit, size // unit, overlap // unit) * unit
+        for side, size in zip(x.shape[1:3], sides, strict=True)
+    ]
     out = jax.eval_shape(function, jax.ShapeDtypeStruct((len(x), *sides, x.shape[3]), x.dtype))
     scaled = lambda n: n * out.shape[1] // sides[0]
-    windows = [jnp.stack([window(scaled(size), scaled(overlap), start > 0, start < side - size) for start in row])
-               for side, size, row in zip(x.shape[1:3], sides, starts, strict=True)]
+    windows = [
+        jnp.stack([window(scaled(size), scaled(overlap), start > 0, start < side - size) for start in row])
+        for side, size, row in zip(x.shape[1:3], sides, starts, strict=True)
+    ]
 
     def add(sums: tuple[Array, Array], n: Array) -> tuple[tuple[Array, Array], None]:
         i, j = n // len(starts[1]), n % len(starts[1])
@@ -38,7 +43,8 @@ def in_tiles(function: Callable[[Array], Array], x: Array, tile: int, overlap: i
         weight = (windows[0][i][:, None] * windows[1][j])[None, ..., None]
         at = (0, scaled(top), scaled(left), 0)
         put = lambda total, value: jax.lax.dynamic_update_slice(
-            total, jax.lax.dynamic_slice(total, at, value.shape) + value, at)
+            total, jax.lax.dynamic_slice(total, at, value.shape) + value, at
+        )
         return (put(sums[0], weight * part), put(sums[1], weight)), None
 
     shape = (len(x), *map(scaled, x.shape[1:3]))

@@ -32,8 +32,9 @@ from sdjax.text.prompt import stack
 from sdjax.types import Array, Params
 
 
-def attention_maps(sd: StableDiffusion, prompt: str | Sequence[str], x, t=None, clip_skip: int = 1,
-                   syntax: str = "a1111") -> np.ndarray:
+def attention_maps(
+    sd: StableDiffusion, prompt: str | Sequence[str], x, t=None, clip_skip: int = 1, syntax: str = "a1111"
+) -> np.ndarray:
     """float32 [B, L, h, w]: the share of its attention that each position of the latents pays to each token.
 
     x: noisy latents [B, h, w, C] with their timesteps t, [B] or one number; or, without t, a walk of txt2img or img2img

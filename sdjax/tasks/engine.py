@@ -82,8 +82,17 @@ def evaluations(plan: Plan) -> int:
     return int(np.sum(plan.rows.live))
 
 
-def run(sd: StableDiffusion, request: Request, plan: Plan, pictures=None, masks=None, feather: float = 0.0,
-        stream: int | None = None, before: int = 0, after: int = 0):
+def run(
+    sd: StableDiffusion,
+    request: Request,
+    plan: Plan,
+    pictures=None,
+    masks=None,
+    feather: float = 0.0,
+    stream: int | None = None,
+    before: int = 0,
+    after: int = 0,
+):
     """All images of a request, in the form that options.output says.
 
     pictures, masks: float32 arrays as `image.read_images` and `read_masks` give them, of one or as many images. stream:
@@ -139,12 +148,24 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
     """One chunk through the stages, as host arrays, the image first; report(row, picture) is called on the way."""
     options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
     text, vectors = prompt_tower(sd, options.clip_skip)
-    draws = noise.image_draws(chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength),
-                               stream)
-    cond, uncond, extra, known, state = prepare(params, chunk, negative, draws, plan, request.shape, text, vectors,
-                                                **static)
-    walk = partial(stages.walk, params["unet"], cond, uncond, guide_of(request, plan), draws, extra, known,
-                   function=options.guidance_fn, **static)
+    draws = noise.image_draws(
+        chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength), stream
+    )
+    cond, uncond, extra, known, state = prepare(
+        params, chunk, negative, draws, plan, request.shape, text, vectors, **static
+    )
+    walk = partial(
+        stages.walk,
+        params["unet"],
+        cond,
+        uncond,
+        guide_of(request, plan),
+        draws,
+        extra,
+        known,
+        function=options.guidance_fn,
+        **static,
+    )
     keep, rows, traces = options.output == "trajectory", evaluations(plan), []
     if options.progress is None and options.preview is None:
         state = walk(plan.rows, state, keep=keep)
@@ -165,13 +186,25 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
     return np.asarray(x if options.output == "latents" else stages.finish(params["vae"], x, **static))
 
 
-def prepare(params, chunk: Chunk, negative: Tokens, draws: noise.Draws, plan: Plan, shape: tuple[int, int, int],
-            text: TextConfig, vectors: Array | None = None, *, config: Config, dtype):
+def prepare(
+    params,
+    chunk: Chunk,
+    negative: Tokens,
+    draws: noise.Draws,
+    plan: Plan,
+    shape: tuple[int, int, int],
+    text: TextConfig,
+    vectors: Array | None = None,
+    *,
+    config: Config,
+    dtype,
+):
     """What a walk takes: (cond, uncond, extra, known, state). Can be traced as a whole, for txt2img; see program.py."""
     cond, uncond = (text_context(params["text"], side, text, dtype, vectors) for side in (chunk.tokens, negative))
     uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
-    cond, uncond = (side._replace(context=context_keys(params["unet"], side.context, dtype))
-                    for side in (cond, uncond))  # once for all steps
+    cond, uncond = (
+        side._replace(context=context_keys(params["unet"], side.context, dtype)) for side in (cond, uncond)
+    )  # once for all steps
     eps = noise.draw(draws, shape, chunk.noise)
     x0, extra, known = condition(config, dtype, params, plan, chunk, eps)
     return cond, uncond, extra, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
@@ -181,8 +214,9 @@ def guide_of(request: Request, plan: Plan) -> stages.Guide:
     scales = np.ones(len(plan.levels), np.float32)
     scales[: len(request.scales)] = request.scales
     low, high = request.options.guidance_interval or (0.0, math.inf)
-    return stages.Guide(plan.levels, scales, np.float32(low), np.float32(high),
-                        np.float32(request.options.guidance_rescale))
+    return stages.Guide(
+        plan.levels, scales, np.float32(low), np.float32(high), np.float32(request.options.guidance_rescale)
+    )
 
 
 def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):

@@ -31,8 +31,15 @@ def img2img(sd: StableDiffusion, prompt: str | Sequence[str], image, strength: f
 
 
 @takes_options
-def inpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, mask, strength: float = 1.0, feather: float = 0.0,
-            options: Options = None):
+def inpaint(
+    sd: StableDiffusion,
+    prompt: str | Sequence[str],
+    image,
+    mask,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    options: Options = None,
+):
     """`image` with its white part under `mask` painted anew; pixels under black are the input's. Results as txt2img's.
 
     An inpainting model (9 channels) sees the mask and the rest of the picture beside x; for any other what is known is
@@ -62,8 +69,18 @@ def inpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, mask, stren
 
 
 @takes_options
-def outpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, left: int = 0, right: int = 0, top: int = 0,
-             bottom: int = 0, strength: float = 1.0, feather: float = 0.0, options: Options = None):
+def outpaint(
+    sd: StableDiffusion,
+    prompt: str | Sequence[str],
+    image,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    options: Options = None,
+):
     """`image` on a canvas larger by left, right, top and bottom pixels; what is added is painted by `inpaint`.
 
     The picture itself stays as it is. image: as inpaint's, not resized: the canvas has to have a size that the model
@@ -87,7 +104,8 @@ def outpaint(sd: StableDiffusion, prompt: str | Sequence[str], image, left: int 
     for name, size in (("bottom", canvas.shape[1]), ("right", canvas.shape[2])):
         if size % multiple:
             more = sides[name] + -size % multiple
-            raise SdjaxError(f"{name} {sides[name]}: the canvas would have {size} pixels, {more} make it a multiple of "
-                             f"{multiple}")
+            raise SdjaxError(
+                f"{name} {sides[name]}: the canvas would have {size} pixels, {more} make it a multiple of {multiple}"
+            )
     mask = np.pad(np.zeros(pictures.shape[1:3], np.float32), pads[1:3], constant_values=1.0)
     return inpaint(sd, prompt, canvas, mask, strength, feather, **vars(options))

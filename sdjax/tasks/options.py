@@ -169,8 +169,12 @@ def check_size(config: Config, options: Options) -> tuple[int, int]:
 def guidance_scales(config: Config, options: Options) -> np.ndarray:
     """guidance_scale as one finite number a step."""
     scale, steps, interval = options.guidance_scale, options.steps, options.guidance_interval
-    if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2
-                                     and all(is_number(s, 0) for s in interval) and interval[0] <= interval[1]):
+    if interval is not None and not (
+        isinstance(interval, Sequence)
+        and len(interval) == 2
+        and all(is_number(s, 0) for s in interval)
+        and interval[0] <= interval[1]
+    ):
         raise SdjaxError(f"guidance_interval {interval!r}: two sigmas (low, high), 0 <= low <= high, or None")
     if not is_whole(steps, 1, config.schedule.timesteps):
         raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {config.schedule.timesteps}")
@@ -187,6 +191,7 @@ def guidance_scales(config: Config, options: Options) -> np.ndarray:
         raise SdjaxError(f"guidance_scale of {len(values)} numbers: one, or one for each of {steps} steps")
     for value in values:
         if not is_number(value):
-            raise SdjaxError(f"guidance_scale {value!r}: a finite number, [steps] of them, a function of the step or "
-                             "None")
+            raise SdjaxError(
+                f"guidance_scale {value!r}: a finite number, [steps] of them, a function of the step or None"
+            )
     return np.asarray(values, np.float32)

@@ -22,8 +22,15 @@ def given(strength: float | None) -> float:
 
 
 def plan_of(sd: StableDiffusion, options: Options, strength: float | None = None) -> Plan:
-    return make_plan(options.sampler, make_schedule(sd.config.schedule), options.steps, options.eta, options.sigmas,
-                     options.spacing, strength)
+    return make_plan(
+        options.sampler,
+        make_schedule(sd.config.schedule),
+        options.steps,
+        options.eta,
+        options.sigmas,
+        options.spacing,
+        strength,
+    )
 
 
 def refuse_inpainting(config: Config) -> None:

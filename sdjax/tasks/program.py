@@ -42,14 +42,25 @@ UNVOUCHED = ("__cudnn$fmhaSoftmax",)
 WITHOUT = ("latents", "output", "progress", "preview", "guidance_fn", "variation_strength", "clip_skip")
 
 
-def image_program(params: Params, tokens: Tokens, negative: Tokens, seeds: Array, guide: stages.Guide, plan: Plan, *,
-                  config: Config, dtype: Any, shape: tuple[int, int, int]) -> Array:
+def image_program(
+    params: Params,
+    tokens: Tokens,
+    negative: Tokens,
+    seeds: Array,
+    guide: stages.Guide,
+    plan: Plan,
+    *,
+    config: Config,
+    dtype: Any,
+    shape: tuple[int, int, int],
+) -> Array:
     """Everything from token ids to pixels, clipped float32 [B, H, W, 3]: `engine.generate` for txt2img as one traceable
     function. seeds uint32 [B]; shape [h, w, C] of a picture's latents."""
     static = {"config": config, "dtype": dtype}
     draws = noise.image_draws(seeds, jnp.uint32(0), jnp.float32(0))
-    cond, uncond, extra, known, state = prepare(params, Chunk(tokens, seeds), negative, draws, plan, shape, config.text,
-                                                **static)
+    cond, uncond, extra, known, state = prepare(
+        params, Chunk(tokens, seeds), negative, draws, plan, shape, config.text, **static
+    )
     state = stages.walk(params["unet"], cond, uncond, guide, draws, extra, known, plan.rows, state, **static)
     return stages.finish(params["vae"], state.x, **static)
 
@@ -61,16 +72,24 @@ def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
     (negative,) = read_prompts(sd, request.negative, options.syntax, composed=False)
     found = read_prompts(sd, request.prompts, options.syntax)
     if any(prompt.shape != (1, 1) for prompt in (*found, negative)):
-        raise SdjaxError(f"prompt: longer than the {text.length - 2} tokens of a program, or composed with AND; "
-                         "txt2img takes it")
+        raise SdjaxError(
+            f"prompt: longer than the {text.length - 2} tokens of a program, or composed with AND; txt2img takes it"
+        )
     ((_, tokens, null),) = group(found, negative, text)
     if max(tokens.ids.max(), null.ids.max()) >= text.vocab_size:
         raise SdjaxError("prompt: a program has no words of add_embedding; txt2img takes it")
     return tokens, null, request.seeds, guide_of(request, plan), plan
 
 
-def save_program(sd: StableDiffusion, path: str | Path, steps: int = 50, num_images: int = 1, height: int | None = None,
-                 width: int | None = None, platforms: Sequence[str] = ("cpu",)) -> None:
+def save_program(
+    sd: StableDiffusion,
+    path: str | Path,
+    steps: int = 50,
+    num_images: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    platforms: Sequence[str] = ("cpu",),
+) -> None:
     """Writes txt2img of `num_images` pictures with sd's shapes and dtype as a program for `platforms`: some of cpu,
     cuda, rocm, tpu. It is lowered here and compiled where it runs; cuDNN's attention is in it where cuDNN is here.
 
@@ -89,10 +108,18 @@ def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str
     parts, rows = export_program(sd, request, platforms)
     bodies = {platform: exported.serialize() for platform, exported in parts.items()}
     height, width = (side * sd.config.vae.factor for side in request.shape[:2])
-    settings = {"model": sd.config.name, "config": computed(sd.config), "dtype": sd.dtype.name,
-                "num_images": request.count, "height": height, "width": width, "rows": rows,
-                "steps": request.options.steps, "jax": jax.__version__,
-                "bytes": {platform: len(body) for platform, body in bodies.items()}}
+    settings = {
+        "model": sd.config.name,
+        "config": computed(sd.config),
+        "dtype": sd.dtype.name,
+        "num_images": request.count,
+        "height": height,
+        "width": width,
+        "rows": rows,
+        "steps": request.options.steps,
+        "jax": jax.__version__,
+        "bytes": {platform: len(body) for platform, body in bodies.items()},
+    }
     return b"".join([MAGIC, json.dumps(settings).encode(), b"\n", *bodies.values()])
 
 
@@ -102,8 +129,9 @@ def computed(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps({f"{part}.{key}": value for part, found in parts for key, value in found.items()}))
 
 
-def export_program(sd: StableDiffusion, request: Request,
-                   platforms: Sequence[str]) -> tuple[dict[str, export.Exported], int]:
+def export_program(
+    sd: StableDiffusion, request: Request, platforms: Sequence[str]
+) -> tuple[dict[str, export.Exported], int]:
     """The program of one request's shapes for each platform, over the leaves of its arguments; its number of rows.
 
     One for all of them would have to hold, for each, what only another one can do.
@@ -142,22 +170,28 @@ class Program:
             if name not in {field.name for field in fields(Options)}:
                 raise SdjaxError(f"{name}: not an option of txt2img")
             if name in (*WITHOUT, *fixed) and (np.ndim(value) or value != fixed.get(name, getattr(default, name))):
-                raise SdjaxError(f"{name}: {self.path} has no other than {fixed.get(name, getattr(default, name))!r}; "
-                                 "txt2img takes it")
+                raise SdjaxError(
+                    f"{name}: {self.path} has no other than {fixed.get(name, getattr(default, name))!r}; "
+                    "txt2img takes it"
+                )
         asked = Options(**{"steps": made["steps"]} | options | fixed)
         theirs = computed(sd.config) | {"dtype": sd.dtype.name}
         for key, value in (made["config"] | {"dtype": made["dtype"]}).items():
             if theirs.get(key) != value:
-                raise SdjaxError(f"{self.path}: made for {made['model']} with {key} {value!r}, {sd.config.name} has "
-                                 f"{theirs.get(key)!r}")
+                raise SdjaxError(
+                    f"{self.path}: made for {made['model']} with {key} {value!r}, {sd.config.name} has "
+                    f"{theirs.get(key)!r}"
+                )
         inputs = program_inputs(sd, check(sd.config, prompts, asked))
         leaves = jax.tree.leaves((sd.params, *inputs))
         found = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves]
         if (rows := len(inputs[-1].levels)) != made["rows"]:
             raise SdjaxError(f"steps {asked.steps}: takes {rows} rows, {self.path} has {made['rows']}")
         if found != self.shapes:
-            raise SdjaxError(f"{self.path}: made for {made['model']}, whose parameters have other dtypes than those of "
-                             f"this {sd.config.name}")
+            raise SdjaxError(
+                f"{self.path}: made for {made['model']}, whose parameters have other dtypes than those of "
+                f"this {sd.config.name}"
+            )
         return np.asarray(self.call(*leaves))
 
 

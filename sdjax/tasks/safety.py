@@ -53,8 +53,10 @@ def load_safety_checker(folder: str | Path) -> SafetyChecker:
     for name in HEADS[::2]:
         count = heads[f"{name}_weights"].shape[:1]
         if heads[name].shape != (*count, config.projection) or heads[f"{name}_weights"].shape != count:
-            raise SdjaxError(f"{folder}: {name} has shape {list(heads[name].shape)} and {name}_weights "
-                             f"{list(heads[f'{name}_weights'].shape)}, should be [n, {config.projection}] and [n]")
+            raise SdjaxError(
+                f"{folder}: {name} has shape {list(heads[name].shape)} and {name}_weights "
+                f"{list(heads[f'{name}_weights'].shape)}, should be [n, {config.projection}] and [n]"
+            )
     if bad := [name for name, value in heads.items() if not np.isfinite(value).all()]:
         raise SdjaxError(f"{folder}: {', '.join(bad)} with NaN or infinite values")
     params = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))

@@ -62,8 +62,9 @@ def encode(params, pixels: Array, *, config: Config, dtype) -> Array:
     return vae_posterior(params, pixels, config.vae, dtype)[0] * config.vae.scaling
 
 
-def denoiser(sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidance_scale: Level = 1.0,
-             rescale: Level = 0.0) -> Denoiser:
+def denoiser(
+    sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidance_scale: Level = 1.0, rescale: Level = 0.0
+) -> Denoiser:
     """(x [B, h, w, 4], sigma) -> x0: the model as samplers see it, to be wrapped, differentiated or walked with.
 
     cond: `sdjax.encode_prompt`'s, of batch B. With `uncond`, of the same shape, guided by guidance_scale, a number or a
@@ -84,8 +85,19 @@ def unet_ahead(params, t: Array, *, config: Config, dtype):
         return computed_in(params, dtype), time_shifts(params, t, config.unet, dtype)
 
 
-def unet_denoiser(params, sigmas: Array, cond: Cond, uncond: Cond, guide: Guide, extra: Array | None = None,
-                  known: Known | None = None, function: Callable | None = None, *, config: Config, dtype) -> Denoiser:
+def unet_denoiser(
+    params,
+    sigmas: Array,
+    cond: Cond,
+    uncond: Cond,
+    guide: Guide,
+    extra: Array | None = None,
+    known: Known | None = None,
+    function: Callable | None = None,
+    *,
+    config: Config,
+    dtype,
+) -> Denoiser:
     """The UNet, wrapped in all that was asked for; to be called at `sigmas` [R] alone."""
     steps = timesteps_of(make_schedule(config.schedule), sigmas)
     params, shifts = unet_ahead(params, steps, config=config, dtype=dtype)
@@ -110,11 +122,26 @@ def enlarge(image: Array, height: int, width: int, pixels: bool) -> Array:
 
 
 @partial(jax.jit, static_argnames=("function", "keep", "config", "dtype"))
-def walk(params, cond: Cond, uncond: Cond, guide: Guide, draws: Draws, extra: Array | None, known: Known | None,
-         rows: Row, state: State, *, config: Config, dtype, function: Callable | None = None, keep: bool = False):
+def walk(
+    params,
+    cond: Cond,
+    uncond: Cond,
+    guide: Guide,
+    draws: Draws,
+    extra: Array | None,
+    known: Known | None,
+    rows: Row,
+    state: State,
+    *,
+    config: Config,
+    dtype,
+    function: Callable | None = None,
+    keep: bool = False,
+):
     """`sampler.sample`: the state `rows` further on, with `keep` also its Trace."""
-    denoiser = unet_denoiser(params, rows.sigma, cond, uncond, guide, extra, known, function, config=config,
-                             dtype=dtype)
+    denoiser = unet_denoiser(
+        params, rows.sigma, cond, uncond, guide, extra, known, function, config=config, dtype=dtype
+    )
     return sample(rows, denoiser, state, lambda row: fresh(draws, row, state.x.shape[1:]), keep=keep)
 
 

@@ -26,8 +26,14 @@ def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: Options):
 
 
 @takes_options
-def hires(sd: StableDiffusion, prompt: str | Sequence[str], scale: float = 2.0, strength: float = 0.6,
-          upscale: str = "latents", options: Options = None):
+def hires(
+    sd: StableDiffusion,
+    prompt: str | Sequence[str],
+    scale: float = 2.0,
+    strength: float = 0.6,
+    upscale: str = "latents",
+    options: Options = None,
+):
     """txt2img at height and width, enlarged `scale` times and refined by img2img with `strength`: large pictures whose
     composition a model can still hold together. Results as txt2img's; output "trajectory" is the second walk's.
 

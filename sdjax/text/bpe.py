@@ -25,8 +25,9 @@ def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: in
     scratch = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     scratch.normalizer, scratch.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
     # The base goes in as "special tokens", which fixes its ids: ties between merges then always break the same way.
-    trainer = trainers.BpeTrainer(vocab_size=2 * size, min_frequency=1, special_tokens=base, end_of_word_suffix="</w>",
-                                  show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2 * size, min_frequency=1, special_tokens=base, end_of_word_suffix="</w>", show_progress=False
+    )
     scratch.train_from_iterator(captions, trainer)
 
     vocabulary, merges = dict.fromkeys(base), []  # an ordered set

@@ -45,8 +45,14 @@ class Tokens(NamedTuple):
     mix: np.ndarray  # float32 [B, P]
 
 
-def read_prompts(prompts: Sequence[str], tokenizer, config: TextShape, syntax: str = "a1111",
-                 embeddings: Mapping[str, Sequence[int]] | None = None, composed: bool = True) -> list[Prompt]:
+def read_prompts(
+    prompts: Sequence[str],
+    tokenizer,
+    config: TextShape,
+    syntax: str = "a1111",
+    embeddings: Mapping[str, Sequence[int]] | None = None,
+    composed: bool = True,
+) -> list[Prompt]:
     """Strings -> Prompts. `syntax` "plain" knows no special characters and cuts what is too long.
 
     embeddings: words that stand for some ids of their own. composed: AND joins prompts, else it is text.
@@ -70,7 +76,7 @@ def read_prompts(prompts: Sequence[str], tokenizer, config: TextShape, syntax: s
                 last = 0
                 for match in name_in.finditer(piece.text or ""):
                     ids = tuple(embeddings[names[match.lastindex - 1]])
-                    split += [(piece.text[last:match.start()], piece.weight), (ids, piece.weight)]
+                    split += [(piece.text[last : match.start()], piece.weight), (ids, piece.weight)]
                     last = match.end()
                 split.append((piece.text and piece.text[last:], piece.weight))
             texts |= dict.fromkeys(text for text, _ in split if isinstance(text, str))
@@ -91,8 +97,10 @@ def read_prompts(prompts: Sequence[str], tokenizer, config: TextShape, syntax: s
 
     out = []
     for parts, notes in found:
-        cut = [(weight, chunks(units(split), size, 0 if plain else 20 * size // 75, tuple(ids[","])))
-               for weight, split in parts]
+        cut = [
+            (weight, chunks(units(split), size, 0 if plain else 20 * size // 75, tuple(ids[","])))
+            for weight, split in parts
+        ]
         if plain and len(cut[0][1]) > 1:
             notes.append(f"cut to its first {size} tokens of {sum(map(len, cut[0][1]))}")
             cut = [(1.0, cut[0][1][:1])]
@@ -112,7 +120,7 @@ def chunks(units, size: int, backtrack: int, comma: tuple[int, ...]) -> list[lis
         if ids == comma:
             last = len(chunk)
         elif len(chunk) == size and last >= 0 and size - last <= backtrack:
-            done, chunk, last = [*done, chunk[:last + 1]], chunk[last + 1:], -1
+            done, chunk, last = [*done, chunk[: last + 1]], chunk[last + 1 :], -1
         if len(chunk) + len(ids) > size:
             done, chunk, last = [*done, chunk], [], -1
         chunk = chunk + [(i, weight) for i in ids]
@@ -143,6 +151,11 @@ def group(prompts: Sequence[Prompt], negative: Prompt, config: TextShape) -> lis
     depends on the other prompts.
     """
     shapes = [(p, max(k, negative.shape[1])) for p, k in (prompt.shape for prompt in prompts)]
-    return [(np.flatnonzero([shape == found for found in shapes]),
-             stack([prompt for prompt, found in zip(prompts, shapes, strict=True) if found == shape], config, shape),
-             stack([negative], config, (1, shape[1]))) for shape in dict.fromkeys(shapes)]
+    return [
+        (
+            np.flatnonzero([shape == found for found in shapes]),
+            stack([prompt for prompt, found in zip(prompts, shapes, strict=True) if found == shape], config, shape),
+            stack([negative], config, (1, shape[1])),
+        )
+        for shape in dict.fromkeys(shapes)
+    ]

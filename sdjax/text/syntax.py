@@ -8,8 +8,11 @@ SYNTAXES = ("a1111", "plain")
 
 LIMIT = 1000.0  # weights beyond are cut to it: float32 has to hold their products
 
-TOKEN = re.compile(r"""\\(?P<escaped>[\\()\[\]]?) | :\s*(?P<weight>[+-]?[.0-9]+)\s*\) | (?P<bracket>[()\[\]])
-                       | (?P<text>[^\\()\[\]:]+ | :)""", re.X)
+TOKEN = re.compile(
+    r"""\\(?P<escaped>[\\()\[\]]?) | :\s*(?P<weight>[+-]?[.0-9]+)\s*\) | (?P<bracket>[()\[\]])
+                       | (?P<text>[^\\()\[\]:]+ | :)""",
+    re.X,
+)
 
 BREAK, AND = re.compile(r"\bBREAK\b"), re.compile(r"\bAND\b")
 
@@ -39,7 +42,7 @@ def parse(prompt: str) -> tuple[list[Piece], list[str]]:
     notes = []
 
     def close(bracket: str, factor: float) -> None:
-        for piece in pieces[opened[bracket].pop():]:
+        for piece in pieces[opened[bracket].pop() :]:
             piece[1] *= factor
 
     for match in TOKEN.finditer(prompt):
@@ -97,5 +100,5 @@ def compose(prompt: str) -> list[tuple[str, float]]:
         match = MIX.search(text)
         weight = float(match[1]) if match else 1.0
         weight = math.copysign(min(abs(weight), LIMIT), weight)
-        parts.append(((text[:match.start()] if match else text).strip(), weight))
+        parts.append(((text[: match.start()] if match else text).strip(), weight))
     return parts

@@ -75,8 +75,10 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
         added = {token["content"]: token["id"] for token in whole.get("added_tokens", ())} | read("added_tokens.json")
         listed = {token["content"]: int(i) for i, token in special.get("added_tokens_decoder", {}).items()}
         text = lambda value: value["content"] if isinstance(value, dict) else value
-        tokens = [text(special.get(f"{name}_token") or default) for name, default in
-                  (("bos", BOS), ("eos", EOS), ("pad", EOS))]
+        tokens = [
+            text(special.get(f"{name}_token") or default)
+            for name, default in (("bos", BOS), ("eos", EOS), ("pad", EOS))
+        ]
         return tuple(int((listed | vocabulary | added)[token]) for token in tokens)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SdjaxError(f"{folder}: no start, end and padding token in vocab.json ({error!r})") from None
@@ -128,13 +130,25 @@ def write_tokenizer(tokenizer, config: TextShape, folder: str | Path) -> None:
     write_tokenizer_files(folder, model["vocab"], merges, pad, config.length, added)
 
 
-def write_tokenizer_files(folder: str | Path, vocabulary: dict[str, int], merges: list[str], pad: str, length: int,
-                          added: Mapping[str, Any] | None = None):
+def write_tokenizer_files(
+    folder: str | Path,
+    vocabulary: dict[str, int],
+    merges: list[str],
+    pad: str,
+    length: int,
+    added: Mapping[str, Any] | None = None,
+):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
-    config = {**special, "add_prefix_space": False, "do_lower_case": True, "errors": "replace",
-              "model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
+    config = {
+        **special,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": length,
+        "tokenizer_class": "CLIPTokenizer",
+    }
     if added:
         config["added_tokens_decoder"] = {i: token.__getstate__() for i, token in added.items()}
     vocabulary = dict(sorted(vocabulary.items(), key=lambda item: item[1]))

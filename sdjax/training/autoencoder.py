@@ -43,8 +43,14 @@ class Weights:
     start: int = 0  # the step from which on the adversarial term and the hinge loss count
 
 
-def vae_loss(config: VAEConfig, weights: Weights, vgg: Params | None = None, fixed: Params | None = None,
-             average: Callable[[Any], Any] = lambda tree: tree, dtype: Any = jnp.float32) -> Callable:
+def vae_loss(
+    config: VAEConfig,
+    weights: Weights,
+    vgg: Params | None = None,
+    fixed: Params | None = None,
+    average: Callable[[Any], Any] = lambda tree: tree,
+    dtype: Any = jnp.float32,
+) -> Callable:
     """The loss function of ({"vae": ..., "critic": ...}, batch, key) -> (losses [B], metrics).
 
     batch: {"pixels" [B, H, W, 3], "index" [B], "step" [B]}, the step that the batch is of. vgg: `read_lpips`'.

@@ -142,8 +142,12 @@ def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compu
         rows = sum(min(size, count - starts[k]) for k in mine)
         with tqdm(total=rows, desc=what, disable=jax.process_index() > 0) as bar:
             for k in mine:
-                _write(paths[k], (min(size, count - starts[k]), *shape),
-                       compute(starts[k], min(starts[k] + size, count)), bar.update)
+                _write(
+                    paths[k],
+                    (min(size, count - starts[k]), *shape),
+                    compute(starts[k], min(starts[k] + size, count)),
+                    bar.update,
+                )
     for k in range(len(paths)):
         found[k] = load(k) if found[k] is None else found[k]
         while found[k] is None:

@@ -83,8 +83,12 @@ class Checkpoints:
         try:
             _remove(scratch)
             (scratch / "state").mkdir(parents=True)
-            record = {"step": step, "time": time.time(), **notes,
-                      "leaves": {name: _signature(leaf) for name, leaf in leaves.items()}}
+            record = {
+                "step": step,
+                "time": time.time(),
+                **notes,
+                "leaves": {name: _signature(leaf) for name, leaf in leaves.items()},
+            }
             record["groups"] = [*_groups(record["leaves"])]
             with _quiet():
                 orbax = _orbax()
@@ -107,12 +111,13 @@ class Checkpoints:
                 _remove(scratch)
             raise SdjaxError(
                 f"--out {self.folder.parent}: the checkpoint of step {step} could not be written ({_reason(error)}); "
-                "older ones are whole, and the same command goes on from them") from None
+                "older ones are whole, and the same command goes on from them"
+            ) from None
 
     def _thin(self) -> None:
         """Removes what is kept neither by number nor by age."""
         steps = self.steps()
-        kept, last = set(steps[-self.keep:]), -np.inf
+        kept, last = set(steps[-self.keep :]), -np.inf
         for step in steps if self.keep_hours else ():
             with contextlib.suppress(Damaged):
                 saved = read_record(self.folder / str(step))["time"]
@@ -125,8 +130,13 @@ class Checkpoints:
 
     # ---- reading
 
-    def restore(self, wanted: Any, adopt: Callable[[np.ndarray], Any] = lambda leaf: leaf,
-                steps: list[int] | None = None, log: Callable[[str], None] | None = None) -> tuple[int, Any] | None:
+    def restore(
+        self,
+        wanted: Any,
+        adopt: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+        steps: list[int] | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> tuple[int, Any] | None:
         """(step, state) of the newest whole checkpoint, None where there is none at all.
 
         wanted: the state, arrays or shapes. adopt(array) takes each array away before the next ones are read. A
@@ -143,8 +153,10 @@ class Checkpoints:
                 reasons.append(f"{path}: {damage}")
                 log(f"damaged checkpoint, not used: {path}: {damage}")
         if steps:
-            raise SdjaxError(f"--out {self.folder.parent}: none of its checkpoints is whole ({reasons[0]}); name a new "
-                             "folder, or move checkpoints/ away to begin anew")
+            raise SdjaxError(
+                f"--out {self.folder.parent}: none of its checkpoints is whole ({reasons[0]}); name a new "
+                "folder, or move checkpoints/ away to begin anew"
+            )
         return None
 
     def set_aside(self, after: int) -> None:
@@ -164,7 +176,8 @@ class Checkpoints:
             raise SdjaxError(
                 f"--out {self.folder.parent}: its checkpoint of step {record['step']} is of another model or "
                 f"optimizer: {name} is {found.get(name, 'absent')}, should be {expected.get(name, 'absent')}{more}; "
-                "name a new folder or the options in its config.json")
+                "name a new folder or the options in its config.json"
+            )
         files = _files(path)
         if wrong := sorted(set(files) ^ {*record["files"], DIGESTS}):
             raise Damaged(f"{wrong[0]} is {'not of it' if wrong[0] in files else 'missing'}")
@@ -207,11 +220,13 @@ class _orbax:
         import orbax.checkpoint as ocp
 
         mine = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(primary_host=mine, active_processes={mine},
-                                                   barrier_sync_key_prefix=f"process{mine}")
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=mine, active_processes={mine}, barrier_sync_key_prefix=f"process{mine}"
+        )
         self._ocp = ocp
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
-                                              multiprocessing_options=alone)
+        self._checkpointer = ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+        )
 
     def save(self, path: Path, leaves: dict[str, np.ndarray]) -> None:
         self._checkpointer.save(path, args=self._ocp.args.PyTreeSave(leaves))

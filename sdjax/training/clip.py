@@ -36,8 +36,9 @@ def clip_loss(text: TextConfig, vision: VisionConfig, gather: Callable[[Any], tu
     return loss_fn
 
 
-def clip_contrastive(image: Array, text: Array, logit_scale: Array,
-                     gather: Callable[[Any], tuple[Any, Any]] = alone) -> tuple[Array, Array]:
+def clip_contrastive(
+    image: Array, text: Array, logit_scale: Array, gather: Callable[[Any], tuple[Any, Any]] = alone
+) -> tuple[Array, Array]:
     """Symmetric InfoNCE (arXiv 2103.00020, Figure 3): embeddings [B, P] twice -> losses [B], and whether a picture's
     nearest text is its own, [B].
 

@@ -36,9 +36,17 @@ def posterior_sample(moments: Array, noise: Array) -> Array:
     return mean + jnp.exp(0.5 * logvar) * noise
 
 
-def noise_batch(x0_from: callable, shape: tuple[int, ...], index: Array, key: Array, abar: Array,
-                prediction: str, min_snr_gamma: float | None = None, logit_normal: tuple[float, float] | None = None,
-                noise_offset: float = 0.0) -> Noised:
+def noise_batch(
+    x0_from: callable,
+    shape: tuple[int, ...],
+    index: Array,
+    key: Array,
+    abar: Array,
+    prediction: str,
+    min_snr_gamma: float | None = None,
+    logit_normal: tuple[float, float] | None = None,
+    noise_offset: float = 0.0,
+) -> Noised:
     """Draws t, eps and the posterior noise of every example from fold_in(key, index).
 
     t is uniform, or with logit_normal (m, s) floor(T sigmoid(m + s n)), n ~ N(0, 1) (arXiv 2403.03206, section 3.1).
@@ -82,9 +90,16 @@ def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: f
     return jnp.where(drop[:, None, None], null, context)
 
 
-def diffusion_loss(config: Config, null: Array, dtype: Any = jnp.float32, remat: bool = False,
-                   caption_dropout: float = 0.0, min_snr_gamma: float | None = None,
-                   logit_normal: tuple[float, float] | None = None, noise_offset: float = 0.0) -> Callable:
+def diffusion_loss(
+    config: Config,
+    null: Array,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    caption_dropout: float = 0.0,
+    min_snr_gamma: float | None = None,
+    logit_normal: tuple[float, float] | None = None,
+    noise_offset: float = 0.0,
+) -> Callable:
     """The UNet's loss, (params, Batch, key) -> (losses [B], {}): `noise_batch`, `drop_captions`, squared error.
 
     null: the empty prompt's states [L, D]. dtype: of the computation. remat: see `UNet`.
@@ -95,8 +110,9 @@ def diffusion_loss(config: Config, null: Array, dtype: Any = jnp.float32, remat:
     def loss_fn(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)
         shape = (*batch.moments.shape[:3], config.vae.latent_channels)
-        noised = noise_batch(x0, shape, batch.index, key, abar, config.schedule.prediction, min_snr_gamma, logit_normal,
-                             noise_offset)
+        noised = noise_batch(
+            x0, shape, batch.index, key, abar, config.schedule.prediction, min_snr_gamma, logit_normal, noise_offset
+        )
         context = drop_captions(batch.context.astype(jnp.float32), null, batch.index, key, caption_dropout)
         with precise(dtype):
             out = unet.apply({"params": params}, noised.x, noised.t, context)

@@ -67,9 +67,15 @@ def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any) 
         print(*_summary(options, shapes, layout, costs), sep="\n")
 
 
-def fit(options: TrainOptions, params: Source, loss_fn: LossFn, stream: Callable[[int], Iterator[Any]],
-        on_sample: Callable[[int, Params, Run], None] | None = None,
-        name_batch: Callable[[int], Sequence[Any]] | None = None, validation: Sequence[tuple[Any, Any]] = ()) -> Params:
+def fit(
+    options: TrainOptions,
+    params: Source,
+    loss_fn: LossFn,
+    stream: Callable[[int], Iterator[Any]],
+    on_sample: Callable[[int, Params, Run], None] | None = None,
+    name_batch: Callable[[int], Sequence[Any]] | None = None,
+    validation: Sequence[tuple[Any, Any]] = (),
+) -> Params:
     """Trains `params` to `options.steps` steps over all devices and returns the weights to export, as numpy arrays.
 
     params: arrays, or a function of the seed that gives them, which is run where they will lie.
@@ -113,8 +119,13 @@ class _Loop:
         local, waiting = len(range(options.examples)[local_part(options.examples)]), None
         batches = stream(self.start) if self.start < options.steps else iter(())
         every = lambda count, last: count and (last or step % count == 0)
-        with tqdm(range(self.start + 1, options.steps + 1), initial=self.start, total=options.steps, unit="step",
-                  disable=not is_primary()) as self.bar:
+        with tqdm(
+            range(self.start + 1, options.steps + 1),
+            initial=self.start,
+            total=options.steps,
+            unit="step",
+            disable=not is_primary(),
+        ) as self.bar:
             for step in self.bar:
                 batch = layout.put((next(batches), np.full(local, self.stop.asked, np.float32)))
                 if step == self.start + 1:
@@ -156,8 +167,11 @@ class _Loop:
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
-            self.bar.write(f"step {step}: no samples, the whole model does not fit the device's memory beside the "
-                           "state; --sample-every 0 does not try", file=sys.stderr)
+            self.bar.write(
+                f"step {step}: no samples, the whole model does not fit the device's memory beside the "
+                "state; --sample-every 0 does not try",
+                file=sys.stderr,
+            )
 
     def save(self, step: int) -> None:
         """Begins to write a checkpoint. After the last one of a single process the state is on the host alone, so that
@@ -188,12 +202,17 @@ class _Loop:
             record = run.log(step, metrics, steps * options.examples, notes)
             self.show(record)
         if bad and is_primary():
-            self.bar.write(f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: skipped, "
-                           "nothing was changed; metrics.jsonl names its batch", file=sys.stderr)
+            self.bar.write(
+                f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: skipped, "
+                "nothing was changed; metrics.jsonl names its batch",
+                file=sys.stderr,
+            )
         if bad >= options.max_bad_steps:
             on_primary(run.checkpoints.wait)
-            raise SdjaxError(f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
-                             f"(--max-bad-steps {options.max_bad_steps}); metrics.jsonl names their batches")
+            raise SdjaxError(
+                f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
+                f"(--max-bad-steps {options.max_bad_steps}); metrics.jsonl names their batches"
+            )
         return asked
 
     def show(self, record: dict[str, Any]) -> None:
@@ -213,8 +232,10 @@ class _Loop:
 
 def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: Costs) -> list[str]:
     kind, count = jax.devices()[0].device_kind, jax.device_count()
-    return [*describe_state(shapes, layout, count, jax.process_count(), kind),
-            *describe_step(costs, options.batch_size, options.accumulate, count)]
+    return [
+        *describe_state(shapes, layout, count, jax.process_count(), kind),
+        *describe_step(costs, options.batch_size, options.accumulate, count),
+    ]
 
 
 def export(options: TrainOptions, sd: StableDiffusion) -> None:

@@ -9,8 +9,9 @@ from sdjax.errors import SdjaxError
 from sdjax.types import Params
 
 
-def make_optimizer(name: str, learning_rate: float, steps: int, warmup: int, decay: str,
-                   clip: float = 1.0) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(
+    name: str, learning_rate: float, steps: int, warmup: int, decay: str, clip: float = 1.0
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """An optimiser by name with linear warm-up and then a constant, cosine or linear course down to 0."""
     courses = {
         "constant": optax.constant_schedule(learning_rate),
@@ -25,8 +26,13 @@ def make_optimizer(name: str, learning_rate: float, steps: int, warmup: int, dec
         "adamw": lambda: optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01),
         "adafactor": lambda: optax.adafactor(schedule),
         "lion": lambda: optax.lion(schedule, weight_decay=0.01),
-        "muon": lambda: optax.contrib.muon(schedule, adam_learning_rate=schedule, consistent_rms=0.2,
-                                           weight_decay=0.01, muon_weight_dimension_numbers=_matrices),
+        "muon": lambda: optax.contrib.muon(
+            schedule,
+            adam_learning_rate=schedule,
+            consistent_rms=0.2,
+            weight_decay=0.01,
+            muon_weight_dimension_numbers=_matrices,
+        ),
     }
     if name not in makers:
         raise SdjaxError(f"--optimizer {name}: expected one of {', '.join(makers)}")

@@ -12,8 +12,17 @@ from sdjax.families.config import Config
 from sdjax.training.optimizer import make_optimizer
 
 LEAST = {
-    "steps": 1, "batch_size": 1, "accumulate": 1, "checkpoint_every": 1, "log_every": 1, "max_bad_steps": 1,
-    "keep": 1, "patience": 1, "replicas": 1, "warmup": 0, "sample_every": 0,
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "max_bad_steps": 1,
+    "keep": 1,
+    "patience": 1,
+    "replicas": 1,
+    "warmup": 0,
+    "sample_every": 0,
     "validate_every": 0,
 }
 
@@ -95,8 +104,9 @@ class TrainOptions:
         if self.parallel not in KINDS:
             raise SdjaxError(f"--parallel {self.parallel}: expected {' or '.join(KINDS)}")
         if self.replicas > 1 and self.parallel != "fsdp":
-            raise SdjaxError(f"--replicas {self.replicas}: needs --parallel fsdp; under {self.parallel} every device "
-                             "has a copy")
+            raise SdjaxError(
+                f"--replicas {self.replicas}: needs --parallel fsdp; under {self.parallel} every device has a copy"
+            )
         self.make_optimizer()
 
     @property
@@ -120,8 +130,10 @@ def check_channels(model: str, config: Config) -> None:
     """SdjaxError where the UNet takes more than noised latents: the diffusion loss has nothing else."""
     takes, latents = config.unet.in_channels, config.vae.latent_channels
     if takes != latents:
-        raise SdjaxError(f"--model {model}: its UNet has {takes} input channels; training takes models whose UNet "
-                         f"has as many as the VAE's latents, {latents}")
+        raise SdjaxError(
+            f"--model {model}: its UNet has {takes} input channels; training takes models whose UNet "
+            f"has as many as the VAE's latents, {latents}"
+        )
 
 
 def check_dtype(dtype: str) -> None:

@@ -32,8 +32,11 @@ def describe_step(costs: Costs, batch_size: int, accumulate: int, devices: int) 
     """What a compiled step takes."""
     found, flops = costs.memory, costs.flops * devices
     parts = f" in {accumulate} parts" if accumulate > 1 else ""
-    lines = [f"step        {batch_size * accumulate} pictures{parts}, {flops / 1e9:,.1f} GFLOP" if flops else
-             f"step        {batch_size * accumulate} pictures{parts}"]
+    lines = [
+        f"step        {batch_size * accumulate} pictures{parts}, {flops / 1e9:,.1f} GFLOP"
+        if flops
+        else f"step        {batch_size * accumulate} pictures{parts}"
+    ]
     if found:
         lines.append(describe_memory(found))
     return lines
@@ -41,8 +44,10 @@ def describe_step(costs: Costs, batch_size: int, accumulate: int, devices: int) 
 
 def describe_memory(found: dict[str, int], where: str = "device") -> str:
     """found: `sdjax.devices.cost.memory`."""
-    return (f"memory      {megabytes(found['total'])} a {where}: arguments {megabytes(found['arguments'])}, "
-            f"temporary {megabytes(found['temporary'])}")
+    return (
+        f"memory      {megabytes(found['total'])} a {where}: arguments {megabytes(found['arguments'])}, "
+        f"temporary {megabytes(found['temporary'])}"
+    )
 
 
 def utilisation(flops: float, seconds: float, kind: str) -> float | None:

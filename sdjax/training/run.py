@@ -34,8 +34,9 @@ class Run:
 
     def __init__(self, folder: str | Path, options: Any):
         self.folder, self.primary = Path(folder).absolute(), is_primary()
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", getattr(options, "keep", 2),
-                                       getattr(options, "keep_hours", 0.0))
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", getattr(options, "keep", 2), getattr(options, "keep_hours", 0.0)
+        )
         self._clock, self._board = time.perf_counter(), None
         if not self.primary:
             return
@@ -187,8 +188,11 @@ def _report_changes(folder: Path, path: Path, settings: dict[str, Any]) -> None:
     except (ValueError, TypeError):
         raise SdjaxError(f"{path}: not readable as JSON; remove it to go on with the options given now") from None
     flag = lambda name: "--" + name.replace("_", "-")
-    changes = [f"{flag(name)} {settings.get(name)} (was {before.get(name)})" for name in sorted({*settings, *before})
-               if name not in OWN and settings.get(name) != before.get(name)]
+    changes = [
+        f"{flag(name)} {settings.get(name)} (was {before.get(name)})"
+        for name in sorted({*settings, *before})
+        if name not in OWN and settings.get(name) != before.get(name)
+    ]
     if changes:
         print(f"--out {folder} goes on with other options than it began with: {', '.join(changes)}", file=sys.stderr)
 

@@ -13,7 +13,8 @@ def leave_on_signals(out: Path) -> None:
     def leave(*_):
         if is_primary():
             (out / "PREEMPTED").write_text(
-                "stopped at once by a signal; the same command goes on after the newest checkpoint\n")
+                "stopped at once by a signal; the same command goes on after the newest checkpoint\n"
+            )
         raise SystemExit(0)
 
     for name in (signal.SIGTERM, signal.SIGINT):

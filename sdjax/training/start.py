@@ -62,8 +62,10 @@ def check_shared(out: Path, seconds: float = 60.0) -> None:
     if is_primary():
         mark.unlink(missing_ok=True)
     if not seen.all():
-        raise SdjaxError(f"--out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
-                         "that all processes share is needed")
+        raise SdjaxError(
+            f"--out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
+            "that all processes share is needed"
+        )
 
 
 def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:
@@ -71,5 +73,14 @@ def open_pictures(options: TrainOptions, size: int, multiple: int | None = None)
     (None: squares only)."""
     if options.buckets and multiple is None:
         raise SdjaxError("--buckets: this model takes squares only")
-    return open_data(options.data, size, options.max_bad, options.out, options.crop, options.flip,
-                     multiple if options.buckets else None, options.seed, jax.process_index())
+    return open_data(
+        options.data,
+        size,
+        options.max_bad,
+        options.out,
+        options.crop,
+        options.flip,
+        multiple if options.buckets else None,
+        options.seed,
+        jax.process_index(),
+    )

@@ -44,9 +44,14 @@ def update_ema(ema: Params, params: Params, step: Array, decay: float) -> Params
     return jax.tree.map(lambda e, p: e + (1 - d) * (p.astype(jnp.float32) - e), ema, params)
 
 
-def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float,
-                    average: Callable[[Any], Any] = lambda tree: tree, accumulate: int = 1,
-                    schedule: optax.Schedule | None = None) -> Callable:
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    average: Callable[[Any], Any] = lambda tree: tree,
+    accumulate: int = 1,
+    schedule: optax.Schedule | None = None,
+) -> Callable:
     """(state, batch, key) -> (state, metrics). `average` is the mean over devices where there are several.
 
     The key is the run's; what a step draws comes from fold_in(key, step) and then from the example's index.
@@ -70,8 +75,11 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, em
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else update_ema(state.ema, params, done + 1, ema_decay)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt_state, ema),
-                            (state.params, state.opt_state, state.ema))
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
         bad = jnp.where(finite, 0, state.bad + 1)
         metrics = {"loss": loss, "grad_norm": norm, "bad": bad, **metrics}
         if schedule is not None:

@@ -37,11 +37,16 @@ def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
     """(config, {"vision", "text_projection", "logit_scale"}) of a folder that `save_clip` wrote, or of a CLIPModel."""
     folder = Path(folder)
     config = read_vision(Fields(folder / "config.json"))
-    tensors = {name: value for name, value in read_weights(folder, TRANSFORMERS, "vision").items()
-               if not name.startswith("text_model.")}
+    tensors = {
+        name: value
+        for name, value in read_weights(folder, TRANSFORMERS, "vision").items()
+        if not name.startswith("text_model.")
+    }
     try:
-        head = {"text_projection": placed(tensors.pop("text_projection.weight").T),
-                "logit_scale": placed(tensors.pop("logit_scale"))}
+        head = {
+            "text_projection": placed(tensors.pop("text_projection.weight").T),
+            "logit_scale": placed(tensors.pop("logit_scale")),
+        }
     except KeyError as error:
         raise SdjaxError(f"{folder / 'model.safetensors'}: has no tensor {error}") from None
     if head["text_projection"].shape[1:] != (config.projection,) or head["logit_scale"].shape != ():
@@ -57,7 +62,10 @@ def load_clip_text(folder: str | Path) -> tuple[TextConfig, Params, Any] | None:
     if "text_config" not in read_json(folder / "config.json"):
         return None
     config = read_text(Fields(folder / "config.json"), folder)
-    tensors = {name: value for name, value in read_weights(folder, TRANSFORMERS, "text").items()
-               if name.startswith("text_model.")}
+    tensors = {
+        name: value
+        for name, value in read_weights(folder, TRANSFORMERS, "text").items()
+        if name.startswith("text_model.")
+    }
     params = from_file_tensors(tensors, make_rows(config), param_shapes(config), source=str(folder))
     return config, params, load_tokenizer(folder)

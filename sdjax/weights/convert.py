@@ -25,7 +25,7 @@ OPERATIONS = {
 
 def third(i: int):
     """One of q, k, v that a file stacks along the first axis; to_file_tensors stacks them again."""
-    return (lambda a: a[i * (len(a) // 3):(i + 1) * (len(a) // 3)].T, lambda a: a.T, lambda s: (3 * s[-1], *s[:-1]))
+    return (lambda a: a[i * (len(a) // 3) : (i + 1) * (len(a) // 3)].T, lambda a: a.T, lambda s: (3 * s[-1], *s[:-1]))
 
 
 SPLIT = ("split q", "split k", "split v")
@@ -33,8 +33,14 @@ SPLIT = ("split q", "split k", "split v")
 OPERATIONS |= {name: third(i) for i, name in enumerate(SPLIT)}
 
 
-def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], expected: Any, layout: str = "diffusers",
-                      source: str = "the file", text_layers: int = -1) -> Params:
+def from_file_tensors(
+    tensors: Mapping[str, np.ndarray],
+    rows: Sequence[Row],
+    expected: Any,
+    layout: str = "diffusers",
+    source: str = "the file",
+    text_layers: int = -1,
+) -> Params:
     """Tensors by their file names -> parameters by `rows`. Values keep their dtype, but float8 becomes float16 and
     float64 float32.
 
@@ -66,8 +72,9 @@ def from_file_tensors(tensors: Mapping[str, np.ndarray], rows: Sequence[Row], ex
         if not is_harmless(name, layout, text_layers):
             problems[name] = f"unexpected  {name}"
     if problems:
-        raise SdjaxError(f"{source}: {len(problems)} tensors do not fit the config:\n  "
-                         + "\n  ".join(problems.values()))
+        raise SdjaxError(
+            f"{source}: {len(problems)} tensors do not fit the config:\n  " + "\n  ".join(problems.values())
+        )
     return unflatten_dict(found)
 
 
@@ -111,11 +118,14 @@ def cast_params(params: Params, dtype: np.dtype) -> Params:
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
     with np.errstate(over="ignore"):
         cast = {path: leaf.astype(dtype) for path, leaf in flat.items()}
-    lost = ["/".join(path) for path, leaf in cast.items()
-            if not np.isfinite(leaf).all() and np.isfinite(flat[path]).all()]
+    lost = [
+        "/".join(path) for path, leaf in cast.items() if not np.isfinite(leaf).all() and np.isfinite(flat[path]).all()
+    ]
     if lost:
-        raise SdjaxError(f"dtype {np.dtype(dtype).name} cannot hold values of {', '.join(lost[:5])}"
-                         + (f" and {len(lost) - 5} more" if len(lost) > 5 else ""))
+        raise SdjaxError(
+            f"dtype {np.dtype(dtype).name} cannot hold values of {', '.join(lost[:5])}"
+            + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        )
     return unflatten_dict(cast)
 
 

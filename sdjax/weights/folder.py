@@ -32,8 +32,9 @@ TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))
 DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"))
 
 #: part -> (its folder, its weights' files)
-PARTS = {name: (place.folder, TRANSFORMERS if place.part is CLIP_TEXT else DIFFUSERS)
-         for name, place in SD.parts.items()}
+PARTS = {
+    name: (place.folder, TRANSFORMERS if place.part is CLIP_TEXT else DIFFUSERS) for name, place in SD.parts.items()
+}
 
 
 def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...]) -> str | None:
@@ -41,8 +42,12 @@ def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...]) -> 
 
     Full precision before fp16, safetensors before .bin.
     """
-    wanted = (name for variant in ("", ".fp16") for stem, suffix in stems
-              for name in (f"{stem}{variant}.{suffix}", f"{stem}.{suffix}.index{variant}.json"))
+    wanted = (
+        name
+        for variant in ("", ".fp16")
+        for stem, suffix in stems
+        for name in (f"{stem}{variant}.{suffix}", f"{stem}.{suffix}.index{variant}.json")
+    )
     return next((name for name in wanted if name in names), None)
 
 
@@ -61,8 +66,9 @@ def read_weights(folder: Path, stems: tuple[tuple[str, str], ...], part: str) ->
     found = weights_file({path.name for path in folder.iterdir()} if folder.is_dir() else (), stems)
     if found is None:
         stem, suffix = stems[0]
-        raise SdjaxError(f"{folder}: no {stem}.{suffix} there, nor its fp16 variant, shards or "
-                         f"{stems[-1][0]}.{stems[-1][1]}")
+        raise SdjaxError(
+            f"{folder}: no {stem}.{suffix} there, nor its fp16 variant, shards or {stems[-1][0]}.{stems[-1][1]}"
+        )
     tensors = {}
     for name in shard_names(folder / found) if found.endswith(".json") else [found]:
         for old, value in read_tensors(folder / name).items():

@@ -29,15 +29,19 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     index = read_json(folder / "model_index.json")
     pipeline = str(index.get("_class_name", ""))
     if not pipeline.startswith("StableDiffusion") or "text_encoder_2" in index:
-        raise SdjaxError(f"{folder / 'model_index.json'}: _class_name is {index.get('_class_name')!r}, "
-                         "should be StableDiffusionPipeline (or its img2img, inpainting forms)")
+        raise SdjaxError(
+            f"{folder / 'model_index.json'}: _class_name is {index.get('_class_name')!r}, "
+            "should be StableDiffusionPipeline (or its img2img, inpainting forms)"
+        )
     fields = {part: Fields(folder / place.folder / "config.json") for part, place in SD.parts.items()}
     sample_size = fields["unet"].take("sample_size", 64)
     found = {part: place.part.read(fields[part], folder / "tokenizer") for part, place in SD.parts.items()}
     schedule = read_schedule(Fields(folder / "scheduler" / "scheduler_config.json"))
     if found["unet"].context_dim != found["text"].width:
-        raise SdjaxError(f"{folder}: unet cross_attention_dim {found['unet'].context_dim} is not the text width "
-                         f"{found['text'].width}")
+        raise SdjaxError(
+            f"{folder}: unet cross_attention_dim {found['unet'].context_dim} is not the text width "
+            f"{found['text'].width}"
+        )
     size = sample_size * found["vae"].factor
     config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline)
     preset = next((preset for preset in PRESETS.values() if (preset, preset.size) == (config, size)), None)
@@ -53,12 +57,16 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
         raise SdjaxError(f"{fields.path}: no beta_schedule, should be scaled_linear")
     zero_terminal_snr = fields.take("rescale_betas_zero_snr", False, bool)
     if zero_terminal_snr and prediction == "epsilon":
-        raise SdjaxError(f"{fields.path}: rescale_betas_zero_snr is true with prediction_type 'epsilon', "
-                         "should be v_prediction")
+        raise SdjaxError(
+            f"{fields.path}: rescale_betas_zero_snr is true with prediction_type 'epsilon', should be v_prediction"
+        )
     config = ScheduleConfig(
-        timesteps=fields.take("num_train_timesteps", 1000), beta_start=fields.take("beta_start", 0.0001, float, 0.999),
+        timesteps=fields.take("num_train_timesteps", 1000),
+        beta_start=fields.take("beta_start", 0.0001, float, 0.999),
         beta_end=fields.take("beta_end", 0.02, float, 0.999),
-        prediction=KINDS[prediction], zero_terminal_snr=zero_terminal_snr)
+        prediction=KINDS[prediction],
+        zero_terminal_snr=zero_terminal_snr,
+    )
     fields.finish(CHECKED)
     return config
 
@@ -68,16 +76,33 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     came with, else its family's."""
     family, schedule = family_of(config), config.schedule
     index = class_name(config.pipeline or family.pipeline) | dict(
-        feature_extractor=[None, None], image_encoder=[None, None], requires_safety_checker=False,
-        safety_checker=[None, None], scheduler=["diffusers", "DDIMScheduler"],
-        text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
-        unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"])
+        feature_extractor=[None, None],
+        image_encoder=[None, None],
+        requires_safety_checker=False,
+        safety_checker=[None, None],
+        scheduler=["diffusers", "DDIMScheduler"],
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
+    )
     sizes = {"unet": dict(sample_size=config.size // config.vae.factor), "vae": dict(sample_size=config.size)}
-    parts = {f"{place.folder}/config.json": place.part.write(getattr(config, part)) | sizes.get(part, {})
-             for part, place in family.parts.items()}
-    scheduler = class_name("DDIMScheduler") | CHECKED | dict(
-        num_train_timesteps=schedule.timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end,
-        prediction_type=PREDICTIONS[schedule.prediction].diffusers, steps_offset=1, set_alpha_to_one=False,
-        rescale_betas_zero_snr=schedule.zero_terminal_snr,
-        timestep_spacing="trailing" if schedule.zero_terminal_snr else "leading")
+    parts = {
+        f"{place.folder}/config.json": place.part.write(getattr(config, part)) | sizes.get(part, {})
+        for part, place in family.parts.items()
+    }
+    scheduler = (
+        class_name("DDIMScheduler")
+        | CHECKED
+        | dict(
+            num_train_timesteps=schedule.timesteps,
+            beta_start=schedule.beta_start,
+            beta_end=schedule.beta_end,
+            prediction_type=PREDICTIONS[schedule.prediction].diffusers,
+            steps_offset=1,
+            set_alpha_to_one=False,
+            rescale_betas_zero_snr=schedule.zero_terminal_snr,
+            timestep_spacing="trailing" if schedule.zero_terminal_snr else "leading",
+        )
+    )
     return {"model_index.json": index, **parts, "scheduler/scheduler_config.json": scheduler}

@@ -16,10 +16,22 @@ from sdjax.weights.folder import PARTS, shard_names, weights_file
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # names in these are meant as files
 SECONDS = 7  # for the hub's answer, names looked up and all
 
-CONFIGS = ("model_index.json", "scheduler/scheduler_config.json",
-           *(f"{folder}/config.json" for folder, _ in PARTS.values()),
-           *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
-                                              "special_tokens_map.json", "added_tokens.json")))
+CONFIGS = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{folder}/config.json" for folder, _ in PARTS.values()),
+    *(
+        f"tokenizer/{name}"
+        for name in (
+            "vocab.json",
+            "merges.txt",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        )
+    ),
+)
 
 
 def is_hub_id(source: str) -> bool:
@@ -48,26 +60,34 @@ def fetch_folder(repo: str) -> Path:
         names = list_files(repo)
     except SdjaxError as error:
         if cached is None:
-            raise SdjaxError(f"{repo}: no such folder or file here, no such model in the cache {HF_HUB_CACHE}, and "
-                             f"{error}") from None
+            raise SdjaxError(
+                f"{repo}: no such folder or file here, no such model in the cache {HF_HUB_CACHE}, and {error}"
+            ) from None
         log.warning("%s: taken from the cache, since %s", repo, error)
         return cached
     if "model_index.json" not in names:
         files = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))[:3]
-        raise SdjaxError(f"{repo}: that model on the hub has no model_index.json, so is no diffusers folder"
-                         + (f"; download one of its files and name that: {', '.join(files)} ..." if files else ""))
+        raise SdjaxError(
+            f"{repo}: that model on the hub has no model_index.json, so is no diffusers folder"
+            + (f"; download one of its files and name that: {', '.join(files)} ..." if files else "")
+        )
 
     def download(wanted: list[str]) -> Path:
         try:
             return Path(snapshot_download(repo, allow_patterns=wanted))
         except Exception as error:  # of the connection, the disk or the hub: which classes depends on its version
-            raise SdjaxError(f"{repo}: the download stopped, {said(error)}; finished files are kept, load it again "
-                             "to go on") from None
+            raise SdjaxError(
+                f"{repo}: the download stopped, {said(error)}; finished files are kept, load it again to go on"
+            ) from None
 
     weights = chosen_weights(names)
     folder = download([name for name in CONFIGS if name in names] + weights)
-    if shards := [f"{Path(index).parent.as_posix()}/{shard}" for index in weights if index.endswith(".json")
-                  for shard in shard_names(folder / index)]:
+    if shards := [
+        f"{Path(index).parent.as_posix()}/{shard}"
+        for index in weights
+        if index.endswith(".json")
+        for shard in shard_names(folder / index)
+    ]:
         download(shards)
     return folder
 

@@ -45,15 +45,19 @@ def known_prediction(prediction: str | None) -> str | None:
 
 def model_rows(config: Config) -> list[Row]:
     """The tables of all parts, paths beginning with the part's name."""
-    parts = ((part, make_rows(getattr(config, part), prefix=place.prefix))
-             for part, place in family_of(config).parts.items())
+    parts = (
+        (part, make_rows(getattr(config, part), prefix=place.prefix)) for part, place in family_of(config).parts.items()
+    )
     return [row._replace(path=(part, *row.path)) for part, rows in parts for row in rows]
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
     """Tensors' shapes by name -> the candidates that they may be, none, one or (SD 2.x) two."""
-    return [config for config in CANDIDATES
-            if all(shapes.get(name) == shape for name, shape in family_of(config).probes(config).items())]
+    return [
+        config
+        for config in CANDIDATES
+        if all(shapes.get(name) == shape for name, shape in family_of(config).probes(config).items())
+    ]
 
 
 def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, source: str | Path = "the file") -> Config:
@@ -62,15 +66,24 @@ def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, sou
     if not (found := recognise(shapes)):
         asked = sorted({name for config in CANDIDATES for name in family_of(config).probes(config)})
         seen = ", ".join(f"{name} {list(shapes[name])}" for name in asked if name in shapes)
-        raise SdjaxError(f"{source}: holds none of {', '.join(config.name for config in CANDIDATES)} in CompVis' "
-                         f"layout; of the tensors that tell them apart it has {seen or 'none'}")
+        raise SdjaxError(
+            f"{source}: holds none of {', '.join(config.name for config in CANDIDATES)} in CompVis' "
+            f"layout; of the tensors that tell them apart it has {seen or 'none'}"
+        )
     if prediction is None and len(found) > 1:
         spread = np.std(np.asarray(tensors[V_BIAS], np.float32)) if V_BIAS in tensors else 0.0
         prediction = "v" if spread > V_SPREAD else "epsilon"
         other = "v" if prediction == "epsilon" else "epsilon"
-        log.warning('%s: an SD 2.x file does not say what it predicts; taken as prediction="%s", since the standard '
-                    'deviation of %s is %.3f (v-models: above %s). If pictures are wrong, pass prediction="%s"',
-                    source, prediction, V_BIAS, spread, V_SPREAD, other)
+        log.warning(
+            '%s: an SD 2.x file does not say what it predicts; taken as prediction="%s", since the standard '
+            'deviation of %s is %.3f (v-models: above %s). If pictures are wrong, pass prediction="%s"',
+            source,
+            prediction,
+            V_BIAS,
+            spread,
+            V_SPREAD,
+            other,
+        )
     return predicting(found, prediction)
 
 
@@ -109,8 +122,9 @@ def check_betas(tensors: Mapping[str, np.ndarray], schedule: ScheduleConfig, sou
         log.warning("%s: its buffer `betas` is another noise schedule than %s; it is not used", source, schedule)
 
 
-def read_single(path: str | Path, prediction: str | None = None, prefer_ema: bool = False,
-                config: Config | None = None) -> tuple[Config, Params]:
+def read_single(
+    path: str | Path, prediction: str | None = None, prefer_ema: bool = False, config: Config | None = None
+) -> tuple[Config, Params]:
     """(config, {"text", "vae", "unet"}) of a .safetensors or .ckpt file, in the file's dtypes.
 
     `prediction` "epsilon" or "v" overrules the file and the preset; `prefer_ema` takes the UNet from `model_ema.*`
@@ -158,8 +172,11 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
     preset = predicting(found, config.schedule.prediction) if found else None  # what reading the file will give
     if preset is None or preset.vae.scaling != config.vae.scaling:
         tensors["scale_factor"] = np.asarray(config.vae.scaling, np.float32)
-    if preset is None or preset.size != config.size or replace(preset, vae=replace(
-            preset.vae, scaling=config.vae.scaling)) != config:
+    if (
+        preset is None
+        or preset.size != config.size
+        or replace(preset, vae=replace(preset.vae, scaling=config.vae.scaling)) != config
+    ):
         log.warning("%s: a single file does not hold this model's config, which is no preset's; a folder does", path)
     with whole(path) as scratch:
         write_tensors(scratch, tensors, {PREDICTION_KEY: config.schedule.prediction})

@@ -4,9 +4,20 @@ import re
 
 #: The buffers that CompVis' DDPM and DDIM register: functions of the noise schedule.
 SCHEDULE_BUFFERS = (
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "lvlb_weights", "logvar",
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "lvlb_weights",
+    "logvar",
 )
 
 #: Tensors that files hold and no computation here needs, by layout: patterns of whole names.
@@ -30,12 +41,18 @@ HARMLESS = {
 
 #: Spellings of older files -> the table's, by part.
 OLD_NAMES = {
-    "vae": ((r"\.query\.", ".to_q."), (r"\.key\.", ".to_k."), (r"\.value\.", ".to_v."),
-            (r"\.proj_attn\.", ".to_out.0.")),
+    "vae": (
+        (r"\.query\.", ".to_q."),
+        (r"\.key\.", ".to_k."),
+        (r"\.value\.", ".to_v."),
+        (r"\.proj_attn\.", ".to_out.0."),
+    ),
     "text": ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
     "safety": ((r"^vision_model\.vision_model\.", "vision_model."),),
-    "single": ((r"^conditioner\.embedders\.0\.", "cond_stage_model."),  # SGM's spelling of SD 1 and 2
-               (r"^(cond_stage_model\.transformer)\.(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1.text_model.")),
+    "single": (
+        (r"^conditioner\.embedders\.0\.", "cond_stage_model."),  # SGM's spelling of SD 1 and 2
+        (r"^(cond_stage_model\.transformer)\.(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1.text_model."),
+    ),
 }
 
 

@@ -58,8 +58,13 @@ def test_pictures_and_manifest(tmp_path, whole):
     assert pictures(tmp_path) == whole
     first, *rest = records(tmp_path)
     assert first == {"settings": {"steps": 20, "eta": None}} and len(rest) == 11
-    assert rest[7] == {"image": 7, "file": "00007-seed107.png", "seed": 107, "prompt": "prompt 7",
-                       "bytes": len(whole["00007-seed107.png"])}
+    assert rest[7] == {
+        "image": 7,
+        "file": "00007-seed107.png",
+        "seed": 107,
+        "prompt": "prompt 7",
+        "bytes": len(whole["00007-seed107.png"]),
+    }
     assert Image.open(tmp_path / "00007-seed107.png").text["parameters"] == "prompt 7\nSteps: 20, Seed: 107"
     assert calls[0] == (0, 11) and calls[-1] == (11, 11) and calls == sorted(calls)
     before = stamps(tmp_path)
@@ -127,9 +132,11 @@ def test_refusals(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "other" / "00010-seed110.png")
     before = stamps(tmp_path), (tmp_path / "manifest.jsonl").read_bytes()
     changed = [*PROMPTS[:6], "another", *PROMPTS[7:]]
-    cases = [(tmp_path, {"steps": 30}, "steps is 20 there, 30 here"),
-             (tmp_path, {"prompts": changed}, "picture 6 is of"),
-             (tmp_path / "other", {}, "00010-seed110.png: no `parameters`")]
+    cases = [
+        (tmp_path, {"steps": 30}, "steps is 20 there, 30 here"),
+        (tmp_path, {"prompts": changed}, "picture 6 is of"),
+        (tmp_path / "other", {}, "00010-seed110.png: no `parameters`"),
+    ]
     for out, options, message in cases:
         with pytest.raises(SdjaxError, match=message) as error:
             draw_to(out, **options)
@@ -157,8 +164,12 @@ def test_read_prompts(tmp_path):
     assert read_prompts(tmp_path / "prompts") == ["a cat", "a dog", "# one", "ねこ"]
     (tmp_path / "latin").write_bytes(b"a cat\ncaf\xe9\n")
     (tmp_path / "empty").write_bytes(b"\n \n")
-    for name, message in [("latin", "latin line 2: not UTF-8"), ("empty", "no prompts"), ("none", "No such file"),
-                          ("", "Is a directory")]:
+    for name, message in [
+        ("latin", "latin line 2: not UTF-8"),
+        ("empty", "no prompts"),
+        ("none", "No such file"),
+        ("", "Is a directory"),
+    ]:
         with pytest.raises(SdjaxError, match=message):
             read_prompts(tmp_path / name)
 
@@ -167,10 +178,20 @@ def test_read_prompts(tmp_path):
 
 
 def start(arguments, cwd, devices):
-    where = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices),
-                          "SDJAX_CACHE": str(cwd / "cache"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.Popen([sys.executable, ROOT / "sample" / "generate.py", *map(str, arguments)], cwd=cwd, env=where,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    where = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "SDJAX_CACHE": str(cwd / "cache"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, ROOT / "sample" / "generate.py", *map(str, arguments)],
+        cwd=cwd,
+        env=where,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def resident(process) -> int:

@@ -50,14 +50,17 @@ def test_most_pictures_get_their_own_caption_of_300(pictures, script, capsys):
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"--data": "nowhere"}, "--data nowhere: no such folder"),
-    ({"--data": "empty"}, "--data empty: no pictures there"),
-    ({"--phrases": "nothing.txt"}, "nothing.txt: cannot be read"),
-    ({"--batch-size": 0}, "--batch-size 0: at least 1"),
-    ({"--clip": "empty"}, "config.json"),
-    ({"--model": "nowhere"}, "nowhere"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"--data": "nowhere"}, "--data nowhere: no such folder"),
+        ({"--data": "empty"}, "--data empty: no pictures there"),
+        ({"--phrases": "nothing.txt"}, "nothing.txt: cannot be read"),
+        ({"--batch-size": 0}, "--batch-size 0: at least 1"),
+        ({"--clip": "empty"}, "config.json"),
+        ({"--model": "nowhere"}, "nowhere"),
+    ],
+)
 def test_refusals(pictures, place, script, capsys, change, message):
     (place / "empty").mkdir(exist_ok=True)
     options = {"--data": "bare", "--phrases": "phrases.txt"} | change

@@ -19,15 +19,22 @@ from tests.scripts import ROOT
 def python(code, *arguments, cwd=ROOT, **where):
     """(seconds, last line printed) of a fresh process."""
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)} | where)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | where,
+    )
     assert done.returncode == 0, done.stderr
     return time.perf_counter() - begin, done.stdout.strip().splitlines()[-1]
 
 
 LOADED = "print([name for name in ('jax', 'flax', 'transformers', 'PIL', 'torch') if name in sys.modules])"
-RUN = "import runpy, sys; sys.argv = ['generate.py', *sys.argv[1:]]; " \
-      f"run = lambda: runpy.run_path({str(ROOT / 'sample' / 'generate.py')!r}, run_name='__main__')\n"
+RUN = (
+    "import runpy, sys; sys.argv = ['generate.py', *sys.argv[1:]]; "
+    f"run = lambda: runpy.run_path({str(ROOT / 'sample' / 'generate.py')!r}, run_name='__main__')\n"
+)
 
 
 def test_importing_sdjax_imports_nothing_else():
@@ -73,21 +80,28 @@ def test_help_comes_at_once():
     assert seconds < 2 and loaded == "[]"
 
 
-COUNT = RUN + """
+COUNT = (
+    RUN
+    + """
 import collections, jax, json
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rpartition("/")[2]]))
 run()
 print(json.dumps({name: counts[name] for name in ("cache_hits", "cache_misses")}))
 """
+)
 
 
 def test_a_second_process_finds_the_first_ones_programs(place, tmp_path):
     def draw(**where):
-        where |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                  "JAX_COMPILATION_CACHE_DIR": ""}
-        return json.loads(python(COUNT, "cat", "--model", "model", "--steps", 2, "--out", tmp_path / "out", cwd=place,
-                                 **where)[1])
+        where |= {
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_COMPILATION_CACHE_DIR": "",
+        }
+        return json.loads(
+            python(COUNT, "cat", "--model", "model", "--steps", 2, "--out", tmp_path / "out", cwd=place, **where)[1]
+        )
 
     cache = tmp_path / "cache"
     first, second = draw(SDJAX_CACHE=str(cache)), draw(SDJAX_CACHE=str(cache))
@@ -97,15 +111,23 @@ def test_a_second_process_finds_the_first_ones_programs(place, tmp_path):
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
-@pytest.mark.parametrize("where, expected", [
-    ({"SDJAX_CACHE": "off"}, "None"), ({"JAX_COMPILATION_CACHE_DIR": "elsewhere"}, "elsewhere"),
-    ({"SDJAX_CACHE": "here"}, "here"), ({"HOME": "home"}, "home/.cache/sdjax")])
+@pytest.mark.parametrize(
+    "where, expected",
+    [
+        ({"SDJAX_CACHE": "off"}, "None"),
+        ({"JAX_COMPILATION_CACHE_DIR": "elsewhere"}, "elsewhere"),
+        ({"SDJAX_CACHE": "here"}, "here"),
+        ({"HOME": "home"}, "home/.cache/sdjax"),
+    ],
+)
 @pytest.mark.parametrize("imports", ["sdjax.devices.host, jax", "jax, sdjax.devices.host"])
 def test_where_programs_are_kept(imports, where, expected):
     first, second = imports.split(", ")
     code = f"import {first}; from sdjax.devices import host; host.keep_programs(); import {second}, jax\n"
-    found = python(code + "print(jax.config.jax_compilation_cache_dir or None)",
-                   **{"SDJAX_CACHE": "", "JAX_COMPILATION_CACHE_DIR": ""} | where)[1]
+    found = python(
+        code + "print(jax.config.jax_compilation_cache_dir or None)",
+        **{"SDJAX_CACHE": "", "JAX_COMPILATION_CACHE_DIR": ""} | where,
+    )[1]
     assert found == expected
 
 

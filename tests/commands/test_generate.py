@@ -50,19 +50,37 @@ def test_generate_from_a_picture(script, place, capfd):
     def draw(out, *arguments):
         assert script("sample/generate.py", "--out", out, "--no-cache", *arguments) == 0
 
-    draw("first", "a red\napple", "--model", "model", "--steps", 2, "--sampler", "euler_a", "--seed", 3, "--sigmas",
-         "karras", "--guidance-scale", 3)
+    draw(
+        "first",
+        "a red\napple",
+        "--model",
+        "model",
+        "--steps",
+        2,
+        "--sampler",
+        "euler_a",
+        "--seed",
+        3,
+        "--sigmas",
+        "karras",
+        "--guidance-scale",
+        3,
+    )
     draw("again", "--from", "first/00000-seed3.png")
     again = place / "again" / "00000-seed3.png"
     assert again.read_bytes() == (place / "first" / "00000-seed3.png").read_bytes()
     draw("third", "--from", again, "--guidance-scale", 5, "a cat")
     text = Image.open(place / "third" / "00000-seed3.png").text["parameters"]
-    assert text == ("a cat\nSteps: 2, Sampler: euler_a, Schedule type: Karras, CFG scale: 5, Seed: 3, Size: 8x8, "
-                    "Model: model")
+    assert text == (
+        "a cat\nSteps: 2, Sampler: euler_a, Schedule type: Karras, CFG scale: 5, Seed: 3, Size: 8x8, Model: model"
+    )
     capfd.readouterr()
     info = PngInfo()
-    info.add_text("parameters", "a dog\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 9, Size: 8x16, "
-                                "Model hash: 6ce0161689, Model: v1-5, Version: v1.6.0")
+    info.add_text(
+        "parameters",
+        "a dog\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 9, Size: 8x16, "
+        "Model hash: 6ce0161689, Model: v1-5, Version: v1.6.0",
+    )
     Image.new("RGB", (8, 16)).save(place / "web-ui.png", pnginfo=info)
     draw("web", "--from", "web-ui.png", "--model", "model")
     assert Image.open(place / "web" / "00000-seed9.png").size == (8, 16)
@@ -74,8 +92,10 @@ def test_generate_from_a_picture(script, place, capfd):
     assert half.read_bytes() == halves.read_bytes() and "Dtype: bfloat16" in Image.open(half).text["parameters"]
 
 
-@pytest.mark.parametrize("source, model, dropped", [
-    ("org/name", "org/name", ""), ("gone.safetensors", "emoji", "Model: m, Source: gone.safetensors")])
+@pytest.mark.parametrize(
+    "source, model, dropped",
+    [("org/name", "org/name", ""), ("gone.safetensors", "emoji", "Model: m, Source: gone.safetensors")],
+)
 def test_the_source_of_a_picture_is_taken_or_named(tmp_path, capsys, source, model, dropped):
     info = PngInfo()
     info.add_text("parameters", f"a dog\nSteps: 2, Model: m, Source: {source}")
@@ -105,8 +125,21 @@ def test_runs_into_one_folder_keep_their_hands_off_each_others_pictures(tmp_path
 
 def test_generate_grid_and_tasks(script, place, capfd):
     def draw(out, *arguments):
-        assert script("sample/generate.py", "a red apple", "--model", "model", "--out", out, "--no-cache", "--steps", 2,
-                      *arguments) == 0
+        assert (
+            script(
+                "sample/generate.py",
+                "a red apple",
+                "--model",
+                "model",
+                "--out",
+                out,
+                "--no-cache",
+                "--steps",
+                2,
+                *arguments,
+            )
+            == 0
+        )
 
     def text(out, number):
         (path,) = (place / out).glob(f"{number:05d}-*")
@@ -128,8 +161,10 @@ def test_generate_grid_and_tasks(script, place, capfd):
     draw("tasks", "--init-image", first, "--strength", 0.5, "--preview", 1)
     assert not (place / "tasks" / "preview.png").exists(), "one step has nothing on its way"
     draw("tasks", "--init-image", first, "--mask", "mask.png")
-    assert text("tasks", 0) == ("Steps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 0, Size: 8x8, Model: model, "
-                                f"Denoising strength: 0.5, Init image: {first}")
+    assert text("tasks", 0) == (
+        "Steps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 0, Size: 8x8, Model: model, "
+        f"Denoising strength: 0.5, Init image: {first}"
+    )
     old, like, new = (np.asarray(Image.open(path)) for path in (first, *sorted((place / "tasks").iterdir())))
     assert (old[:, :4] == new[:, :4]).all() and (old[:, 4:] != new[:, 4:]).any() and (old[:, :4] != like[:, :4]).any()
     draw("tasks", "--from", place / "tasks" / "00000-seed0.png")
@@ -158,9 +193,10 @@ def test_generate_with_an_embedding_a_checker_and_a_watermark(script, place, cap
     monkeypatch.setattr("sdjax.tasks.safety.load_safety_checker", lambda folder: object())  # tests/tasks
     monkeypatch.setattr("sdjax.tasks.safety.check_safety", lambda checker, images: np.arange(len(images)) % 2 == 1)
     monkeypatch.setattr("sdjax.image.watermark.PIXELS", 64)
-    monkeypatch.setattr("sdjax.image.watermark.embed",
-                        lambda image, content: image.transpose(0) if content == b"StableDiffu"
-                b"sionV1" else None)
+    monkeypatch.setattr(
+        "sdjax.image.watermark.embed",
+        lambda image, content: image.transpose(0) if content == b"StableDiffusionV1" else None,
+    )
     capfd.readouterr()
     black = draw("safe", *short, "--num-images", 2, "--safety-checker", "folder", "--watermark")
     first, black = sorted((place / "safe").glob("0*"))

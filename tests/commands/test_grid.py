@@ -17,11 +17,21 @@ def test_axes_and_cells():
     assert read_axes([]) == {}
 
 
-@pytest.mark.parametrize("texts, message", [
-    (["colour=red"], "NAME one of seed"), (["seed"], "'seed': whole numbers"), (["seed=1.5"], "whole numbers"),
-    (["steps=20,,30"], "whole numbers"), (["guidance_scale=a"], "numbers"), (["seed=3..1"], "a..b"),
-    (["seed=1,1"], "twice"), (["seed=1", "seed=2"], "seed is there twice"),
-    (["sampler=ddim,"], "names with commas"), ([""], "NAME")])
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        (["colour=red"], "NAME one of seed"),
+        (["seed"], "'seed': whole numbers"),
+        (["seed=1.5"], "whole numbers"),
+        (["steps=20,,30"], "whole numbers"),
+        (["guidance_scale=a"], "numbers"),
+        (["seed=3..1"], "a..b"),
+        (["seed=1,1"], "twice"),
+        (["seed=1", "seed=2"], "seed is there twice"),
+        (["sampler=ddim,"], "names with commas"),
+        ([""], "NAME"),
+    ],
+)
 def test_refusals(texts, message):
     with pytest.raises(SdjaxError, match=message) as error:
         read_axes(texts)

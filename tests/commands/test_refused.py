@@ -103,18 +103,35 @@ REFUSED = [
             ({"--sample-prompts": 0}, "--sample-prompts 0"),
         ]
     ],
-    *[("train/train_vae.py", TRAIN, *case) for case in [
-        *ANY_TRAIN, ({"--loss": "l3"}, "--loss l3"), ({"--discriminator-weight": -1}, "--discriminator-weight -1"),
-        ({"--discriminator-weight": 1}, "--discriminator-weight: needs pictures of 24"), ({"--size": -3}, "--size -3"),
-        ({"--size": 0}, "--size 0"), ({"--perceptual-weight": 0.5}, "--perceptual-weight 0.5: needs --vgg"),
-        ({"--discriminator-start": 9}, "--discriminator-start 9: needs --discriminator-weight"),
-        ({"--vgg": "file"}, "--lpips: is missing"), ({"--lpips": "file"}, "--vgg: is missing"),
-        ({"--vgg": "file", "--lpips": "file", "--size": 16}, "file: "), ({"--crop": "left"}, "--crop left"),
-        ({"--dtype": "int8"}, "--dtype int8"), ({"--max-bad": 2}, "--max-bad 2")]],
+    *[
+        ("train/train_vae.py", TRAIN, *case)
+        for case in [
+            *ANY_TRAIN,
+            ({"--loss": "l3"}, "--loss l3"),
+            ({"--discriminator-weight": -1}, "--discriminator-weight -1"),
+            ({"--discriminator-weight": 1}, "--discriminator-weight: needs pictures of 24"),
+            ({"--size": -3}, "--size -3"),
+            ({"--size": 0}, "--size 0"),
+            ({"--perceptual-weight": 0.5}, "--perceptual-weight 0.5: needs --vgg"),
+            ({"--discriminator-start": 9}, "--discriminator-start 9: needs --discriminator-weight"),
+            ({"--vgg": "file"}, "--lpips: is missing"),
+            ({"--lpips": "file"}, "--vgg: is missing"),
+            ({"--vgg": "file", "--lpips": "file", "--size": 16}, "file: "),
+            ({"--crop": "left"}, "--crop left"),
+            ({"--dtype": "int8"}, "--dtype int8"),
+            ({"--max-bad": 2}, "--max-bad 2"),
+        ]
+    ],
     *[("train/train_clip.py", TRAIN, *case) for case in ANY_TRAIN],
-    *[("sample/compile.py", {"--model": "model", "--out": "a.sdjax"}, *case) for case in [
-        ({"--num-images": 0}, "--num-images 0: a whole number from 1"), ({"--height": 0}, "--height 0: "),
-        ({"--platforms": "abacus"}, "--platforms abacus: some of cpu"), ({"--out": "file/a"}, "file/a: cannot be")]],
+    *[
+        ("sample/compile.py", {"--model": "model", "--out": "a.sdjax"}, *case)
+        for case in [
+            ({"--num-images": 0}, "--num-images 0: a whole number from 1"),
+            ({"--height": 0}, "--height 0: "),
+            ({"--platforms": "abacus"}, "--platforms abacus: some of cpu"),
+            ({"--out": "file/a"}, "file/a: cannot be"),
+        ]
+    ],
 ]
 
 
@@ -135,10 +152,16 @@ def test_refusals_are_one_line_that_names_the_flag(script, place, capfd, name, d
     assert (place / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name, defaults, changes", [
-    ("sample/generate.py", GENERATE, {"--bogus": 1}), ("sample/generate.py", GENERATE, {"--model": "nowhere"}),
-    ("train/train_diffusion.py", TRAIN, {"--data": None}), ("train/train_clip.py", TRAIN, {"--data": "nowhere"})],
-    ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    "name, defaults, changes",
+    [
+        ("sample/generate.py", GENERATE, {"--bogus": 1}),
+        ("sample/generate.py", GENERATE, {"--model": "nowhere"}),
+        ("train/train_diffusion.py", TRAIN, {"--data": None}),
+        ("train/train_clip.py", TRAIN, {"--data": "nowhere"}),
+    ],
+    ids=lambda value: str(value)[:30],
+)
 def test_refusals_in_a_fresh_process(place, name, defaults, changes):
     command = [sys.executable, ROOT / name, *arguments(name, defaults, changes)]
     where = os.environ | {"PYTHONPATH": str(ROOT)}

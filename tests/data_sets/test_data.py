@@ -34,11 +34,33 @@ def line(**fields):
     return json.dumps({"file_name": "a.png", "text": "a"} | fields)
 
 
-@pytest.mark.parametrize("broken", [
-    "{", "[]", "3", "null", '"file_name text"', "{}", '{"file_name": "a.png"}', line(text=None), line(text=["a"]),
-    line(file_name=3), line(file_name="b.png"), line(file_name=""), line(file_name="a\0.png"),
-    line(file_name="a" * 5000), line(file_name="a.png/b"), line(text="\ud800"), line() + "}", "[" * 100_000,
-    '{"file_name": "a.png", "text": ' + "9" * 5000 + "}", b"\xff", b'{"file_name": "a.png", "text": "\xe9"}', b"\0{"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{",
+        "[]",
+        "3",
+        "null",
+        '"file_name text"',
+        "{}",
+        '{"file_name": "a.png"}',
+        line(text=None),
+        line(text=["a"]),
+        line(file_name=3),
+        line(file_name="b.png"),
+        line(file_name=""),
+        line(file_name="a\0.png"),
+        line(file_name="a" * 5000),
+        line(file_name="a.png/b"),
+        line(text="\ud800"),
+        line() + "}",
+        "[" * 100_000,
+        '{"file_name": "a.png", "text": ' + "9" * 5000 + "}",
+        b"\xff",
+        b'{"file_name": "a.png", "text": "\xe9"}',
+        b"\0{",
+    ],
+)
 def test_a_broken_line_is_named_by_its_number(folder, broken):
     write(folder, line(), "", line(text="x\u2028y"), broken, line())
     with pytest.raises(SdjaxError, match=r"metadata\.jsonl line 4: ") as caught:
@@ -54,11 +76,16 @@ def test_good_lines_are_read(folder):
 
 
 junk = st.one_of(
-    st.binary(max_size=40), st.text(max_size=40).map(lambda s: s.encode("utf-8", "surrogatepass")),
-    st.fixed_dictionaries({}, optional={
-        "file_name": st.one_of(st.just("a.png"), st.text(max_size=8), st.none(), st.integers()),
-        "text": st.one_of(st.text(max_size=8), st.none(), st.lists(st.integers(), max_size=2))})
-    .map(lambda record: json.dumps(record).encode()))
+    st.binary(max_size=40),
+    st.text(max_size=40).map(lambda s: s.encode("utf-8", "surrogatepass")),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "file_name": st.one_of(st.just("a.png"), st.text(max_size=8), st.none(), st.integers()),
+            "text": st.one_of(st.text(max_size=8), st.none(), st.lists(st.integers(), max_size=2)),
+        },
+    ).map(lambda record: json.dumps(record).encode()),
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,13 +22,22 @@ SPOTS = Image.new("P", (4, 4), 1)
 SPOTS.putpalette([255, 0, 0, 0, 255, 0])
 
 
-@pytest.mark.parametrize("name, image, want", [
-    ("rgb.png", Image.new("RGB", (4, 4), (1, 2, 3)), (1, 2, 3)), ("grey.png", GREY, np.asarray(GREY)),
-    ("clear.png", CLEAR, 255), ("clear.webp", CLEAR, 255), ("half.png", HALF, 127), ("palette.png", SPOTS, (0, 255, 0)),
-    ("palette.gif", SPOTS, (0, 255, 0)), ("bit.png", GREY.convert("1", dither=0), np.asarray(GREY) // 128 * 255),
-    ("cmyk.jpg", Image.new("CMYK", (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
-    ("deep.png", Image.fromarray(np.asarray(GREY) * np.uint16(257)), np.asarray(GREY)),
-    ("deep.tiff", Image.fromarray(np.asarray(GREY) * np.uint16(257)), np.asarray(GREY))])
+@pytest.mark.parametrize(
+    "name, image, want",
+    [
+        ("rgb.png", Image.new("RGB", (4, 4), (1, 2, 3)), (1, 2, 3)),
+        ("grey.png", GREY, np.asarray(GREY)),
+        ("clear.png", CLEAR, 255),
+        ("clear.webp", CLEAR, 255),
+        ("half.png", HALF, 127),
+        ("palette.png", SPOTS, (0, 255, 0)),
+        ("palette.gif", SPOTS, (0, 255, 0)),
+        ("bit.png", GREY.convert("1", dither=0), np.asarray(GREY) // 128 * 255),
+        ("cmyk.jpg", Image.new("CMYK", (4, 4), (0, 255, 255, 0)), (255, 0, 0)),
+        ("deep.png", Image.fromarray(np.asarray(GREY) * np.uint16(257)), np.asarray(GREY)),
+        ("deep.tiff", Image.fromarray(np.asarray(GREY) * np.uint16(257)), np.asarray(GREY)),
+    ],
+)
 def test_modes(tmp_path, name, image, want):
     image.save(tmp_path / name)
     want = np.broadcast_to(np.asarray(want)[..., None] if np.ndim(want) == 2 else want, (4, 4, 3))
@@ -49,8 +58,6 @@ def test_transparent_palette_exif_and_crop(tmp_path):
     two.save(tmp_path / "turned.png", exif=exif)
     assert (load_square(tmp_path / "turned.png", 4)[:, 2:] == 255).all()
     assert load_square(EMOJI300 / "00000.webp", 16).shape == (16, 16, 3)
-
-
 
 
 def stored(image, form, **options):
@@ -77,21 +84,29 @@ def mean(opened):
 RAMP = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
 
 
-@pytest.mark.parametrize("name, opened, want", [
-    ("16 bits, big-endian", stored(Image.frombytes("I;16B", (4, 4), RAMP.astype(">u2").tobytes()), "TIFF"), RAMP >> 8),
-    ("32 bits hold 16", Image.fromarray(RAMP.astype(np.int32)), RAMP >> 8),
-    ("negative", Image.fromarray(np.full((4, 4), -5, np.int32)), 0),
-    ("float to 1", stored(Image.fromarray((RAMP / 65535).astype(np.float32)), "TIFF"), RAMP / 257),
-    ("float to 255", Image.fromarray((RAMP / 257).astype(np.float32)), RAMP / 257),
-    ("float without sense", Image.fromarray(np.full((4, 4), np.nan, np.float32)), 0),
-    ("16 bits in colour", io.BytesIO(png(1, 1, 16, 2, b"\0" + bytes([200, 1, 100, 2, 50, 3]))), (200, 100, 50)),
-    ("16 bits, grey and alpha", io.BytesIO(png(1, 1, 16, 4, b"\0" + bytes([200, 1, 255, 255]))), 200),
-    ("YCbCr", stored(Image.new("RGB", (8, 8), (90, 30, 200)), "JPEG", quality=100, subsampling=0), (90, 30, 200)),
-    ("HSV", Image.new("RGB", (4, 4), (0, 255, 0)).convert("HSV"), (0, 255, 0)),
-    ("premultiplied", Image.new("RGBA", (4, 4), (0, 0, 255, 128)).convert("RGBa"), (127, 127, 255)),
-    ("palette and alpha", Image.new("PA", (4, 4), (0, 0)), 255),
-    ("one colour is clear", stored(Image.new("RGB", (4, 4), (9, 9, 9)), "PNG", transparency=(9, 9, 9)), 255),
-    ("grey, one is clear", stored(Image.new("L", (4, 4), 9), "PNG", transparency=9), 255)])
+@pytest.mark.parametrize(
+    "name, opened, want",
+    [
+        (
+            "16 bits, big-endian",
+            stored(Image.frombytes("I;16B", (4, 4), RAMP.astype(">u2").tobytes()), "TIFF"),
+            RAMP >> 8,
+        ),
+        ("32 bits hold 16", Image.fromarray(RAMP.astype(np.int32)), RAMP >> 8),
+        ("negative", Image.fromarray(np.full((4, 4), -5, np.int32)), 0),
+        ("float to 1", stored(Image.fromarray((RAMP / 65535).astype(np.float32)), "TIFF"), RAMP / 257),
+        ("float to 255", Image.fromarray((RAMP / 257).astype(np.float32)), RAMP / 257),
+        ("float without sense", Image.fromarray(np.full((4, 4), np.nan, np.float32)), 0),
+        ("16 bits in colour", io.BytesIO(png(1, 1, 16, 2, b"\0" + bytes([200, 1, 100, 2, 50, 3]))), (200, 100, 50)),
+        ("16 bits, grey and alpha", io.BytesIO(png(1, 1, 16, 4, b"\0" + bytes([200, 1, 255, 255]))), 200),
+        ("YCbCr", stored(Image.new("RGB", (8, 8), (90, 30, 200)), "JPEG", quality=100, subsampling=0), (90, 30, 200)),
+        ("HSV", Image.new("RGB", (4, 4), (0, 255, 0)).convert("HSV"), (0, 255, 0)),
+        ("premultiplied", Image.new("RGBA", (4, 4), (0, 0, 255, 128)).convert("RGBa"), (127, 127, 255)),
+        ("palette and alpha", Image.new("PA", (4, 4), (0, 0)), 255),
+        ("one colour is clear", stored(Image.new("RGB", (4, 4), (9, 9, 9)), "PNG", transparency=(9, 9, 9)), 255),
+        ("grey, one is clear", stored(Image.new("L", (4, 4), 9), "PNG", transparency=9), 255),
+    ],
+)
 def test_rarer_modes(name, opened, want):
     pixels = np.asarray(decode(opened), int)
     want = np.asarray(want)[..., None] if np.ndim(want) == 2 else want
@@ -132,15 +147,27 @@ def test_measure_is_what_decode_gives(orientation):
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "zero bytes"), (b"<html>404</html>", "of no known format"), (b"\0" * 1000, "of no known format"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "of no known format"),  # Ghostscript would run it
-    (png(20_000, 20_000), "decompression bomb"), (png(9_460, 9_460), "decompression bomb"),
-    (png(4, 4, data=b"\0"), ""), (stored(NOISE, "PNG").read()[:-200], "truncated"),
-    (stored(NOISE, "JPEG").read()[:-200], "truncated"), (stored(NOISE, "WEBP").read()[:-200], ""),
-    (stored(NOISE, "GIF").read()[:-200], ""), (stored(NOISE, "BMP").read()[:-200], "truncated"),
-    (stored(NOISE, "TIFF").read()[:-200], ""), (stored(NOISE, "AVIF").read()[:-200], ""),
-    (stored(NOISE, "PPM").read()[:-200], "truncated")], ids=lambda value: str(value)[:25])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "zero bytes"),
+        (b"<html>404</html>", "of no known format"),
+        (b"\0" * 1000, "of no known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "of no known format"),  # Ghostscript would run it
+        (png(20_000, 20_000), "decompression bomb"),
+        (png(9_460, 9_460), "decompression bomb"),
+        (png(4, 4, data=b"\0"), ""),
+        (stored(NOISE, "PNG").read()[:-200], "truncated"),
+        (stored(NOISE, "JPEG").read()[:-200], "truncated"),
+        (stored(NOISE, "WEBP").read()[:-200], ""),
+        (stored(NOISE, "GIF").read()[:-200], ""),
+        (stored(NOISE, "BMP").read()[:-200], "truncated"),
+        (stored(NOISE, "TIFF").read()[:-200], ""),
+        (stored(NOISE, "AVIF").read()[:-200], ""),
+        (stored(NOISE, "PPM").read()[:-200], "truncated"),
+    ],
+    ids=lambda value: str(value)[:25],
+)
 def test_why_a_picture_cannot_be_used(content, reason):
     with pytest.raises(Unreadable, match=rf"^not a readable picture \(.*{reason}") as caught:
         decode(io.BytesIO(content))
@@ -165,8 +192,12 @@ def test_damaged_files_are_read_or_refused(form, data):
 
 def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    for name, reason in (("nothing.png", "no such picture"), ("folder.png", "directory"), ("a" * 500, "too long"),
-                         ("nul\0.png", "null")):
+    for name, reason in (
+        ("nothing.png", "no such picture"),
+        ("folder.png", "directory"),
+        ("a" * 500, "too long"),
+        ("nul\0.png", "null"),
+    ):
         with pytest.raises(Unreadable, match=reason):
             open_file(tmp_path / name)
 

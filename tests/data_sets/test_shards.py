@@ -105,7 +105,7 @@ def test_bad_samples_of_shards(tmp_path):
 
 def test_names_that_are_there_twice_and_hidden_files(tmp_path):
     members = [m for i in range(4) for m in sample(i)]
-    again, hidden = members[:len(members) // 4], [("._000000002.png", b"mac"), ("a/._000000002.txt", b"mac")]
+    again, hidden = members[: len(members) // 4], [("._000000002.png", b"mac"), ("a/._000000002.txt", b"mac")]
     write_shard(tmp_path / "00000.tar", [*members, *again, *hidden])
     source = open_data(tmp_path, 2, 0.5, tmp_path / "run")
     assert len(source) == 5 and set(source.known) == {0, 4}
@@ -116,9 +116,16 @@ def test_names_that_are_there_twice_and_hidden_files(tmp_path):
         open_data(tmp_path, 2, float("nan"))
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "zero bytes"), (b"no tar at all" * 100, "not a whole .tar"), (b"\x1f\x8b" + b"x" * 2000, "not a whole .tar"),
-    ("nothing", "no pictures"), ("middle", "not a whole .tar")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "zero bytes"),
+        (b"no tar at all" * 100, "not a whole .tar"),
+        (b"\x1f\x8b" + b"x" * 2000, "not a whole .tar"),
+        ("nothing", "no pictures"),
+        ("middle", "not a whole .tar"),
+    ],
+)
 def test_broken_shards_are_named(shards, content, message):
     if content == "nothing":
         write_shard(shards / "00002.tar", [("a.txt", b"a")])
@@ -139,8 +146,15 @@ def test_the_same_batches_from_a_folder_and_from_shards(tmp_path):
     shards.mkdir()
     make_folder(folder, 12, 0)
     for first in (0, 6):
-        write_shard(shards / f"{first}.tar", [member for i in range(first, first + 6) for member in
-                                              [(f"{i}.png", square(i)), (f"{i}.txt", str(i).encode())]])
+        write_shard(
+            shards / f"{first}.tar",
+            [
+                member
+                for i in range(first, first + 6)
+                for member in [(f"{i}.png", square(i)), (f"{i}.txt", str(i).encode())]
+            ],
+        )
     for a, b in zip(*(drawn(open_data(data, 2), 5, 4, seed=3) for data in (folder, shards)), strict=True):
         assert [(x["index"], x["text"], x["pixels"].tolist()) for x in a] == [
-            (x["index"], x["text"], x["pixels"].tolist()) for x in b]
+            (x["index"], x["text"], x["pixels"].tolist()) for x in b
+        ]

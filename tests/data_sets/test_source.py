@@ -37,8 +37,13 @@ KINDS = ("zero bytes", "no picture", "cut off PNG", "cut off JPEG", "bomb", "mis
 def spoil(folder, i, kind):
     """Makes picture i of the folder bad and returns its line for metadata.jsonl."""
     path, line = folder / f"{i}.png", json.dumps({"file_name": f"{i}.png", "text": f"n\xf6 {i}"}, ensure_ascii=False)
-    content = {"zero bytes": b"", "no picture": b"<html>", "cut off PNG": stored(NOISE)[:-100],
-               "cut off JPEG": stored(NOISE, "JPEG")[:-100], "bomb": BOMB}.get(kind)
+    content = {
+        "zero bytes": b"",
+        "no picture": b"<html>",
+        "cut off PNG": stored(NOISE)[:-100],
+        "cut off JPEG": stored(NOISE, "JPEG")[:-100],
+        "bomb": BOMB,
+    }.get(kind)
     if content is not None:
         path.write_bytes(content)
     elif kind != "caption":
@@ -55,8 +60,7 @@ def make_folder(folder, count, bad):
     for i in range(count):
         (folder / f"{i}.png").write_bytes(square(i))
         kind = KINDS[numbers.index(i) % len(KINDS)] if i in numbers else None
-        lines.append(spoil(folder, i, kind) if kind else json.dumps(
-            {"file_name": f"{i}.png", "text": str(i)}).encode())
+        lines.append(spoil(folder, i, kind) if kind else json.dumps({"file_name": f"{i}.png", "text": str(i)}).encode())
     (folder / "metadata.jsonl").write_bytes(b"\n".join(lines))
     return numbers
 
@@ -131,8 +135,9 @@ def test_too_many_are_refused_by_share(tmp_path):
 def test_the_refusal_comes_to_every_thread(tmp_path):
     for i in range(20):
         (tmp_path / f"{i}.png").write_bytes(b"x")
-    (tmp_path / "metadata.jsonl").write_text("\n".join(
-        json.dumps({"file_name": f"{i}.png", "text": ""}) for i in range(20)))
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": f"{i}.png", "text": ""}) for i in range(20))
+    )
     source = open_data(tmp_path, 2, 0.5)
 
     def view(i):
@@ -274,9 +279,16 @@ class FakeDataset:
 
 def test_a_dataset_object(tmp_path):
     (tmp_path / "3.png").write_bytes(square(3))
-    pictures = [Image.new("RGBA", (2, 2), (0, 0, 0, 255)), square(1), {"bytes": square(2), "path": None},
-                {"bytes": None, "path": str(tmp_path / "3.png")}, str(tmp_path / "3.png"), None, ValueError("broken"),
-                square(7)]
+    pictures = [
+        Image.new("RGBA", (2, 2), (0, 0, 0, 255)),
+        square(1),
+        {"bytes": square(2), "path": None},
+        {"bytes": None, "path": str(tmp_path / "3.png")},
+        str(tmp_path / "3.png"),
+        None,
+        ValueError("broken"),
+        square(7),
+    ]
     data = FakeDataset(label=list(range(8)), image=pictures, caption=[*map(str, range(7)), None])
     source = open_data(data, 2, 0.5, tmp_path)
     assert [source[i]["pixels"][0, 0, 2] for i in range(5)] == [0, 1, 2, 3, 3] and source[3]["text"] == "3"

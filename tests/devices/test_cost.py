@@ -36,8 +36,9 @@ def test_loops_count_as_often_as_they_run_and_branches_once():
 def test_stable_diffusion_as_torch_counts_it():
     """torch.utils.flop_counter of diffusers' UNet, batch 2, at 256 and 512 pixels: tests/parity/test_measure.py."""
     params = param_shapes(SD15.unet)
-    call = lambda side: measure.flops(lambda *args: unet_output(*args, SD15.unet), params, shape(2, side, side, 4),
-                                      shape(2), shape(2, 77, 768))
+    call = lambda side: measure.flops(
+        lambda *args: unet_output(*args, SD15.unet), params, shape(2, side, side, 4), shape(2), shape(2, 77, 768)
+    )
     assert [call(32), call(64)] == COUNTED
 
 
@@ -87,11 +88,21 @@ def test_traffic_of_a_program_compiled_here():
     assert measure.main_memory_traffic(compiled.as_text()) == 4 * (64 * 32 + 32 * 16 + 64 * 16)
 
 
-@pytest.mark.parametrize("said, expected", [
-    ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.76G of 15.75G hbm. Exceeded hbm "
-     "capacity by 7.6M.", "15.76G of the chip's 15.75G"),
-    ("Ran out of memory on HBM, the total memory required for HLO temporaries (16.88G) exceeds available HBM (15.75G).",
-     "16.88G of the chip's 15.75G"), ("In another way.", "RESOURCE_EXHAUSTED: In another way.")])
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        (
+            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.76G of 15.75G hbm. Exceeded hbm "
+            "capacity by 7.6M.",
+            "15.76G of the chip's 15.75G",
+        ),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (16.88G) exceeds available HBM (15.75G).",
+            "16.88G of the chip's 15.75G",
+        ),
+        ("In another way.", "RESOURCE_EXHAUSTED: In another way."),
+    ],
+)
 def test_what_does_not_fit_is_refused(said, expected):
     def fail():
         raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")

@@ -73,6 +73,7 @@ def loss_fn(params, batch, key):
 
 def diffusion(layout):
     """(loss, parameters, a step's batch)"""
+
     def batch(rng, n):
         index = np.arange(SIZE, dtype=np.int32) + n * SIZE
         return {"index": index, "context": rng.normal(size=(SIZE, 3, 8)).astype(np.float32)}
@@ -84,8 +85,10 @@ def clip(layout):
     """A loss in which the examples meet each other."""
     text, vision = replace(NARROW.text, layers=1), replace(NARROW_VISION, layers=1)
     shapes = {"text": param_shapes(text), "vision": param_shapes(vision)}
-    params = drawn(shapes, 0.5) | {"text_projection": drawn(np.empty((text.width, vision.projection)), 0.5),
-                                   "logit_scale": np.float32(2.0)}
+    params = drawn(shapes, 0.5) | {
+        "text_projection": drawn(np.empty((text.width, vision.projection)), 0.5),
+        "logit_scale": np.float32(2.0),
+    }
 
     def batch(rng, n):
         ids = rng.integers(0, text.vocab_size, (SIZE, text.length)).astype(np.int32)
@@ -96,11 +99,19 @@ def clip(layout):
 
 
 # layout, replicas, parts, what is trained
-KINDS = {"pmap": ("pmap", 1, 1, diffusion), "fsdp": ("fsdp", 1, 1, diffusion),
-         "fsdp x 2 in parts": ("fsdp", 2, 2, diffusion), "CLIP, pmap": ("pmap", 1, 1, clip),
-         "CLIP, fsdp": ("fsdp", 1, 1, clip)}
-TRIED = {"1": ["pmap", "CLIP, pmap"], "2": ["pmap", "fsdp"], "4": [*KINDS],  # [processes x] devices
-         "2 x 2": ["pmap", "fsdp"]}
+KINDS = {
+    "pmap": ("pmap", 1, 1, diffusion),
+    "fsdp": ("fsdp", 1, 1, diffusion),
+    "fsdp x 2 in parts": ("fsdp", 2, 2, diffusion),
+    "CLIP, pmap": ("pmap", 1, 1, clip),
+    "CLIP, fsdp": ("fsdp", 1, 1, clip),
+}
+TRIED = {
+    "1": ["pmap", "CLIP, pmap"],
+    "2": ["pmap", "fsdp"],
+    "4": [*KINDS],  # [processes x] devices
+    "2 x 2": ["pmap", "fsdp"],
+}
 
 
 def child(out: str, run: str, layouts: str, *where: str):
@@ -160,8 +171,10 @@ def found(tmp_path_factory):
         where = f"127.0.0.1:{free_port()}"
         one = lambda i: [folder / f"{name}, {i}.npz", folder / "run", ";".join(TRIED[name]), where, str(i)]  # noqa: B023
         commands = [one(0), one(1)] if "x" in name else [one(0)[:3]]
-        children = [subprocess.Popen([sys.executable, "-c", script, *command], cwd=ROOT, env=os.environ | flags)
-                    for command in commands]
+        children = [
+            subprocess.Popen([sys.executable, "-c", script, *command], cwd=ROOT, env=os.environ | flags)
+            for command in commands
+        ]
         assert [child.wait() for child in children] == [0] * len(children)
         parts = [dict(np.load(command[0])) for command in commands]
         for part in parts[1:]:
@@ -212,17 +225,27 @@ def test_a_run_of_four_devices_goes_on_on_two_processes_and_on_fewer(found, tmp_
 
 def test_one_of_two_processes_is_lost(tmp_path):
     """Killed, the other ends too, within --patience; both go on. Told to stop, it tells the other: both end well."""
-    script = ("import sys; from tests.training.test_loop import *; from sdjax.devices.layouts import *\n"
-              "start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)\n"
-              "toy(options(sys.argv[3], steps=int(sys.argv[4]), sample_every=0), pause=0.1)")
+    script = (
+        "import sys; from tests.training.test_loop import *; from sdjax.devices.layouts import *\n"
+        "start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)\n"
+        "toy(options(sys.argv[3], steps=int(sys.argv[4]), sample_every=0), pause=0.1)"
+    )
     flags = {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
     records = lambda: (tmp_path / "metrics.jsonl").read_bytes().count(b"\n")
 
     def start(steps, more):
         """Both, once they have logged that many steps more."""
         before, where = records() if (tmp_path / "metrics.jsonl").exists() else 0, f"127.0.0.1:{free_port()}"
-        children = [subprocess.Popen([sys.executable, "-c", script, where, str(i), tmp_path, str(steps)], cwd=ROOT,
-                                     env=os.environ | flags, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, where, str(i), tmp_path, str(steps)],
+                cwd=ROOT,
+                env=os.environ | flags,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in (0, 1)
+        ]
         while not (tmp_path / "metrics.jsonl").exists() or records() < before + more:
             assert all(child.poll() is None for child in children), children[0].communicate()[1]
             time.sleep(0.05)
@@ -260,8 +283,16 @@ except SdjaxError as error:
     where, folders = f"127.0.0.1:{free_port()}", [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    children = [subprocess.Popen([sys.executable, "-c", script, where, str(i), *folders], cwd=ROOT, text=True,
-                                 env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE) for i in (0, 1)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, where, str(i), *folders],
+            cwd=ROOT,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+        )
+        for i in (0, 1)
+    ]
     for child, folder in zip(children, folders, strict=True):
         said = child.communicate(timeout=120)[0].strip().splitlines()[-1]
         assert said.startswith(f"--out {folder}: process 1 does not see there what process 0 writes; a folder that all")
@@ -303,9 +334,17 @@ except SdjaxError as error:
 loop.export(settings, "model")
 """
     where = f"127.0.0.1:{free_port()}"
-    children = [subprocess.Popen([sys.executable, "-c", script, where, str(i), tmp_path], cwd=ROOT, text=True,
-                                 env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE) for i in (0, 1)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, where, str(i), tmp_path],
+            cwd=ROOT,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in (0, 1)
+    ]
     said = [child.communicate(timeout=120) for child in children]
     assert [child.returncode for child in children] == [0, 0], said
     for out, _ in said:
@@ -332,12 +371,20 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
             check_batch_size(size)
 
 
-@pytest.mark.parametrize("where, message", [
-    ((None, 2, 0), "--coordinator: is missing"), ((None, None, 1), "--coordinator: is missing"),
-    (("auto", 2, None), "--coordinator auto: the cluster tells"), (("auto", None, 0), "--coordinator auto"),
-    (("host", 2, 0), "--coordinator host: expected HOST:PORT"), (("host:x", 2, 0), "--coordinator host:x"),
-    (("host:80", None, 0), "--num-processes None"), (("host:80", 2, None), "--process-id None"),
-    (("host:80", 2, 2), "--process-id 2: expected a number from 0 to 1")])
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ((None, 2, 0), "--coordinator: is missing"),
+        ((None, None, 1), "--coordinator: is missing"),
+        (("auto", 2, None), "--coordinator auto: the cluster tells"),
+        (("auto", None, 0), "--coordinator auto"),
+        (("host", 2, 0), "--coordinator host: expected HOST:PORT"),
+        (("host:x", 2, 0), "--coordinator host:x"),
+        (("host:80", None, 0), "--num-processes None"),
+        (("host:80", 2, None), "--process-id None"),
+        (("host:80", 2, 2), "--process-id 2: expected a number from 0 to 1"),
+    ],
+)
 def test_processes_that_cannot_be_are_refused(where, message):
     with pytest.raises(SdjaxError, match=message):
         start_processes(*where)

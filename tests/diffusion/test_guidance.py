@@ -30,8 +30,11 @@ def test_conversions_find_what_made_x(sigma):
     alpha, s = alpha_s_like(sigma, x)
     v = alpha * eps - s * x0
     np.testing.assert_allclose(alpha**2 + s**2, 1, atol=1e-6)
-    for found, wanted in ((prediction.eps_to_x0(x, eps, sigma), x0),
-                          (prediction.v_to_x0(x, v, sigma), x0), (prediction.v_to_eps(x, v, sigma), eps)):
+    for found, wanted in (
+        (prediction.eps_to_x0(x, eps, sigma), x0),
+        (prediction.v_to_x0(x, v, sigma), x0),
+        (prediction.v_to_eps(x, v, sigma), eps),
+    ):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 

@@ -161,8 +161,18 @@ def test_order_of_convergence():
     assert gaussian_error("plms", 50) < 0.4 * gaussian_error("plms", 25)
 
 
-@pytest.mark.parametrize("name, eta", [("ddim", 0.5), ("ddim", 1.0), ("ddpm", None), ("euler_a", None),
-                                       ("euler_a", 0.5), ("dpmpp_2m_sde", None), ("dpmpp_2m_sde", 0.5)])
+@pytest.mark.parametrize(
+    "name, eta",
+    [
+        ("ddim", 0.5),
+        ("ddim", 1.0),
+        ("ddpm", None),
+        ("euler_a", None),
+        ("euler_a", 0.5),
+        ("dpmpp_2m_sde", None),
+        ("dpmpp_2m_sde", 0.5),
+    ],
+)
 def test_eta_keeps_the_distribution(name, eta):
     noise = np.random.default_rng(3).normal(size=(16, 16, 16, 4)).astype(np.float32)
     x = run(name, 200, gaussian_denoiser, noise, eta=eta)
@@ -260,9 +270,18 @@ def test_strength_walks_the_end_of_the_same_levels(name, sigmas):
         np.testing.assert_allclose(x, end, atol=2e-4)
 
 
-@pytest.mark.parametrize("strength, message", [
-    (0.0, "strength 0.0: a number above 0"), (1.1, "up to 1"), (-0.5, "above 0"), (float("nan"), "above 0"),
-    ("0.5", "a number"), (True, "a number"), (0.04, "no step of 20 is left")])
+@pytest.mark.parametrize(
+    "strength, message",
+    [
+        (0.0, "strength 0.0: a number above 0"),
+        (1.1, "up to 1"),
+        (-0.5, "above 0"),
+        (float("nan"), "above 0"),
+        ("0.5", "a number"),
+        (True, "a number"),
+        (0.04, "no step of 20 is left"),
+    ],
+)
 def test_strengths_that_are_refused(strength, message):
     with pytest.raises(SdjaxError, match=message):
         plan("ddim", SCHEDULE, 20, strength=strength)
@@ -302,17 +321,30 @@ def test_start():
     assert all(plan(name, SCHEDULE, 20).start == 1 for name in ("ddim", "plms", "ddpm", "dpmpp_2m", "unipc", "lcm"))
 
 
-@pytest.mark.parametrize("name, steps, options, message", [
-    ("dimm", 20, {}, "ddim, plms"), ("ddim", 0, {}, "1 to 1000"), ("ddim", 1001, {}, "1 to 1000"),
-    ("ddim", -1, {}, "1 to 1000"), ("ddim", 2.5, {}, "1 to 1000"), ("ddim", True, {}, "1 to 1000"),
-    ("plms", 20, {"eta": 0.5}, "must be 0"), ("lcm", 4, {"eta": 1.0}, "ddim, ddpm, euler_a, dpmpp_2m_sde"),
-    ("ddim", 20, {"eta": 1.5}, "from 0 to 1"), ("ddim", 20, {"eta": float("nan")}, "from 0 to 1"),
-    ("euler_a", 20, {"eta": "1"}, "from 0 to 1"), ("euler", 20, {"sigmas": "Karras"}, "one of default, karras"),
-    ("ddim", 20, {"sigmas": "karras"}, "not for sampler ddim, it must be 'default'"),
-    ("plms", 20, {"sigmas": "karras"}, "euler, euler_a, heun"), ("ddpm", 20, {"sigmas": "karras"}, "unipc"),
-    ("lcm", 4, {"sigmas": "karras"}, "lcm"), ("euler", 20, {"spacing": "even"}, "one of linspace, leading, trailing"),
-    ("lcm", 4, {"spacing": "leading"}, "one of lcm"),
-    ("euler", 20, {"spacing": "leading", "sigmas": "karras"}, "none with karras")])
+@pytest.mark.parametrize(
+    "name, steps, options, message",
+    [
+        ("dimm", 20, {}, "ddim, plms"),
+        ("ddim", 0, {}, "1 to 1000"),
+        ("ddim", 1001, {}, "1 to 1000"),
+        ("ddim", -1, {}, "1 to 1000"),
+        ("ddim", 2.5, {}, "1 to 1000"),
+        ("ddim", True, {}, "1 to 1000"),
+        ("plms", 20, {"eta": 0.5}, "must be 0"),
+        ("lcm", 4, {"eta": 1.0}, "ddim, ddpm, euler_a, dpmpp_2m_sde"),
+        ("ddim", 20, {"eta": 1.5}, "from 0 to 1"),
+        ("ddim", 20, {"eta": float("nan")}, "from 0 to 1"),
+        ("euler_a", 20, {"eta": "1"}, "from 0 to 1"),
+        ("euler", 20, {"sigmas": "Karras"}, "one of default, karras"),
+        ("ddim", 20, {"sigmas": "karras"}, "not for sampler ddim, it must be 'default'"),
+        ("plms", 20, {"sigmas": "karras"}, "euler, euler_a, heun"),
+        ("ddpm", 20, {"sigmas": "karras"}, "unipc"),
+        ("lcm", 4, {"sigmas": "karras"}, "lcm"),
+        ("euler", 20, {"spacing": "even"}, "one of linspace, leading, trailing"),
+        ("lcm", 4, {"spacing": "leading"}, "one of lcm"),
+        ("euler", 20, {"spacing": "leading", "sigmas": "karras"}, "none with karras"),
+    ],
+)
 def test_refusals(name, steps, options, message):
     with pytest.raises(SdjaxError, match=message) as error:
         plan(name, SCHEDULE, steps, **options)

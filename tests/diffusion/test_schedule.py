@@ -38,8 +38,9 @@ def test_zero_terminal_snr():
     assert sigma_to_t(schedule, schedule.sigmas).tolist() == pytest.approx(range(1000))
 
 
-@pytest.mark.parametrize("spaced", [leading_timesteps, trailing_timesteps, linspace_timesteps, open_linspace_timesteps,
-                                    lcm_timesteps])
+@pytest.mark.parametrize(
+    "spaced", [leading_timesteps, trailing_timesteps, linspace_timesteps, open_linspace_timesteps, lcm_timesteps]
+)
 def test_timesteps_are_as_many_as_asked_in_range_and_falling(spaced):
     for steps in range(1, 1001):
         ts = spaced(1000, steps)

@@ -91,9 +91,18 @@ def order(name, counts, **options):
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("name, eta, claimed", [
-    ("euler", None, 1), ("euler_a", 0.0, 1), ("heun", None, 2), ("dpmpp_2m", None, 2), ("dpmpp_2m_sde", 0.0, 2),
-    ("unipc", None, 3), ("lms", None, 3.7)])
+@pytest.mark.parametrize(
+    "name, eta, claimed",
+    [
+        ("euler", None, 1),
+        ("euler_a", 0.0, 1),
+        ("heun", None, 2),
+        ("dpmpp_2m", None, 2),
+        ("dpmpp_2m_sde", 0.0, 2),
+        ("unipc", None, 3),
+        ("lms", None, 3.7),
+    ],
+)
 def test_order_of_convergence(name, eta, claimed):
     """UniPC-2's corrector is worth one order. LMS is of order 4, less what its first three steps lose."""
     counts = [20, 40, 80] if name == "lms" else [80, 160, 320, 640]
@@ -115,6 +124,7 @@ def test_lagrange_integrals_on_even_nodes_are_adams_bashforth():
 
 
 # k-diffusion 0.1.1 `sampling.py`, its own variables y = x sqrt(1 + sigma^2), line by line
+
 
 def to_d(y, sigma, denoised):
     return (y - denoised) / sigma
@@ -189,8 +199,14 @@ def sample_dpmpp_2m_sde(model, y, sigmas, fresh, eta=1.0):
         old, h_last = denoised, h
 
 
-KDIFFUSION = {"euler": sample_euler, "euler_a": sample_euler_ancestral, "heun": sample_heun, "lms": sample_lms,
-              "dpmpp_2m": sample_dpmpp_2m, "dpmpp_2m_sde": sample_dpmpp_2m_sde}
+KDIFFUSION = {
+    "euler": sample_euler,
+    "euler_a": sample_euler_ancestral,
+    "heun": sample_heun,
+    "lms": sample_lms,
+    "dpmpp_2m": sample_dpmpp_2m,
+    "dpmpp_2m_sde": sample_dpmpp_2m_sde,
+}
 
 
 def toy_denoiser(x, sigma):

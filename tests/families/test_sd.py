@@ -12,12 +12,15 @@ def count(config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config)))
 
 
-@pytest.mark.parametrize(("config", "unet", "text"), [
-    (SD15, 859_520_964, 123_060_480),
-    (SD15_INPAINT, 859_535_364, 123_060_480),
-    (SD21_BASE, 865_910_724, 340_387_840),
-    (SD21, 865_910_724, 340_387_840),
-])
+@pytest.mark.parametrize(
+    ("config", "unet", "text"),
+    [
+        (SD15, 859_520_964, 123_060_480),
+        (SD15_INPAINT, 859_535_364, 123_060_480),
+        (SD21_BASE, 865_910_724, 340_387_840),
+        (SD21, 865_910_724, 340_387_840),
+    ],
+)
 def test_published_counts(config, unet, text):
     assert count(config.unet) == unet
     assert count(config.text) == text

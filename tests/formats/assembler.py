@@ -92,7 +92,8 @@ def patched(old: bytes, new: bytes, last: bool = False):
     def change(data: bytes) -> bytes:
         at = data.rfind(old) if last else data.find(old)
         assert at >= 0
-        return data[:at] + new + data[at + len(old):]
+        return data[:at] + new + data[at + len(old) :]
+
     return change
 
 
@@ -104,9 +105,9 @@ def twice(data: bytes) -> bytes:
 def overlapping(data: bytes) -> bytes:
     """The second member's directory entry points at the first's place."""
     end = data.rfind(b"PK\5\6")
-    start = struct.unpack("<L", data[end + 16:end + 20])[0]
+    start = struct.unpack("<L", data[end + 16 : end + 20])[0]
     first, second = data.find(b"PK\1\2", start), data.find(b"PK\1\2", start + 4)
-    return data[:second] + data[first:second] + data[second + (second - first):]
+    return data[:second] + data[first:second] + data[second + (second - first) :]
 
 
 def with_root(**items: bytes) -> bytes:
@@ -156,7 +157,8 @@ HOSTILE = {
     "a set of lists": lambda: with_root(state_dict=mapping({"w": tensor()}), x=b"\x8f(]\x90"),
     "a frozen set of lists": lambda: with_root(state_dict=mapping({"w": tensor()}), x=b"(]\x91"),
     "a long tuple as a key 100,000 times": lambda: make_zip(
-        b"(" + b"N" * 90_000 + b"tq\0" + b"0" + b"}h\0Ns0" * 100_000 + mapping({"w": tensor()})),
+        b"(" + b"N" * 90_000 + b"tq\0" + b"0" + b"}h\0Ns0" * 100_000 + mapping({"w": tensor()})
+    ),
     "append to a set": lambda: with_root(state_dict=mapping({"w": tensor()}), x=b"\x8fNa"),
     "a zip of version 25.5": lambda: make_zip(change=patched(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\xff", last=True)),
     "a tuple in itself 2^200 times as the root": lambda: make_zip(NESTED),
@@ -173,7 +175,8 @@ HOSTILE = {
     "call of a storage type": lambda: with_root(w=name("torch", "FloatStorage") + group(number(1 << 40)) + b"R"),
     "ordered dict of arguments": lambda: make_zip(name("collections", "OrderedDict") + group(b"]") + b"R"),
     "texts that grow fourfold": lambda: make_zip(
-        b"}(" + b"".join(text("x" * (8 << 20) + "😀") + b"N" for _ in range(7)) + b"u"),
+        b"}(" + b"".join(text("x" * (8 << 20) + "😀") + b"N" for _ in range(7)) + b"u"
+    ),
     "two million lists": lambda: make_zip(b"](" + b"]" * 50_000 + b"e" + (b"(" + b"]" * 50_000 + b"e") * 39),
     "a million calls": lambda: make_zip(ORDERED + (b"0" + name("a", "b") + b")R") * 600_000),
     # what the program describes
@@ -193,7 +196,8 @@ HOSTILE = {
     "tensor of a storage type": lambda: with_root(w=tensor(body=name("torch", "FloatStorage"))),
     "tensor with few arguments": lambda: with_root(w=name("torch._utils", "_rebuild_tensor_v2") + b")R"),
     "parameter of a number": lambda: with_root(
-        w=name("torch._utils", "_rebuild_parameter") + group(b"K\1", b"\x88", b"N") + b"R"),
+        w=name("torch._utils", "_rebuild_parameter") + group(b"K\1", b"\x88", b"N") + b"R"
+    ),
     "stride 0": lambda: with_root(w=tensor((1 << 40,), (0,))),
     "small stride 0": lambda: with_root(w=tensor((2,), (0,))),
     "overlapping windows": lambda: with_root(w=tensor((4, 4), (1, 1))),
@@ -222,8 +226,8 @@ HOSTILE = {
     "a module by id": lambda: make_zip(group(text("module"), b"N", b"N", b"N", b"N") + b"Q"),
     "a type by id": lambda: make_zip(group(*[name("torch", "FloatStorage")] * 5) + b"Q"),
     "20,000 views of one storage of truth values": lambda: make_zip(
-        mapping({f"{i}": VIEW for i in range(20_000)}),
-        {"data/0": b"\1" * ((1 << 20) - 1) + b"\2"}),
+        mapping({f"{i}": VIEW for i in range(20_000)}), {"data/0": b"\1" * ((1 << 20) - 1) + b"\2"}
+    ),
     "truth values of 2": lambda: make_zip(mapping({"w": tensor((48,), (1,), kind="Bool", numel=48)})),
     # zips
     "cut off": lambda: GOOD["zip"][:-1],
@@ -262,7 +266,8 @@ HOSTILE = {
     "legacy storage cut off": lambda: GOOD["legacy"][:-1],
     "legacy bytes behind": lambda: GOOD["legacy"] + b"\0",
     "legacy view of a storage": lambda: make_legacy(
-        mapping({"w": tensor(legacy=True, tail=group(text("1"), b"K\0", b"K\1"))})),
+        mapping({"w": tensor(legacy=True, tail=group(text("1"), b"K\0", b"K\1"))})
+    ),
     "legacy unknown storage": lambda: make_legacy(mapping({"w": tensor(legacy=True, kind="QInt8")})),
     "legacy module": lambda: make_legacy(group(text("module"), name("a", "B"), text("a.py"), text("")) + b"Q"),
     "plain pickle": lambda: program(mapping({"w": b"]"})),

@@ -43,8 +43,34 @@ from tests.formats.assembler import (
 from tests.formats.oracle import expected_checkpoint, expected_safetensors
 
 KINDS = {kind: np.dtype(dtype) for kind, dtype in STORAGES.items()}
-NUMBERS = [-(1 << 63), -2, -1, 0, 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 24, 255, 256, 65535, 1 << 31, 1 << 32, 1 << 47,
-           1 << 48, 1 << 62, 1 << 63, 1 << 64, 1 << 200]
+NUMBERS = [
+    -(1 << 63),
+    -2,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    7,
+    8,
+    11,
+    12,
+    13,
+    24,
+    255,
+    256,
+    65535,
+    1 << 31,
+    1 << 32,
+    1 << 47,
+    1 << 48,
+    1 << 62,
+    1 << 63,
+    1 << 64,
+    1 << 200,
+]
 WORDS = ["w", "a.b", "", "..", "../x", "/x", "state_dict", "0", "1", "cpu", "storage", "x" * 600, "a\nb", "é", "\0"]
 
 MEMBERS = ["data/0", "data/01", "../x", "x/data.pkl", "code/a.py", ".data/serialization_id"]
@@ -58,12 +84,21 @@ def contents(rng: random.Random) -> tuple[bytes, dict[str, bytes]]:
     for key in map(str, range(rng.randint(1, 2))):
         kind = rng.choice(list(KINDS))
         numel = rng.choice([1, 4, 12])
-        members[key] = rng.randbytes(numel * KINDS[kind].itemsize) if kind != "Bool" else bytes(
-            rng.choices((0, 1), k=numel))
+        members[key] = (
+            rng.randbytes(numel * KINDS[kind].itemsize) if kind != "Bool" else bytes(rng.choices((0, 1), k=numel))
+        )
         for i in range(rng.randint(1, 2)):
-            shape, strides, offset = rng.choice([
-                ((numel,), (1,), 0), ((), (), numel - 1), ((numel // 2, 2), (2, 1), 0), ((2, numel // 2), (1, 2), 0),
-                ((numel // 2,), (2,), 0), ((0, 3), (3, 1), 0), ((1, numel), (99, 1), 0)])
+            shape, strides, offset = rng.choice(
+                [
+                    ((numel,), (1,), 0),
+                    ((), (), numel - 1),
+                    ((numel // 2, 2), (2, 1), 0),
+                    ((2, numel // 2), (1, 2), 0),
+                    ((numel // 2,), (2,), 0),
+                    ((0, 3), (3, 1), 0),
+                    ((1, numel), (99, 1), 0),
+                ]
+            )
             value = tensor(shape, strides, offset, kind=kind, numel=numel, key=key, legacy=False)
             if rng.random() < 0.2:
                 value = name(*Known.PARAMETER.value) + group(value, b"\x88", ORDERED) + b"R"
@@ -81,9 +116,24 @@ def tokens(body: bytes) -> list[bytes]:
 
 
 SNIPPETS = [bytes([op]) for op in range(256)] + [
-    text("w"), tensor(), tensor((2,), (0,)), tensor((13,), (1,)), storage(), storage(key="1"), ORDERED, SYSTEM,
-    b"K\3", b"q\0", b"h\0", b"j\xff\xff\xff\xff", b"X\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8,
-    *(name(*pair) for pair in GLOBALS), name("os", "system"), name("builtins", "eval")]
+    text("w"),
+    tensor(),
+    tensor((2,), (0,)),
+    tensor((13,), (1,)),
+    storage(),
+    storage(key="1"),
+    ORDERED,
+    SYSTEM,
+    b"K\3",
+    b"q\0",
+    b"h\0",
+    b"j\xff\xff\xff\xff",
+    b"X\xff\xff\xff\x7f",
+    b"\x8e" + b"\xff" * 8,
+    *(name(*pair) for pair in GLOBALS),
+    name("os", "system"),
+    name("builtins", "eval"),
+]
 
 
 def other(token: bytes, rng: random.Random) -> bytes:
@@ -129,7 +179,7 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
         case 3:
             data[at:at] = rng.randbytes(rng.choice([1, 4, 8]))
         case 4:
-            del data[at:at + rng.choice([1, 4, 8])]
+            del data[at : at + rng.choice([1, 4, 8])]
     return bytes(data)
 
 
@@ -139,7 +189,7 @@ def numbers_changed(data: bytes, rng: random.Random) -> bytes:
     at += 2 * rng.randint(2, 21)
     width = rng.choice("HL")
     value = struct.pack(f"<{width}", rng.choice(NUMBERS) % (1 << 16 if width == "H" else 1 << 32))
-    return data[:at] + value + data[at + len(value):]
+    return data[:at] + value + data[at + len(value) :]
 
 
 def find_all(data: bytes, what: bytes) -> list[int]:
@@ -233,7 +283,7 @@ def safetensors_case(rng: random.Random) -> bytes:
                 if isinstance(numbers := entry.get(field), list) and numbers:
                     at = rng.randrange(len(numbers))
                     new = rng.choice([*NUMBERS, len(data)])
-                    header[key] = entry | {field: [*numbers[:at], new, *numbers[at + 1:]]}
+                    header[key] = entry | {field: [*numbers[:at], new, *numbers[at + 1 :]]}
             case 5:
                 data = flipped(data, rng)
     raw = json.dumps(header).encode()

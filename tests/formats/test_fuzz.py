@@ -22,12 +22,21 @@ def test_mutated_files(seed, tmp_path):
     assert len(outcomes) == 6 and set(kinds.values()) == {3_500}
 
 
-@pytest.mark.parametrize("place, name, wrong, message", [
-    (machine, "is_count", lambda value: True, "seed"),
-    (pickles, "view", lambda data, dtype, start, shape, strides: np.ndarray(shape, dtype, data, start), "as others"),
-    (tensors, "view", lambda data, dtype, start, shape: files.view(data, dtype, start, shape[::-1]), "as others"),
-    (pickles, "checked", lambda data, name, member: member.start, "as others"),
-], ids=["any number", "no strides", "shapes reversed", "no CRC"])
+@pytest.mark.parametrize(
+    "place, name, wrong, message",
+    [
+        (machine, "is_count", lambda value: True, "seed"),
+        (
+            pickles,
+            "view",
+            lambda data, dtype, start, shape, strides: np.ndarray(shape, dtype, data, start),
+            "as others",
+        ),
+        (tensors, "view", lambda data, dtype, start, shape: files.view(data, dtype, start, shape[::-1]), "as others"),
+        (pickles, "checked", lambda data, name, member: member.start, "as others"),
+    ],
+    ids=["any number", "no strides", "shapes reversed", "no CRC"],
+)
 def test_mistakes_are_found(place, name, wrong, message, tmp_path, monkeypatch):
     monkeypatch.setattr(place, name, wrong)
     with pytest.raises(AssertionError, match=message):

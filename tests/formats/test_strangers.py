@@ -47,8 +47,13 @@ print(json.dumps({"results": results, "events": events, "megabytes": int(peak) /
 
 
 def test_hostile_files_cost_little_and_reach_nothing(tmp_path):
-    run = subprocess.run([sys.executable, "-c", WATCH, str(tmp_path / "file")], capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=600)
+    run = subprocess.run(
+        [sys.executable, "-c", WATCH, str(tmp_path / "file")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=600,
+    )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     names = list(found["results"])

@@ -180,13 +180,20 @@ def test_bit_flips(path, bits):
 
 LEAVES = st.none() | st.booleans() | st.integers(-3, 40) | st.floats() | st.sampled_from(["F32", "U8", "", "a"])
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
-ENTRIES = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "U8", "F16"]) | VALUES,
-                                 "shape": st.lists(st.integers(0, 4), max_size=3) | VALUES,
-                                 "data_offsets": st.sampled_from([[0, 24], [24, 32], [0, 32], [0, 0]]) | VALUES})
+ENTRIES = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "U8", "F16"]) | VALUES,
+        "shape": st.lists(st.integers(0, 4), max_size=3) | VALUES,
+        "data_offsets": st.sampled_from([[0, 24], [24, 32], [0, 32], [0, 0]]) | VALUES,
+    }
+)
 
 
 @QUICK
-@given(st.dictionaries(st.sampled_from(["a", "b", "__metadata__", "../c"]) | st.text(max_size=3), ENTRIES | VALUES,
-                       max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "__metadata__", "../c"]) | st.text(max_size=3), ENTRIES | VALUES, max_size=3
+    )
+)
 def test_random_headers(path, header):
     outcome(path, make(header))

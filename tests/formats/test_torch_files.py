@@ -47,7 +47,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_reads_a_dict_of_tensors(path, kind):
-    (key, value), = read(path, GOOD[kind]).items()
+    ((key, value),) = read(path, GOOD[kind]).items()
     assert key == "w" and not value.flags.writeable and not value.flags.owndata
     np.testing.assert_array_equal(value, np.arange(12, dtype=np.float32).reshape(3, 4))
 
@@ -55,11 +55,21 @@ def test_reads_a_dict_of_tensors(path, kind):
 def test_views_parameters_and_every_type(path):
     ours = np.arange(12, dtype=np.float32)
     parameter = name("torch._utils", "_rebuild_parameter") + group(tensor((4, 3), (1, 4)), b"\x88", ORDERED) + b"R"
-    body = {"transposed": parameter, "part": tensor((2, 2), (4, 2), 5), "scalar": tensor((), (), 7),
-            "empty": tensor((0, 3), (3, 1), 12), "one": tensor((1, 3), (999, 1))}
+    body = {
+        "transposed": parameter,
+        "part": tensor((2, 2), (4, 2), 5),
+        "scalar": tensor((), (), 7),
+        "empty": tensor((0, 3), (3, 1), 12),
+        "one": tensor((1, 3), (999, 1)),
+    }
     got = read(path, make_zip(name("collections", "OrderedDict") + b")R" + mapping(body)[1:]))
-    want = {"transposed": ours.reshape(3, 4).T, "part": ours.reshape(3, 4)[1:, 1::2], "scalar": ours[7],
-            "empty": ours[:0].reshape(0, 3), "one": ours[None, :3]}
+    want = {
+        "transposed": ours.reshape(3, 4).T,
+        "part": ours.reshape(3, 4)[1:, 1::2],
+        "scalar": ours[7],
+        "empty": ours[:0].reshape(0, 3),
+        "one": ours[None, :3],
+    }
     assert list(got) == list(want)
     for key in want:
         np.testing.assert_array_equal(got[key], want[key])
@@ -80,21 +90,29 @@ def test_strangers_beside_the_state_dict_are_never_imported(path, tmp_path):
     scalar = name("numpy.core.multiarray", "scalar") + group(dtype, b"C\0") + b"R"
     by_default = name("collections", "defaultdict") + group(name("builtins", "dict")) + b"R"
     tuples = group(b"N", b"G" + bytes(8)) + number(7)
-    body = mapping({
-        "callbacks": b"}(" + callback + mapping({"best": scalar}) + tuples + b"u",
-        "evil": name("os", "system") + group(text(f"touch {victim}")) + b"R",
-        "object": name("builtins", "object") + b")\x81" + mapping({"x": number(3)}) + b"b",
-        "optimizer": by_default + b"(" + text("k") + tensor() + b"u",
-        "complex": tensor(kind="ComplexFloat", key="9"),
-        "state_dict": ORDERED + b"(" + text("w") + tensor() + b"u" + mapping({"_metadata": ORDERED}) + b"b"})
+    body = mapping(
+        {
+            "callbacks": b"}(" + callback + mapping({"best": scalar}) + tuples + b"u",
+            "evil": name("os", "system") + group(text(f"touch {victim}")) + b"R",
+            "object": name("builtins", "object") + b")\x81" + mapping({"x": number(3)}) + b"b",
+            "optimizer": by_default + b"(" + text("k") + tensor() + b"u",
+            "complex": tensor(kind="ComplexFloat", key="9"),
+            "state_dict": ORDERED + b"(" + text("w") + tensor() + b"u" + mapping({"_metadata": ORDERED}) + b"b",
+        }
+    )
     assert list(read(path, make_zip(body))) == ["w"]
     assert not victim.exists()
 
 
 def test_protocol_4(path):
-    body = (b"\x80\x04\x95" + bytes(8) + b"}\x94(\x8c\x01w\x94\x8c\x0ctorch._utils\x94"
-            + b"\x8c\x12_rebuild_tensor_v2\x94\x93\x94"
-            + group(storage(), b"K\0", b"K\x0c\x85", b"K\x01\x85", b"\x89", b"N") + b"R\x94u.")
+    body = (
+        b"\x80\x04\x95"
+        + bytes(8)
+        + b"}\x94(\x8c\x01w\x94\x8c\x0ctorch._utils\x94"
+        + b"\x8c\x12_rebuild_tensor_v2\x94\x93\x94"
+        + group(storage(), b"K\0", b"K\x0c\x85", b"K\x01\x85", b"\x89", b"N")
+        + b"R\x94u."
+    )
     assert read(path, make_zip(members={"data.pkl": body}))["w"].shape == (12,)
 
 
@@ -143,7 +161,7 @@ def test_random_bytes(path, content, head):
 @QUICK
 @given(st.sampled_from(sorted(GOOD)), st.integers(0, 10_000))
 def test_random_truncation(path, kind, at):
-    assert outcome(path, GOOD[kind][:at % len(GOOD[kind])]) is None
+    assert outcome(path, GOOD[kind][: at % len(GOOD[kind])]) is None
 
 
 @QUICK
@@ -169,8 +187,28 @@ def test_bit_flips_of_the_pickle_under_a_right_crc(path, bits):
 
 GLOBALS = [name(*known.value) for known in machine.Known] + [name("torch", "HalfStorage"), name("a", "b")]
 SNIPPETS = [bytes([op]) for op in range(256)] + [
-    text("w"), text("state_dict"), tensor(), tensor((2,), (0,)), storage(), ORDERED, SYSTEM, number(1 << 70), b"K\3",
-    b"q\0", b"h\0", b"}", b"]", b"(", b"u", b"t", b"R", b"s", b"Q", b"\x86", *GLOBALS]
+    text("w"),
+    text("state_dict"),
+    tensor(),
+    tensor((2,), (0,)),
+    storage(),
+    ORDERED,
+    SYSTEM,
+    number(1 << 70),
+    b"K\3",
+    b"q\0",
+    b"h\0",
+    b"}",
+    b"]",
+    b"(",
+    b"u",
+    b"t",
+    b"R",
+    b"s",
+    b"Q",
+    b"\x86",
+    *GLOBALS,
+]
 
 
 @QUICK

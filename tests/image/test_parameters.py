@@ -32,11 +32,22 @@ def test_round_trip(prompt, negative, model, scale):
     assert found[2]["Model"] == model and float(found[2]["CFG scale"]) == scale
 
 
-@given(prompts, st.sampled_from(sorted(samplers)), st.integers(1, 1000), st.integers(0, 2**32 - 1),
-       st.none() | st.floats(0, 1))
+@given(
+    prompts,
+    st.sampled_from(sorted(samplers)),
+    st.integers(1, 1000),
+    st.integers(0, 2**32 - 1),
+    st.none() | st.floats(0, 1),
+)
 def test_arguments_come_back(prompt, sampler, steps, seed, eta):
-    arguments = {"prompt": prompt, "negative_prompt": "dog", "sampler": sampler, "steps": steps, "guidance_scale": 7.5,
-                 "sigmas": "karras" if samplers[sampler].karras else "default"} | ({} if eta is None else {"eta": eta})
+    arguments = {
+        "prompt": prompt,
+        "negative_prompt": "dog",
+        "sampler": sampler,
+        "steps": steps,
+        "guidance_scale": 7.5,
+        "sigmas": "karras" if samplers[sampler].karras else "default",
+    } | ({} if eta is None else {"eta": eta})
     found, rest = understand(describe(arguments, seed, (64, 32), "emoji"))
     assert {"sigmas": "default"} | found == arguments | {"seed": seed, "width": 64, "height": 32}
     assert rest == {"Model": "emoji"}
@@ -44,10 +55,16 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
 
 @pytest.mark.parametrize("embedding", [("a.pt",), ("b, c.pt", 'd".safetensors')])
 def test_all_arguments_come_back(embedding):
-    several = {"guidance_interval": (0.3, 1e-7), "embedding": embedding, "watermark": True,
-               "dtype": "bfloat16"}
-    arguments = {"prompt": "a", "negative_prompt": "", "steps": 9, "sampler": "unipc", "guidance_scale": -1e-7,
-                 **{name: kind("3") for name, kind, _ in OTHERS.values() if name not in several}, **several}
+    several = {"guidance_interval": (0.3, 1e-7), "embedding": embedding, "watermark": True, "dtype": "bfloat16"}
+    arguments = {
+        "prompt": "a",
+        "negative_prompt": "",
+        "steps": 9,
+        "sampler": "unipc",
+        "guidance_scale": -1e-7,
+        **{name: kind("3") for name, kind, _ in OTHERS.values() if name not in several},
+        **several,
+    }
     found, rest = understand(describe(arguments, 0, (8, 8), "m", "folder, of: models"))
     assert arguments.items() <= found.items() and rest == {"Model": "m", "Source": "folder, of: models"}
     defaults = {name: default for name, _, default in OTHERS.values()}
@@ -57,17 +74,42 @@ def test_all_arguments_come_back(embedding):
 def test_a_web_ui_s_text():
     found, rest = understand(WEB_UI)
     assert found == {
-        "prompt": "a (red:1.2) apple,\nBREAK on a table", "negative_prompt": "blurry, text,\nworst quality",
-        "steps": 20, "sampler": "dpmpp_2m_sde", "sigmas": "karras", "guidance_scale": 7.0, "seed": 965400086,
-        "width": 512, "height": 768, "strength": 0.7}
-    assert rest == {"Model hash": "45dee52b", "Model": "v1-5-pruned", "Lora hashes": "one: 12ab, two: 34cd",
-                    "Version": "v1.6.0"}
+        "prompt": "a (red:1.2) apple,\nBREAK on a table",
+        "negative_prompt": "blurry, text,\nworst quality",
+        "steps": 20,
+        "sampler": "dpmpp_2m_sde",
+        "sigmas": "karras",
+        "guidance_scale": 7.0,
+        "seed": 965400086,
+        "width": 512,
+        "height": 768,
+        "strength": 0.7,
+    }
+    assert rest == {
+        "Model hash": "45dee52b",
+        "Model": "v1-5-pruned",
+        "Lora hashes": "one: 12ab, two: 34cd",
+        "Version": "v1.6.0",
+    }
 
 
-@pytest.mark.parametrize("written, ours", [
-    ("Euler a", "euler_a"), ("Euler", "euler"), ("k_euler_a", "euler_a"), ("LMS", "lms"), ("Heun", "heun"),
-    ("DPM++ 2M", "dpmpp_2m"), ("DPM++ 2M SDE", "dpmpp_2m_sde"), ("DDIM", "ddim"), ("PLMS", "plms"), ("UniPC", "unipc"),
-    ("LCM", "lcm"), *[(name, name) for name in samplers]])
+@pytest.mark.parametrize(
+    "written, ours",
+    [
+        ("Euler a", "euler_a"),
+        ("Euler", "euler"),
+        ("k_euler_a", "euler_a"),
+        ("LMS", "lms"),
+        ("Heun", "heun"),
+        ("DPM++ 2M", "dpmpp_2m"),
+        ("DPM++ 2M SDE", "dpmpp_2m_sde"),
+        ("DDIM", "ddim"),
+        ("PLMS", "plms"),
+        ("UniPC", "unipc"),
+        ("LCM", "lcm"),
+        *[(name, name) for name in samplers],
+    ],
+)
 @pytest.mark.parametrize("schedule", ["", " Karras", ", Schedule type: Karras", ", Schedule type: Automatic"])
 def test_sampler_names(written, ours, schedule):
     found, rest = understand(f"a cat\nSteps: 20, Sampler: {written}{schedule}, Seed: 1")
@@ -77,8 +119,13 @@ def test_sampler_names(written, ours, schedule):
 
 def test_what_cannot_be_understood_is_named():
     assert understand("a\nSteps: 2, Schedule type: Exponential")[1] == {"Schedule type": "Exponential"}
-    for text, message in [("a cat", "Steps: "), ("", "Steps: "), ("a\nSteps: many, Seed: 1", "Steps: 'many'"),
-                          ("a\nSteps: 2, Size: 512", "Size: '512'"), ("a\nSteps: 2, CFG scale: x", "CFG scale: 'x'")]:
+    for text, message in [
+        ("a cat", "Steps: "),
+        ("", "Steps: "),
+        ("a\nSteps: many, Seed: 1", "Steps: 'many'"),
+        ("a\nSteps: 2, Size: 512", "Size: '512'"),
+        ("a\nSteps: 2, CFG scale: x", "CFG scale: 'x'"),
+    ]:
         with pytest.raises(SdjaxError, match=message):
             understand(text)
 
@@ -97,7 +144,10 @@ def test_files(tmp_path):
     assert read_parameters(tmp_path / "a.png") == "ねこ\nSteps: 1"
     save_png(Image.new("RGB", (2, 2)), tmp_path / "bare.png")
     (tmp_path / "broken.png").write_text("no picture")
-    for name, message in [("bare.png", "no `parameters`"), ("broken.png", "not a readable picture"),
-                          ("none.png", "No such file")]:
+    for name, message in [
+        ("bare.png", "no `parameters`"),
+        ("broken.png", "not a readable picture"),
+        ("none.png", "No such file"),
+    ]:
         with pytest.raises(SdjaxError, match=f"{name}: .*{message}"):
             read_parameters(tmp_path / name)

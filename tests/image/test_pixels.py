@@ -59,8 +59,11 @@ def test_a_file_that_is_cut_off_is_said(tmp_path):
     """Pillow opens it without a word, and finds out when its pixels are asked for."""
     path = save_png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)), tmp_path / "a")
     path.write_bytes(path.read_bytes()[:-900])
-    for read, name in [(lambda image: read_images(image, None, None, 8), "image"), (pil_to_pixels, "image"),
-                       (lambda image: read_masks([image], (32, 32)), "mask")]:
+    for read, name in [
+        (lambda image: read_images(image, None, None, 8), "image"),
+        (pil_to_pixels, "image"),
+        (lambda image: read_masks([image], (32, 32)), "mask"),
+    ]:
         with pytest.raises(SdjaxError, match=f"^{name}: not readable .image file is truncated"):
             read(Image.open(path))
 
@@ -69,12 +72,25 @@ MASK = np.zeros((16, 16), bool)
 MASK[3:11, 5:16] = True
 
 
-@pytest.mark.parametrize("mask", [
-    MASK, np.uint8(MASK), Image.fromarray(np.uint8(MASK)), MASK[..., None], MASK[None],
-    MASK[None, ..., None].astype(np.float32), np.uint8(MASK) * 255, 0.4 * MASK + 0.2,
-    Image.fromarray(MASK), Image.fromarray(np.uint8(MASK) * 200), [Image.fromarray(MASK).convert("RGBA")],
-    Image.merge("LA", [Image.new("L", (16, 16), 255), Image.fromarray(np.uint8(MASK) * 255)]),
-    MASK.repeat(3, 0).repeat(5, 1), Image.fromarray(np.uint8(MASK) * 128).resize((160, 48), 0)])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        MASK,
+        np.uint8(MASK),
+        Image.fromarray(np.uint8(MASK)),
+        MASK[..., None],
+        MASK[None],
+        MASK[None, ..., None].astype(np.float32),
+        np.uint8(MASK) * 255,
+        0.4 * MASK + 0.2,
+        Image.fromarray(MASK),
+        Image.fromarray(np.uint8(MASK) * 200),
+        [Image.fromarray(MASK).convert("RGBA")],
+        Image.merge("LA", [Image.new("L", (16, 16), 255), Image.fromarray(np.uint8(MASK) * 255)]),
+        MASK.repeat(3, 0).repeat(5, 1),
+        Image.fromarray(np.uint8(MASK) * 128).resize((160, 48), 0),
+    ],
+)
 def test_masks(mask):
     """White, or half and more, is 1, and nothing that is transparent; resized by the nearest pixel."""
     found = read_masks(mask, (16, 16))

@@ -46,7 +46,8 @@ def test_refusals():
         (lambda: watermark.embed("a.png"), "image is str: a PIL image expected"),
         (lambda: watermark.embed(image, b""), "content b''"),
         (lambda: watermark.embed(image, "SDV2"), "content 'SDV2'"),
-        (lambda: watermark.decode(image, 0), "length 0"), (lambda: watermark.decode(image, 2.0), r"length 2\.0"),
+        (lambda: watermark.decode(image, 0), "length 0"),
+        (lambda: watermark.decode(image, 2.0), r"length 2\.0"),
         (lambda: watermark.decode(image, 10000), "has 1369 blocks, 80000 are needed"),
     ]:
         with pytest.raises(SdjaxError, match=match):

@@ -26,8 +26,13 @@ def pictures() -> dict[str, np.ndarray]:
     slopes = np.stack([96 + x // 8, 190 - (x + y) // 12, 90 + (x * x + y * y) // 8000], -1)
     grey, flat = np.full((512, 512, 3), 128), np.zeros((512, 512, 3), np.int64)
     flat[:256], flat[256:, :256] = (0, 0, 255), (255, 0, 0)
-    whole = {"slopes": slopes + (noise % 5)[..., None], "odd sides": slopes[:259, :263] + (noise % 9)[:259, :263, None],
-             "noise": np.stack([noise, noise[::-1], noise.T], -1), "grey": grey, "flat": flat}
+    whole = {
+        "slopes": slopes + (noise % 5)[..., None],
+        "odd sides": slopes[:259, :263] + (noise % 9)[:259, :263, None],
+        "noise": np.stack([noise, noise[::-1], noise.T], -1),
+        "grey": grey,
+        "flat": flat,
+    }
     return {name: picture.astype(np.uint8) for name, picture in whole.items()}
 
 

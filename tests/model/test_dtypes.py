@@ -23,16 +23,21 @@ from tests.text.test_tokenizer import captions
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # max |difference to float32| / max |float32|, the larger of NARROW's and NARROW_V2's as measured; twice that is allowed
-MEASURED = {"float16": {"states": 1.3e-3, "predict": 3.2e-3, "mean": 1.7e-3, "decode": 2.8e-3},
-            "bfloat16": {"states": 1.4e-2, "predict": 1.9e-2, "mean": 1.8e-2, "decode": 2.3e-2}}
+MEASURED = {
+    "float16": {"states": 1.3e-3, "predict": 3.2e-3, "mean": 1.7e-3, "decode": 2.8e-3},
+    "bfloat16": {"states": 1.4e-2, "predict": 1.9e-2, "mean": 1.8e-2, "decode": 2.3e-2},
+}
 HALVES = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 
 
 def outputs(sd):
     given = reference_inputs(sd.config)
-    return {"states": model.text_states(sd.params["text"], given["ids"], sd.config.text, sd.dtype),
-            "predict": sdjax.predict(sd, given["x"], given["t"], Cond(given["context"])),
-            "mean": sdjax.vae_moments(sd, given["pixels"])[0], "decode": sdjax.decode(sd, given["latents"])}
+    return {
+        "states": model.text_states(sd.params["text"], given["ids"], sd.config.text, sd.dtype),
+        "predict": sdjax.predict(sd, given["x"], given["t"], Cond(given["context"])),
+        "mean": sdjax.vae_moments(sd, given["pixels"])[0],
+        "decode": sdjax.decode(sd, given["latents"]),
+    }
 
 
 @pytest.fixture(scope="module", params=[NARROW, NARROW_V2], ids=lambda config: config.name)
@@ -131,8 +136,10 @@ def test_large_logits_do_not_overflow(upcast):
 @pytest.mark.parametrize("folder", [NARROW], indirect=True, ids=["narrow"])
 def test_pictures_in_half_precision(folder, dtype):
     path, _ = folder
-    full, half = (sdjax.txt2img(sdjax.load(path, dtype=dtype), "a red apple", steps=4, seed=1, output="pixels")
-                  for dtype in ("float32", dtype))
+    full, half = (
+        sdjax.txt2img(sdjax.load(path, dtype=dtype), "a red apple", steps=4, seed=1, output="pixels")
+        for dtype in ("float32", dtype)
+    )
     assert half.dtype == np.float32 and np.isfinite(half).all() and np.abs(half - full).mean() < 0.05
 
 

@@ -21,11 +21,16 @@ from tests.text.test_tokenizer import captions
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 TINY = replace(
-    NARROW, name="tiny", size=16, text=replace(NARROW.text, layers=1),
+    NARROW,
+    name="tiny",
+    size=16,
+    text=replace(NARROW.text, layers=1),
     vae=replace(NARROW.vae, channels=(8, 16), blocks=1),
-    unet=replace(NARROW.unet, channels=(16, 32), blocks=1, attention=(False, True), heads=(2, 4)))
-TINY_V2 = replace(TINY, unet=replace(TINY.unet, linear_projection=True), text=NARROW_V2.text,
-                  schedule=NARROW_V2.schedule)
+    unet=replace(NARROW.unet, channels=(16, 32), blocks=1, attention=(False, True), heads=(2, 4)),
+)
+TINY_V2 = replace(
+    TINY, unet=replace(TINY.unet, linear_projection=True), text=NARROW_V2.text, schedule=NARROW_V2.schedule
+)
 
 
 @pytest.fixture(scope="module")
@@ -163,21 +168,24 @@ def test_argument_errors(sd, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name, fields, match", [
-    ("unet/config.json", {"center_input_sample": True}, "center_input_sample is True, only False"),
-    ("unet/config.json", {"shiny_new_trick": 3}, "unknown field shiny_new_trick"),
-    ("unet/config.json", {"norm_eps": 1e-6}, "norm_eps"),
-    ("unet/config.json", {"up_block_types": ["UpBlock2D"] * 2}, "up_block_types"),
-    ("unet/config.json", {"cross_attention_dim": 48}, "not the text width"),
-    ("unet/config.json", {"in_channels": "four"}, "in_channels is 'four'"),
-    ("vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
-    ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act"),
-    ("text_encoder/config.json", {"vocab_size": 300}, "ids go up to 579"),
-    ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
-    ("scheduler/scheduler_config.json", {"prediction_type": "score"}, "prediction_type"),
-    ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "should be v_prediction"),
-    ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
-])
+@pytest.mark.parametrize(
+    "name, fields, match",
+    [
+        ("unet/config.json", {"center_input_sample": True}, "center_input_sample is True, only False"),
+        ("unet/config.json", {"shiny_new_trick": 3}, "unknown field shiny_new_trick"),
+        ("unet/config.json", {"norm_eps": 1e-6}, "norm_eps"),
+        ("unet/config.json", {"up_block_types": ["UpBlock2D"] * 2}, "up_block_types"),
+        ("unet/config.json", {"cross_attention_dim": 48}, "not the text width"),
+        ("unet/config.json", {"in_channels": "four"}, "in_channels is 'four'"),
+        ("vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act"),
+        ("text_encoder/config.json", {"vocab_size": 300}, "ids go up to 579"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "score"}, "prediction_type"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "should be v_prediction"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "FluxPipeline"),
+    ],
+)
 def test_config_fields_that_would_change_the_result_are_refused(folder, name, fields, match):
     edit(folder / name, **fields)
     with pytest.raises(sdjax.SdjaxError, match=match) as caught:

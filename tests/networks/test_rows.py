@@ -39,13 +39,17 @@ def test_compvis_names_of_sd21():
     """A sample of v2-1_768-ema-pruned.safetensors' names with their shapes; q, k and v are stacked."""
     prefix, shapes = "cond_stage_model.model.", flatten_dict(param_shapes(SD21.text))
     found = {row.compvis: OPERATIONS[row.compvis_operation][2](shapes[row.path].shape) for row in make_rows(SD21.text)}
-    for name, shape in {"positional_embedding": (77, 1024), "token_embedding.weight": (49408, 1024),
-                        "ln_final.bias": (1024,), "transformer.resblocks.0.attn.in_proj_weight": (3072, 1024),
-                        "transformer.resblocks.22.attn.in_proj_bias": (3072,),
-                        "transformer.resblocks.22.attn.out_proj.weight": (1024, 1024),
-                        "transformer.resblocks.1.mlp.c_fc.weight": (4096, 1024),
-                        "transformer.resblocks.1.mlp.c_proj.weight": (1024, 4096),
-                        "transformer.resblocks.1.ln_2.weight": (1024,)}.items():
+    for name, shape in {
+        "positional_embedding": (77, 1024),
+        "token_embedding.weight": (49408, 1024),
+        "ln_final.bias": (1024,),
+        "transformer.resblocks.0.attn.in_proj_weight": (3072, 1024),
+        "transformer.resblocks.22.attn.in_proj_bias": (3072,),
+        "transformer.resblocks.22.attn.out_proj.weight": (1024, 1024),
+        "transformer.resblocks.1.mlp.c_fc.weight": (4096, 1024),
+        "transformer.resblocks.1.mlp.c_proj.weight": (1024, 4096),
+        "transformer.resblocks.1.ln_2.weight": (1024,),
+    }.items():
         assert found[prefix + name] == shape
     assert len(found) == 23 * 12 + 4 and {row.compvis_operation for row in make_rows(SD21.text)} >= set(SPLIT)
     linear = {row.compvis: row for row in make_rows(SD21.unet)}
@@ -62,15 +66,23 @@ def test_compvis_names_of_sd15():
     """A sample of v1-5-pruned.safetensors' names, one of each kind, with its shapes."""
     names = {row.compvis: row for part in (SD15.text, SD15.vae, SD15.unet) for row in make_rows(part)}
     unet, vae = "model.diffusion_model.", "first_stage_model."
-    for name in (unet + "input_blocks.3.0.op.weight", unet + "input_blocks.4.0.skip_connection.weight",
-                 unet + "input_blocks.11.0.in_layers.0.weight", unet + "middle_block.1.proj_in.weight",
-                 unet + "output_blocks.2.1.conv.weight", unet + "output_blocks.5.2.conv.weight",
-                 unet + "output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight", unet + "out.2.bias",
-                 vae + "encoder.down.2.block.0.nin_shortcut.weight", vae + "decoder.up.3.upsample.conv.weight",
-                 vae + "decoder.up.0.block.0.nin_shortcut.weight", vae + "encoder.mid.attn_1.proj_out.weight",
-                 vae + "post_quant_conv.bias",
-                 "cond_stage_model.transformer.text_model.encoder.layers.11.self_attn.q_proj.weight",
-                 "cond_stage_model.transformer.text_model.final_layer_norm.bias"):
+    for name in (
+        unet + "input_blocks.3.0.op.weight",
+        unet + "input_blocks.4.0.skip_connection.weight",
+        unet + "input_blocks.11.0.in_layers.0.weight",
+        unet + "middle_block.1.proj_in.weight",
+        unet + "output_blocks.2.1.conv.weight",
+        unet + "output_blocks.5.2.conv.weight",
+        unet + "output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight",
+        unet + "out.2.bias",
+        vae + "encoder.down.2.block.0.nin_shortcut.weight",
+        vae + "decoder.up.3.upsample.conv.weight",
+        vae + "decoder.up.0.block.0.nin_shortcut.weight",
+        vae + "encoder.mid.attn_1.proj_out.weight",
+        vae + "post_quant_conv.bias",
+        "cond_stage_model.transformer.text_model.encoder.layers.11.self_attn.q_proj.weight",
+        "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+    ):
         assert name in names, name
     assert unet + "output_blocks.12.0.in_layers.0.weight" not in names
     assert names[vae + "encoder.mid.attn_1.q.weight"].compvis_operation == "conv1x1"
@@ -110,9 +122,13 @@ def test_one_report_names_everything_that_is_wrong():
         from_file_tensors(tensors, rows, expected, source="vae.safetensors")
     message = str(caught.value)
     assert message.startswith("vae.safetensors: 5 tensors")
-    for line in ("missing     quant_conv.bias", "unexpected  stranger.weight", "not finite  decoder.conv_in.bias",
-                 "not float   encoder.conv_in.bias: int32",
-                 "wrong shape post_quant_conv.weight: [4, 4], should be [4, 4, 1, 1]"):
+    for line in (
+        "missing     quant_conv.bias",
+        "unexpected  stranger.weight",
+        "not finite  decoder.conv_in.bias",
+        "not float   encoder.conv_in.bias: int32",
+        "wrong shape post_quant_conv.weight: [4, 4], should be [4, 4, 1, 1]",
+    ):
         assert line in message
     with pytest.raises(SdjaxError, match="missing"):
         to_file_tensors({"encoder": {}}, rows)
@@ -142,7 +158,9 @@ def test_the_image_towers_norm_is_misspelt_as_in_transformers():
 
 def test_placed_arrays_are_copies_and_compile_nothing(caplog):
     raw = np.zeros(64 + 4 * 31 * 41, np.uint8)
-    aligned = raw[-raw.ctypes.data % 64:][: 4 * 31 * 41].view(np.float32).reshape(31, 41)  # JAX would keep a view of it
+    aligned = (
+        raw[-raw.ctypes.data % 64 :][: 4 * 31 * 41].view(np.float32).reshape(31, 41)
+    )  # JAX would keep a view of it
     with jax.log_compiles():
         arrays = [placed(aligned), placed(aligned.T)]
     assert "Compiling" not in caplog.text

@@ -41,12 +41,17 @@ def test_parameters_and_times_may_come_ready_made(dtype):
     steps = jnp.array([981.0, 500.5, 1.0])
     ready, shifts = unet_ahead(params, steps, config=NARROW, dtype=dtype)
     rows = lambda first, end: jax.tree.map(lambda leaf: leaf[first:end], shifts)
-    out = [unet_output(params, x, steps[1:], context, config, dtype),
-           unet_output(ready, x, rows(1, 3), context, config, dtype)]
+    out = [
+        unet_output(params, x, steps[1:], context, config, dtype),
+        unet_output(ready, x, rows(1, 3), context, config, dtype),
+    ]
     np.testing.assert_allclose(*out, atol=1e-6 if dtype == jnp.float32 else 0.01)
     assert np.abs(out[0] - unet_output(ready, x, rows(0, 2), context, config, dtype)).max() > 1e-3
-    without = {name: {key: leaf for key, leaf in part.items() if key != "time"} for name, part in ready.items()
-               if name not in ("time_in", "time_out")}
+    without = {
+        name: {key: leaf for key, leaf in part.items() if key != "time"}
+        for name, part in ready.items()
+        if name not in ("time_in", "time_out")
+    }
     np.testing.assert_array_equal(unet_output(without, x, rows(1, 3), context, config, dtype), out[1])
     traced = str(jax.make_jaxpr(lambda *args: unet_output(*args, config, dtype))(ready, x, rows(1, 3), context))
     kernels = {leaf.shape for leaf in jax.tree.leaves(ready) if leaf.ndim > 1}

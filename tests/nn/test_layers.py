@@ -42,10 +42,16 @@ def test_a_constant_has_no_negative_variance():
     assert (by_squares(x, 4)[1] >= 0).all()
 
 
-@pytest.mark.parametrize("module, wrong", [
-    (Dense(5, jnp.float32), {"kernel": (4, 4)}), (Dense(5, jnp.float32), {"bias": (4,)}),
-    (GroupNorm(2, 1e-5), {"scale": (8,)}), (LayerNorm(), {"norm": {"scale": (3,), "bias": (4,)}}),
-    (conv3x3(5, None, jnp.float32), {"kernel": (3, 3, 5, 4)})])
+@pytest.mark.parametrize(
+    "module, wrong",
+    [
+        (Dense(5, jnp.float32), {"kernel": (4, 4)}),
+        (Dense(5, jnp.float32), {"bias": (4,)}),
+        (GroupNorm(2, 1e-5), {"scale": (8,)}),
+        (LayerNorm(), {"norm": {"scale": (3,), "bias": (4,)}}),
+        (conv3x3(5, None, jnp.float32), {"kernel": (3, 3, 5, 4)}),
+    ],
+)
 def test_parameters_of_a_wrong_shape_are_refused(module, wrong):
     x = jnp.ones((1, 4, 4, 4))
     params = module.init(jax.random.key(0), x)["params"]
@@ -111,8 +117,10 @@ def test_tokens_some_at_a_time_are_the_same():
 @pytest.mark.parametrize("shifted", [False, True])
 def test_a_block_in_its_picture_s_place_is_the_same(monkeypatch, shifted):
     """Values, and gradients by all parameters; half as many channels, with a time shift and without."""
-    x, weight, shift = (np.random.default_rng(i).normal(size=shape).astype(np.float32)
-                        for i, shape in enumerate([(2, 16, 6, 16), (2, 16, 6, 8), (2, 8)]))
+    x, weight, shift = (
+        np.random.default_rng(i).normal(size=shape).astype(np.float32)
+        for i, shape in enumerate([(2, 16, 6, 16), (2, 16, 6, 8), (2, 8)])
+    )
     block = ResBlock(8, 4, 1e-6, jnp.float32)
     params = jax.jit(block.init)(jax.random.key(3), x)
 

@@ -53,8 +53,10 @@ def test_a_large_picture_through_the_bundled_vae(monkeypatch):
     pictures = np.concatenate([pil_to_pixels(Image.open(path), (size, size)) for path in paths])
     pixels = pictures.reshape(3, 4, size, size, 3).swapaxes(1, 2).reshape(1, 3 * size, 4 * size, 3)
     vae, config = sd.params["vae"], sd.config.vae
-    encode, decode = (lambda x, f=function: jax.jit(lambda vae, x: f.__wrapped__(vae, x, config))(vae, x)
-                      for function in (model.vae_posterior, model.vae_pixels))
+    encode, decode = (
+        lambda x, f=function: jax.jit(lambda vae, x: f.__wrapped__(vae, x, config))(vae, x)
+        for function in (model.vae_posterior, model.vae_pixels)
+    )
     mean, _ = encode(pixels)
     latents = mean * sd.config.vae.scaling
     whole = decode(latents)

@@ -40,16 +40,23 @@ def outputs(config: Config) -> dict[str, np.ndarray]:
     vae = filled("vae", AutoencoderKL(**fields(config, "vae/config.json")), config.vae)
     t, context = (torch.from_numpy(given[name]).double() for name in ("t", "context"))
     posterior = vae.encode(nchw(given["pixels"])).latent_dist
-    return {"states": text(torch.from_numpy(given["ids"]).long()).last_hidden_state.numpy(),
-            "predict": nhwc(unet(nchw(given["x"]), t, context).sample).numpy(),
-            "mean": nhwc(posterior.mean).numpy(), "logvar": nhwc(posterior.logvar).numpy(),
-            "decode": nhwc(vae.decode(nchw(given["latents"]) / config.vae.scaling).sample).numpy()}
+    return {
+        "states": text(torch.from_numpy(given["ids"]).long()).last_hidden_state.numpy(),
+        "predict": nhwc(unet(nchw(given["x"]), t, context).sample).numpy(),
+        "mean": nhwc(posterior.mean).numpy(),
+        "logvar": nhwc(posterior.logvar).numpy(),
+        "decode": nhwc(vae.decode(nchw(given["latents"]) / config.vae.scaling).sample).numpy(),
+    }
 
 
 def compute() -> dict[str, np.ndarray]:
-    """"config/output" -> float32 array."""
-    return {f"{config.name}/{name}": value.astype(np.float32) for config in (NARROW, NARROW_V2, NARROW_INPAINT)
-            for name, value in outputs(config).items() if config is not NARROW_INPAINT or name == "predict"}
+    """ "config/output" -> float32 array."""
+    return {
+        f"{config.name}/{name}": value.astype(np.float32)
+        for config in (NARROW, NARROW_V2, NARROW_INPAINT)
+        for name, value in outputs(config).items()
+        if config is not NARROW_INPAINT or name == "predict"
+    }
 
 
 if __name__ == "__main__":

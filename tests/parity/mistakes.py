@@ -70,6 +70,7 @@ def without(cls, name):
 
 def names_changed(*words, where=""):
     """The table with the two `words` exchanged in the file's names that have `where` in them."""
+
     def rows(config, make=peers.make_rows):
         trade = {words[0]: words[1], words[1]: words[0]}
         spell = lambda name: ".".join(trade.get(word, word) for word in name.split("."))
@@ -90,6 +91,7 @@ def square(right, wrong):
 
 def scaled_by(factor):
     """Attention whose q is multiplied by factor(width, heads) besides."""
+
     def wrong(q, k, v, heads, *rest, formula=attention.attention):
         return formula(q * factor(q.shape[-1], heads), k, v, heads, *rest)
 
@@ -107,8 +109,11 @@ def bilinear(x):
 
 
 SYMMETRIC, ASYMMETRIC = ((1, 1), (1, 1)), ((0, 1), (0, 1))
-SMALL = replace(NARROW, unet=replace(NARROW.unet, channels=(16, 32), blocks=1, attention=(False, True), heads=(2, 4)),
-                vae=replace(NARROW.vae, channels=(8, 16), blocks=1))
+SMALL = replace(
+    NARROW,
+    unet=replace(NARROW.unet, channels=(16, 32), blocks=1, attention=(False, True), heads=(2, 4)),
+    vae=replace(NARROW.vae, channels=(8, 16), blocks=1),
+)
 HALVED = replace(SMALL, unet=replace(SMALL.unet, heads=(1, 2)))
 GELU = replace(SMALL, text=replace(SMALL.text, activation="gelu"))
 QUICK = replace(NARROW_V2, text=replace(NARROW_V2.text, activation="quick_gelu"))
@@ -118,12 +123,14 @@ TANH = layers.ACTIVATIONS | {"gelu": lambda x: jax.nn.gelu(x, approximate=True)}
 ROUNDED = layers.ACTIVATIONS | {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.7 * x)}
 SMALL_EPS = changed(layers.LayerNorm, eps=1e-6)
 
+
 def padded_error(config):
     """The states of a prompt that ends early, its padding another token."""
     tensors, ids, states, _ = peers.text_case(config)
     ids = np.where(np.cumsum(ids == config.text.eos_token, axis=1) > 1, 0, ids)
-    return peers.error(peers.run(peers.model.text_states, peers.export(tensors, config.text), ids, config=config.text),
-                       states)
+    return peers.error(
+        peers.run(peers.model.text_states, peers.export(tensors, config.text), ids, config=config.text), states
+    )
 
 
 CONV = lambda a: a.transpose(2, 3, 1, 0)
@@ -132,8 +139,11 @@ CONV = lambda a: a.transpose(2, 3, 1, 0)
 MISTAKES = {
     "ResBlock eps 1e-6": ([(unet, "ResBlock", changed(layers.ResBlock, eps=1e-6))], peers.unet_error, UNET),
     "UNet's last norm eps 1e-6": ([(unet, "GroupNorm", changed(layers.GroupNorm, eps=1e-6))], peers.unet_error, UNET),
-    "transformer GroupNorm eps 1e-5": ([(attention, "GroupNorm", changed(layers.GroupNorm, eps=1e-5))],
-                                       peers.unet_error, UNET),
+    "transformer GroupNorm eps 1e-5": (
+        [(attention, "GroupNorm", changed(layers.GroupNorm, eps=1e-5))],
+        peers.unet_error,
+        UNET,
+    ),
     "UNet LayerNorm eps 1e-6": ([(attention, "LayerNorm", SMALL_EPS)], peers.unet_error, UNET),
     "tanh gelu": ([(attention, "ACTIVATIONS", TANH)], peers.unet_error, UNET),
     "sin before cos": ([(unet, "timestep_embedding", embedding(swap=True))], peers.unet_error, UNET),
@@ -153,18 +163,30 @@ MISTAKES = {
     "final norm not run": ([(clip, "LayerNorm", without(layers.LayerNorm, "final_norm"))], peers.text_error, TEXT),
     "padded with another token": ([], padded_error, TEXT),
     "pooled at the last token": ([(peers, "pool_text", lambda states, *_: states[:, -1])], peers.pooled_error, TEXT),
-    "t + 1": ([(unet, "timestep_embedding", lambda t, width: layers.timestep_embedding(t + 1, width))],
-              peers.unet_error, UNET),
-    "skips before h": ([(unet, "jnp", shim(concatenate=lambda pair, axis: jnp.concatenate(pair[::-1], axis)))],
-                       peers.unet_error, UNET),
-    "gate before value": ([(attention, "jnp", shim(split=lambda *args, **kwargs: jnp.split(*args, **kwargs)[::-1]))],
-                          peers.unet_error, UNET),
+    "t + 1": (
+        [(unet, "timestep_embedding", lambda t, width: layers.timestep_embedding(t + 1, width))],
+        peers.unet_error,
+        UNET,
+    ),
+    "skips before h": (
+        [(unet, "jnp", shim(concatenate=lambda pair, axis: jnp.concatenate(pair[::-1], axis)))],
+        peers.unet_error,
+        UNET,
+    ),
+    "gate before value": (
+        [(attention, "jnp", shim(split=lambda *args, **kwargs: jnp.split(*args, **kwargs)[::-1]))],
+        peers.unet_error,
+        UNET,
+    ),
     "attention not scaled": (scaled_by(lambda width, heads: (width // heads) ** 0.5), peers.unet_error, UNET),
-    "attention scaled by the whole width": (scaled_by(lambda width, heads: heads ** -0.5), peers.unet_error, UNET),
+    "attention scaled by the whole width": (scaled_by(lambda width, heads: heads**-0.5), peers.unet_error, UNET),
     "upsampled by tiles": ([(unet, "conv3x3", enlarged(lambda x: jnp.tile(x, (1, 2, 2, 1))))], peers.unet_error, UNET),
     "upsampled bilinearly": ([(vae, "conv3x3", enlarged(bilinear))], peers.decode_error, VAE),
     "VAE attention of two heads": (
-        [(vae, "Attention", changed(transformer.Attention, heads=2))], peers.encode_error, VAE),
+        [(vae, "Attention", changed(transformer.Attention, heads=2))],
+        peers.encode_error,
+        VAE,
+    ),
     "mean and log variance exchanged": ([(vae.VAE, "encode", swapped_moments)], peers.encode_error, VAE),
     "another scale factor": ([], lambda config: peers.decode_error(config, SCALED), VAE),
     "q and k exchanged in the UNet": (names_changed("to_q", "to_k", where="attn1"), peers.unet_error, UNET),
@@ -172,15 +194,26 @@ MISTAKES = {
     "q and k exchanged in the VAE": (names_changed("to_q", "to_k"), peers.decode_error, VAE),
     "k and v exchanged in the text tower": (names_changed("k_proj", "v_proj"), peers.text_error, TEXT),
     "norms exchanged in the UNet": (
-        names_changed("norm1", "norm2", where="transformer_blocks"), peers.unet_error, UNET),
+        names_changed("norm1", "norm2", where="transformer_blocks"),
+        peers.unet_error,
+        UNET,
+    ),
     "norms exchanged in the text tower": (names_changed("layer_norm1", "layer_norm2"), peers.text_error, TEXT),
     "square dense kernels not transposed": (operation("dense", square(np.transpose, np.array)), peers.text_error, TEXT),
     "square 1x1 kernels not transposed": (
-        operation("conv1x1", square(lambda a: a[:, :, 0, 0].T, lambda a: a[:, :, 0, 0])), peers.unet_error, UNET),
+        operation("conv1x1", square(lambda a: a[:, :, 0, 0].T, lambda a: a[:, :, 0, 0])),
+        peers.unet_error,
+        UNET,
+    ),
     "square conv kernels, in and out exchanged": (
-        operation("conv", square(CONV, lambda a: a.transpose(2, 3, 0, 1))), peers.encode_error, VAE),
+        operation("conv", square(CONV, lambda a: a.transpose(2, 3, 0, 1))),
+        peers.encode_error,
+        VAE,
+    ),
     "conv kernels, height and width exchanged": (
-        operation("conv", lambda a: a.transpose(3, 2, 1, 0)), peers.unet_error, UNET),
-    "conv kernels turned by 180 degrees": (
-        operation("conv", lambda a: CONV(a)[::-1, ::-1]), peers.decode_error, VAE),
+        operation("conv", lambda a: a.transpose(3, 2, 1, 0)),
+        peers.unet_error,
+        UNET,
+    ),
+    "conv kernels turned by 180 degrees": (operation("conv", lambda a: CONV(a)[::-1, ::-1]), peers.decode_error, VAE),
 }

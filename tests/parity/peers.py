@@ -121,10 +121,21 @@ def text_case(config: Config):
 def vision_case(config: VisionConfig):
     """(file tensors, pixels, torch's embedding)."""
     torch.manual_seed(0)
-    peer = perturb(CLIPVisionModelWithProjection(CLIPVisionConfig(
-        hidden_size=config.width, intermediate_size=config.mlp_width, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, image_size=config.size, patch_size=config.patch, hidden_act=config.activation,
-        projection_dim=config.projection, layer_norm_eps=1e-5)))
+    peer = perturb(
+        CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=config.width,
+                intermediate_size=config.mlp_width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                image_size=config.size,
+                patch_size=config.patch,
+                hidden_act=config.activation,
+                projection_dim=config.projection,
+                layer_norm_eps=1e-5,
+            )
+        )
+    )
     pixels = rng_normal(2, config.size, config.size, 3)
     return file_tensors(peer, "vision"), pixels, peer(nchw(pixels)).image_embeds
 

@@ -31,10 +31,20 @@ def clip(tmp_path_factory):
     torch.manual_seed(0)
     folder, text = tmp_path_factory.mktemp("clip"), NARROW.text
     config = CLIPConfig(
-        projection_dim=20, vision_config={theirs: getattr(VISION, ours) for ours, theirs in FIELDS.items()},
-        text_config={"vocab_size": text.vocab_size, "hidden_size": text.width, "intermediate_size": text.mlp_width,
-                     "num_hidden_layers": text.layers, "num_attention_heads": text.heads, "projection_dim": 20,
-                     "max_position_embeddings": text.length, "hidden_act": text.activation, "eos_token_id": 579})
+        projection_dim=20,
+        vision_config={theirs: getattr(VISION, ours) for ours, theirs in FIELDS.items()},
+        text_config={
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "intermediate_size": text.mlp_width,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "projection_dim": 20,
+            "max_position_embeddings": text.length,
+            "hidden_act": text.activation,
+            "eos_token_id": 579,
+        },
+    )
     model = perturb(CLIPModel(config)).float().eval()
     model.save_pretrained(folder)
     train_bpe(captions(), text.vocab_size, folder, text.length)
@@ -52,10 +62,12 @@ def test_the_ranking_is_transformers_own(clip, script, place):
     assert script("train/caption.py", "--data", "bare", "--phrases", "phrases.txt", "--clip", folder) == 0
     found = [json.loads(line) for line in (place / "bare" / "metadata.jsonl").read_text().splitlines()]
     processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    pixels = torch.cat([processor(Image.open(place / "bare" / one["file_name"]), return_tensors="pt").pixel_values
-                        for one in found])
-    tokens = load_tokenizer(folder)(phrases, padding="max_length", max_length=NARROW.text.length, truncation=True,
-                                    return_tensors="pt")
+    pixels = torch.cat(
+        [processor(Image.open(place / "bare" / one["file_name"]), return_tensors="pt").pixel_values for one in found]
+    )
+    tokens = load_tokenizer(folder)(
+        phrases, padding="max_length", max_length=NARROW.text.length, truncation=True, return_tensors="pt"
+    )
     with torch.no_grad():
         out = model(input_ids=tokens.input_ids, pixel_values=pixels)
     cosine = (out.logits_per_image / model.logit_scale.exp()).numpy()
@@ -73,6 +85,8 @@ def test_a_text_tower_that_does_not_fit_is_refused(clip, script, place, capfd, t
     config["text_config"]["hidden_size"] = 48
     (tmp_path / "config.json").write_text(json.dumps(config))
     (place / "phrases.txt").write_text("a cat")
-    assert script("train/caption.py", "--data", "pictures", "--phrases", "phrases.txt", "--clip", tmp_path,
-                  "--overwrite") == 2
+    assert (
+        script("train/caption.py", "--data", "pictures", "--phrases", "phrases.txt", "--clip", tmp_path, "--overwrite")
+        == 2
+    )
     assert "tensors do not fit the config" in capfd.readouterr().err

@@ -30,9 +30,13 @@ LIMITS = {"text": 5e-6, "unet": 5e-6, "vae mean": 1e-5, "vae logvar": 1e-5, "vae
 
 def inputs(config):
     context = rng_normal(2, 77, config.unet.context_dim, seed=1)
-    return {"x": rng_normal(2, 16, 16, config.unet.in_channels), "t": np.array([981.0, 17.0], np.float32),
-            "context": context, "pixels": rng_normal(1, 128, 128, 3, seed=2).clip(-1, 1),
-            "latents": rng_normal(1, 16, 16, 4, seed=3)}
+    return {
+        "x": rng_normal(2, 16, 16, config.unet.in_channels),
+        "t": np.array([981.0, 17.0], np.float32),
+        "context": context,
+        "pixels": rng_normal(1, 128, 128, 3, seed=2).clip(-1, 1),
+        "latents": rng_normal(1, 16, 16, 4, seed=3),
+    }
 
 
 def build(config, part):
@@ -48,7 +52,7 @@ def reference(config, part, peer, given):
         tokens = clip_tokenizer()(PROMPTS, add_special_tokens=False)["input_ids"]
         text, ids = config.text, torch.full((2, 77), config.text.pad_token)
         for row, found in zip(ids, tokens, strict=True):
-            row[:len(found) + 2] = torch.tensor([text.bos_token, *found, text.eos_token])
+            row[: len(found) + 2] = torch.tensor([text.bos_token, *found, text.eos_token])
         return {"text": peer(ids).last_hidden_state}
     if part == "unet":
         t, context = (torch.from_numpy(given[name]).double() for name in ("t", "context"))
@@ -76,8 +80,14 @@ def save_with_diffusers(config, folder, given):
         parts = {part: build(config, part) for part in ("text_encoder", "vae", "unet")}
     inpainting = config.unet.in_channels == 9
     kind = diffusers.StableDiffusionInpaintPipeline if inpainting else diffusers.StableDiffusionPipeline
-    pipe = kind(**parts, scheduler=scheduler, tokenizer=clip_tokenizer(), safety_checker=None, feature_extractor=None,
-                requires_safety_checker=False)
+    pipe = kind(
+        **parts,
+        scheduler=scheduler,
+        tokenizer=clip_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.save_config(folder)
     return found
 
@@ -91,13 +101,22 @@ def test_full_size(config, tmp_path):
     begun = time.monotonic()
     sd = sdjax.load(tmp_path / "model")
     assert sd.config == config
-    print(f"sdjax.load {time.monotonic() - begun:.1f} s,", ", ".join(
-        f"{part} {sum(leaf.size for leaf in jax.tree.leaves(sd.params[part])):,}" for part in sd.params), "parameters")
+    print(
+        f"sdjax.load {time.monotonic() - begun:.1f} s,",
+        ", ".join(f"{part} {sum(leaf.size for leaf in jax.tree.leaves(sd.params[part])):,}" for part in sd.params),
+        "parameters",
+    )
     mean, logvar = sdjax.vae_moments(sd, given["pixels"])
-    found = {"text": sdjax.encode_prompt(sd, PROMPTS).context, "vae mean": mean, "vae logvar": logvar,
-             "vae decode": sdjax.decode(sd, given["latents"]),
-             "unet": sdjax.predict(sd, given["x"], given["t"], Cond(given["context"]))}
+    found = {
+        "text": sdjax.encode_prompt(sd, PROMPTS).context,
+        "vae mean": mean,
+        "vae logvar": logvar,
+        "vae decode": sdjax.decode(sd, given["latents"]),
+        "unet": sdjax.predict(sd, given["x"], given["t"], Cond(given["context"])),
+    }
     errors = {name: error(found[name], want[name]) for name in LIMITS}
-    print("  ".join(f"{name} {value:.1e}" for name, value in errors.items()),
-          f" peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB")
+    print(
+        "  ".join(f"{name} {value:.1e}" for name, value in errors.items()),
+        f" peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB",
+    )
     assert all(np.isfinite(value) and value <= LIMITS[name] for name, value in errors.items()), errors

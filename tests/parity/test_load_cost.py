@@ -38,14 +38,20 @@ TIMED = {"imports": "import sdjax; from sdjax import model", "load": "sdjax.load
 THEIRS = {
     "imports": "import torch; from diffusers import StableDiffusionPipeline",
     "load": "StableDiffusionPipeline.from_single_file(sys.argv[1], config=sys.argv[2], torch_dtype=torch.float16, "
-            "local_files_only=True)"}
+    "local_files_only=True)",
+}
 
 
 def measure(how: dict, *paths) -> tuple[int, float]:
     """(peak bytes above the imports, seconds) of a fresh process."""
     command = [sys.executable, "-c", MEASURE.format(**how), *map(str, paths)]
-    run = subprocess.run(command, capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=600)
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=600,
+    )
     assert run.returncode == 0, run.stderr
     size, seconds = run.stdout.split()[-2:]
     return int(size), float(seconds)
@@ -65,8 +71,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(params=["safetensors", "ckpt"])
 def file(request, tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / f"sd15.{request.param}"
-    draw = lambda shape: (np.frombuffer(rng.bytes(2 * int(np.prod(shape))), np.uint16) & 0xBFFF).view(  # below 2
-        np.float16).reshape(shape)
+    draw = lambda shape: (
+        (np.frombuffer(rng.bytes(2 * int(np.prod(shape))), np.uint16) & 0xBFFF)
+        .view(  # below 2
+            np.float16
+        )
+        .reshape(shape)
+    )
     tensors = {name: draw(value.shape) for name, value in file_tensors(SD15).items()}
     if request.param == "safetensors":
         save_file(tensors, path)
@@ -84,7 +95,9 @@ def test_memory_and_time(file, folder):
     theirs = [seconds]
     ours.append(measure(TIMED, file)[1])
     theirs.append(measure(THEIRS, file, folder)[1])
-    print(f"\n{file.name} of {size / 1e9:.3f} GB: sdjax.load takes {more / size:.2f} x the file above `import jax` and "
-          f"{min(ours):.1f} s ({', '.join(f'{x:.1f}' for x in ours)}); diffusers {their_memory / size:.2f} x above its "
-          f"imports and {min(theirs):.1f} s ({', '.join(f'{x:.1f}' for x in theirs)})")
+    print(
+        f"\n{file.name} of {size / 1e9:.3f} GB: sdjax.load takes {more / size:.2f} x the file above `import jax` and "
+        f"{min(ours):.1f} s ({', '.join(f'{x:.1f}' for x in ours)}); diffusers {their_memory / size:.2f} x above its "
+        f"imports and {min(theirs):.1f} s ({', '.join(f'{x:.1f}' for x in theirs)})"
+    )
     assert more < 1.3 * size

@@ -38,12 +38,23 @@ def tensors() -> dict:
     base = torch.randn(6, 8)
     found = {kind: (10 * base).to(getattr(torch, str(np.dtype(dtype)))) for kind, dtype in STORAGES.items()}
     found |= {
-        "base": base, "transposed": base.t(), "row": base[2], "column": base[:, 3], "steps": base[1::2, ::3],
-        "diagonal": base.diagonal(), "permuted": torch.randn(2, 3, 4).permute(2, 0, 1), "same": base,
+        "base": base,
+        "transposed": base.t(),
+        "row": base[2],
+        "column": base[:, 3],
+        "steps": base[1::2, ::3],
+        "diagonal": base.diagonal(),
+        "permuted": torch.randn(2, 3, 4).permute(2, 0, 1),
+        "same": base,
         "channels_last": torch.randn(1, 3, 4, 4).contiguous(memory_format=torch.channels_last),
-        "scalar": torch.tensor(2.5), "of one": base[:1, :1], "empty": torch.empty(0, 3), "empty part": base[6:],
-        "parameter": torch.nn.Parameter(base[1:3]), "frozen": torch.nn.Parameter(torch.arange(3), requires_grad=False),
-        "special": torch.tensor([np.inf, -np.inf, np.nan, -0.0])}
+        "scalar": torch.tensor(2.5),
+        "of one": base[:1, :1],
+        "empty": torch.empty(0, 3),
+        "empty part": base[6:],
+        "parameter": torch.nn.Parameter(base[1:3]),
+        "frozen": torch.nn.Parameter(torch.arange(3), requires_grad=False),
+        "special": torch.tensor([np.inf, -np.inf, np.nan, -0.0]),
+    }
     return found
 
 
@@ -60,14 +71,17 @@ def test_a_file_of_one_dtype(tmp_path, new, kind):
     """Every dtype in both layouts: with the other tests here more than 30 good files of different making."""
     torch.manual_seed(1)
     x = (10 * torch.randn(4, 3, 5)).to(getattr(torch, kind))
-    save({"state_dict": {"a.weight": x, "a.part": x[1:, :, ::2], "b": x.permute(2, 0, 1), "n": x[0, 0, 0]}, "step": 7},
-         tmp_path / "model.ckpt", new)
+    save(
+        {"state_dict": {"a.weight": x, "a.part": x[1:, :, ::2], "b": x.permute(2, 0, 1), "n": x[0, 0, 0]}, "step": 7},
+        tmp_path / "model.ckpt",
+        new,
+    )
     check(tmp_path / "model.ckpt", lambda loaded: loaded["state_dict"])
 
 
 @FORMATS
 def test_shared_storages_are_shared_and_mapped(tmp_path, new):
-    base = torch.arange(1000.)
+    base = torch.arange(1000.0)
     save({"a": base, "b": base[10:20], "c": base.view(10, 100).t()}, tmp_path / "model.pt", new)
     got = read_tensors(tmp_path / "model.pt")
     assert got["a"].ctypes.data + 40 == got["b"].ctypes.data and got["c"].ctypes.data == got["a"].ctypes.data
@@ -87,11 +101,18 @@ def test_a_checkpoint_of_lightning(tmp_path, new):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.Linear(4, 5))
     optimizer = torch.optim.AdamW(module.parameters())
     content = {
-        "epoch": 3, "global_step": 470_000, "pytorch-lightning_version": "1.4.2", "state_dict": module.state_dict(),
+        "epoch": 3,
+        "global_step": 470_000,
+        "pytorch-lightning_version": "1.4.2",
+        "state_dict": module.state_dict(),
         "callbacks": OrderedDict({ModelCheckpoint: {"score": np.float64(0.5), "object": ModelCheckpoint()}}),
-        "optimizer_states": [optimizer.state_dict()], "lr_schedulers": [{"lambdas": [None], (1, 2): {3, 4}}],
-        "rng": np.random.default_rng(0).integers(0, 9, 5), "dtype": torch.float16, "device": torch.device("cpu"),
-        "complex": torch.ones(2, dtype=torch.complex64) if new else None}
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [{"lambdas": [None], (1, 2): {3, 4}}],
+        "rng": np.random.default_rng(0).integers(0, 9, 5),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "complex": torch.ones(2, dtype=torch.complex64) if new else None,
+    }
     save(content, tmp_path / "model.ckpt", new)
     check(tmp_path / "model.ckpt", lambda loaded: loaded["state_dict"])
 
@@ -100,8 +121,18 @@ def test_a_checkpoint_of_lightning(tmp_path, new):
 def test_what_is_no_dict_of_tensors_is_refused(tmp_path, new):
     path = tmp_path / "model.pt"
     x = torch.ones(3)
-    for content in (x, [x], {"a": x, "b": 1}, {"a": [x]}, {"a": torch.ones(1).expand(5)}, torch.nn.Linear(2, 2),
-                    {"a": torch.ones(2, dtype=torch.complex64)}, {"a": x.to_sparse()}, {1: x}, {}):
+    for content in (
+        x,
+        [x],
+        {"a": x, "b": 1},
+        {"a": [x]},
+        {"a": torch.ones(1).expand(5)},
+        torch.nn.Linear(2, 2),
+        {"a": torch.ones(2, dtype=torch.complex64)},
+        {"a": x.to_sparse()},
+        {1: x},
+        {},
+    ):
         save(content, path, new)
         with pytest.raises(SdjaxError, match=str(path)):
             read_tensors(path)
@@ -111,7 +142,7 @@ def test_what_is_no_dict_of_tensors_is_refused(tmp_path, new):
 
 
 def test_this_test_can_fail(tmp_path):
-    save({"a": torch.arange(4.)}, tmp_path / "model.pt", True)
+    save({"a": torch.arange(4.0)}, tmp_path / "model.pt", True)
     for pick in (lambda c: {"a": c["a"] + 1e-6}, lambda c: {"b": c["a"]}, lambda c: {"a": c["a"].double()}):
         with pytest.raises(AssertionError):
             check(tmp_path / "model.pt", pick)

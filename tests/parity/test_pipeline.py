@@ -31,8 +31,14 @@ def pictures(path, noise, **settings):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     ours = sdjax.txt2img(sd, PROMPTS, steps=20, sampler="ddim", guidance_scale=7.5, latents=noise, **settings)
-    theirs = pipe(PROMPTS, num_inference_steps=20, guidance_scale=7.5, height=64, width=64,
-                  latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy())).images
+    theirs = pipe(
+        PROMPTS,
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        height=64,
+        width=64,
+        latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),
+    ).images
     return tuple(np.stack([np.asarray(image, int) for image in images]) for images in (ours, theirs))
 
 
@@ -42,7 +48,9 @@ def test_same_pictures(config, tmp_path):
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
     ours, theirs = pictures(tmp_path / "model", noise)
     difference = np.abs(ours - theirs)
-    print(f"equal {100 * (difference == 0).mean():.3f}%, most {difference.max()}; spread {theirs.std():.0f}, "
-          f"saturated {100 * ((theirs == 0) | (theirs == 255)).mean():.1f}%")
+    print(
+        f"equal {100 * (difference == 0).mean():.3f}%, most {difference.max()}; spread {theirs.std():.0f}, "
+        f"saturated {100 * ((theirs == 0) | (theirs == 255)).mean():.1f}%"
+    )
     assert theirs.std() > 10 and ((theirs > 0) & (theirs < 255)).mean() > 0.8  # a picture that can differ
     assert (difference == 0).mean() >= 0.999 and difference.max() <= 1

@@ -37,8 +37,14 @@ def test_same_pictures(pipe, guidance_scale):
     settings = {"guidance_scale": guidance_scale}
     found = sdjax.txt2img(sd, PROMPTS, steps=20, sampler="ddim", latents=noise, **settings)
     pipe.set_progress_bar_config(disable=True)
-    expected = pipe(PROMPTS, num_inference_steps=20, latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),
-                    height=64, width=64, **settings).images
+    expected = pipe(
+        PROMPTS,
+        num_inference_steps=20,
+        latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),
+        height=64,
+        width=64,
+        **settings,
+    ).images
     for mine, yours in zip(found, expected, strict=True):
         difference = np.abs(np.asarray(mine, int) - np.asarray(yours, int))
         assert difference.max() <= 2

@@ -50,8 +50,15 @@ def test_textual_inversion(folder, layout, count, tmp_path):
     if layout == "diffusers":
         torch.save({"<mine>": vectors if count > 1 else vectors[0]}, tmp_path / "mine.bin")
     else:
-        torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(vectors)},
-                    "name": "mine", "step": 500}, tmp_path / "mine.bin")
+        torch.save(
+            {
+                "string_to_token": {"*": 265},
+                "string_to_param": {"*": torch.nn.Parameter(vectors)},
+                "name": "mine",
+                "step": 500,
+            },
+            tmp_path / "mine.bin",
+        )
     pipe.load_textual_inversion(str(tmp_path / "mine.bin"), token="<mine>")
     sd = sdjax.add_embedding(sd, tmp_path / "mine.bin", token="<mine>")
     for prompt in ("a <mine> on the left", "<mine>"):

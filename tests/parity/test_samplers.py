@@ -56,8 +56,9 @@ def walk(prediction: str, zero_terminal_snr: bool = False):
     """Compiled once a padded length, whatever the sampler."""
     config = ScheduleConfig(prediction=prediction, zero_terminal_snr=zero_terminal_snr)
     denoiser = to_denoiser(config, at_timesteps(config, lambda x, t: model(x, t[:, None, None, None], jnp)))
-    return jax.jit(lambda plan: sampler.sample(plan.rows, denoiser, sampler.start(plan, NOISE),
-                                               jnp.asarray(FRESH).__getitem__).x)
+    return jax.jit(
+        lambda plan: sampler.sample(plan.rows, denoiser, sampler.start(plan, NOISE), jnp.asarray(FRESH).__getitem__).x
+    )
 
 
 def ours(name: str, prediction: str, steps: int, **options) -> np.ndarray:
@@ -75,8 +76,9 @@ def theirs(scheduler, steps: int, monkeypatch) -> np.ndarray:
     DPM-Solver++ and UniPC round the t of Karras sigmas: here they get the unrounded ones of the same sigmas.
     """
     draws = iter(FRESH)
-    monkeypatch.setattr(f"{type(scheduler).__module__}.randn_tensor", lambda *_, **__: torch.tensor(next(draws)),
-                        raising=False)
+    monkeypatch.setattr(
+        f"{type(scheduler).__module__}.randn_tensor", lambda *_, **__: torch.tensor(next(draws)), raising=False
+    )
     scheduler.set_timesteps(steps)
     ts = scheduler.timesteps
     if scheduler.config.get("use_karras_sigmas") and not ts.is_floating_point():
@@ -155,8 +157,7 @@ def test_trailing(name, monkeypatch):
         assert relative(ours(name, "epsilon", steps, spacing="trailing"), expected) < DIFFUSERS[name][2], steps
 
 
-@pytest.mark.parametrize("name, limit", [
-    ("ddim", 2e-5), ("ddpm", 1e-4), ("euler", 1e-3), ("euler_a", 1e-3)])
+@pytest.mark.parametrize("name, limit", [("ddim", 2e-5), ("ddpm", 1e-4), ("euler", 1e-3), ("euler_a", 1e-3)])
 def test_zero_terminal_snr(name, limit, monkeypatch):
     """Trailing without being asked. All but DDIM and DDPM end at abar = 2^-24 in diffusers, sigma 4096: 3e-4 apart.
 
@@ -191,13 +192,23 @@ def test_ddim_eta(eta, monkeypatch):
     assert relative(ours("ddim", "epsilon", 20, eta=eta), theirs(scheduler, 20, monkeypatch)) < 2e-5
 
 
-@pytest.mark.parametrize("name, wrong", [
-    ("ddim", {"steps_offset": 0}), ("plms", {"steps_offset": 0}), ("ddpm", {"steps_offset": 0}),
-    ("euler", {"timestep_spacing": "trailing"}), ("euler_a", {"timestep_spacing": "trailing"}),
-    ("heun", {"timestep_spacing": "trailing"}), ("lms", {"timestep_spacing": "trailing"}),
-    ("dpmpp_2m", {"solver_type": "heun"}), ("dpmpp_2m_sde", {"solver_type": "heun"}),
-    ("unipc", {"solver_order": 3}), ("unipc", {"disable_corrector": [7]}),
-    ("lcm", {"original_inference_steps": 40})])
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("ddim", {"steps_offset": 0}),
+        ("plms", {"steps_offset": 0}),
+        ("ddpm", {"steps_offset": 0}),
+        ("euler", {"timestep_spacing": "trailing"}),
+        ("euler_a", {"timestep_spacing": "trailing"}),
+        ("heun", {"timestep_spacing": "trailing"}),
+        ("lms", {"timestep_spacing": "trailing"}),
+        ("dpmpp_2m", {"solver_type": "heun"}),
+        ("dpmpp_2m_sde", {"solver_type": "heun"}),
+        ("unipc", {"solver_order": 3}),
+        ("unipc", {"disable_corrector": [7]}),
+        ("lcm", {"original_inference_steps": 40}),
+    ],
+)
 def test_a_wrong_setting_would_be_seen(name, wrong, monkeypatch):
     steps = 4 if name == "lcm" else 10
     error = relative(ours(name, "epsilon", steps), theirs(make(name, **wrong), steps, monkeypatch))

@@ -36,24 +36,40 @@ TOWER = "cond_stage_model.model."
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("config, pipeline", [
-    (NARROW, diffusers.StableDiffusionPipeline), (NARROW_V2, diffusers.StableDiffusionPipeline),
-    (NARROW_INPAINT, diffusers.StableDiffusionInpaintPipeline)], ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(
+    "config, pipeline",
+    [
+        (NARROW, diffusers.StableDiffusionPipeline),
+        (NARROW_V2, diffusers.StableDiffusionPipeline),
+        (NARROW_INPAINT, diffusers.StableDiffusionInpaintPipeline),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
 def test_diffusers_reads_our_folder_and_our_single_file(config, pipeline, dtype, tmp_path):
     """from_pretrained, and from_single_file, told by our folder what the narrow config is, get every tensor of it byte
     for byte."""
-    sd = sdjax.StableDiffusion(config, random_model_params(config, dtype=jnp.dtype(dtype)),
-                               train_bpe(captions(), 580, tmp_path / "tokenizer"))
+    sd = sdjax.StableDiffusion(
+        config, random_model_params(config, dtype=jnp.dtype(dtype)), train_bpe(captions(), 580, tmp_path / "tokenizer")
+    )
     sdjax.save(sd, tmp_path / "folder")
     sdjax.save(sd, tmp_path / "a.safetensors")
     torch_dtype = getattr(torch, dtype)
-    for pipe in (pipeline.from_pretrained(tmp_path / "folder", torch_dtype=torch_dtype),
-                 pipeline.from_single_file(str(tmp_path / "a.safetensors"), config=str(tmp_path / "folder"),
-                                           torch_dtype=torch_dtype, local_files_only=True)):
+    for pipe in (
+        pipeline.from_pretrained(tmp_path / "folder", torch_dtype=torch_dtype),
+        pipeline.from_single_file(
+            str(tmp_path / "a.safetensors"),
+            config=str(tmp_path / "folder"),
+            torch_dtype=torch_dtype,
+            local_files_only=True,
+        ),
+    ):
         for part, module in (("text", pipe.text_encoder), ("vae", pipe.vae), ("unet", pipe.unet)):
             ours = to_file_tensors(sd.params[part], make_rows(getattr(config, part)))
-            theirs = {current_name(part, name): value for name, value in module.state_dict().items()
-                      if not name.endswith("position_ids")}
+            theirs = {
+                current_name(part, name): value
+                for name, value in module.state_dict().items()
+                if not name.endswith("position_ids")
+            }
             assert sorted(ours) == sorted(theirs)
             for name, value in ours.items():
                 assert theirs[name].dtype == torch_dtype and value.dtype == dtype and value.shape == theirs[name].shape
@@ -66,16 +82,27 @@ def test_full_size_names_and_shapes_are_diffusers(config):
     file = {name: torch.empty(value.shape, device="meta") for name, value in file_tensors(config).items()}
     configs = folder_configs(config)
     with torch.device("meta"):
-        peers = {"text": CLIPTextModel(CLIPTextConfig(**fields(config, "text_encoder/config.json"))),
-                 "vae": diffusers.AutoencoderKL(**fields(config, "vae/config.json")),
-                 "unet": diffusers.UNet2DConditionModel(**fields(config, "unet/config.json"))}
-    to_text = (lambda file: convert_open_clip_checkpoint(peers["text"], file)) if config == SD21 else (
-        convert_ldm_clip_checkpoint)
-    theirs = {"text": to_text(file), "vae": convert_ldm_vae_checkpoint(file, configs["vae/config.json"]),
-              "unet": convert_ldm_unet_checkpoint(file, configs["unet/config.json"])}
+        peers = {
+            "text": CLIPTextModel(CLIPTextConfig(**fields(config, "text_encoder/config.json"))),
+            "vae": diffusers.AutoencoderKL(**fields(config, "vae/config.json")),
+            "unet": diffusers.UNet2DConditionModel(**fields(config, "unet/config.json")),
+        }
+    to_text = (
+        (lambda file: convert_open_clip_checkpoint(peers["text"], file))
+        if config == SD21
+        else (convert_ldm_clip_checkpoint)
+    )
+    theirs = {
+        "text": to_text(file),
+        "vae": convert_ldm_vae_checkpoint(file, configs["vae/config.json"]),
+        "unet": convert_ldm_unet_checkpoint(file, configs["unet/config.json"]),
+    }
     for part, peer in peers.items():
-        shapes = lambda tensors, part=part: {current_name(part, name): value.shape for name, value in tensors.items()
-                                             if not name.endswith("position_ids")}
+        shapes = lambda tensors, part=part: {
+            current_name(part, name): value.shape
+            for name, value in tensors.items()
+            if not name.endswith("position_ids")
+        }
         assert shapes(theirs[part]) == shapes(peer.state_dict())
 
 
@@ -105,7 +132,8 @@ class OpenClipText(nn.Module):
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.transformer = nn.Module()
         self.transformer.resblocks = nn.ModuleList(
-            Block(text.width, text.heads, text.mlp_width) for _ in range(text.layers + 1))
+            Block(text.width, text.heads, text.mlp_width) for _ in range(text.layers + 1)
+        )
         self.ln_final = nn.LayerNorm(text.width)
 
     def forward(self, ids):
@@ -148,8 +176,11 @@ def test_reading_and_writing_an_sd2_file_keeps_what_is_run(tower, tmp_path):
     block = f"{TOWER}transformer.resblocks.{config.text.layers}."
     extras = {name for name in before if name.startswith(block)} | {f"{TOWER}text_projection", f"{TOWER}logit_scale"}
     assert set(before) - set(after) == extras and len(extras) == 14
-    assert all(value.numpy().tobytes() == before[name].numpy().tobytes() for name, value in after.items()
-               if name != "scale_factor")
+    assert all(
+        value.numpy().tobytes() == before[name].numpy().tobytes()
+        for name, value in after.items()
+        if name != "scale_factor"
+    )
 
 
 @pytest.mark.parametrize("mistake", ["q and k", "k and v", "ln_1 and ln_2", "no transpose", "interleaved"])
@@ -165,9 +196,14 @@ def test_mistakes_in_the_openclip_table_are_caught(mistake, tower, monkeypatch):
         operations |= {name: (lambda a, i=i: a[i::3].T, *operations[name][1:]) for i, name in enumerate(convert.SPLIT)}
     else:
         trade = {"ln_1": "ln_2", "ln_2": "ln_1"}
-        monkeypatch.setattr(names, "open_clip_layers", lambda *args: [
-            row._replace(compvis=".".join(trade.get(word, word) for word in row.compvis.split(".")))
-            for row in rows(*args)])
+        monkeypatch.setattr(
+            names,
+            "open_clip_layers",
+            lambda *args: [
+                row._replace(compvis=".".join(trade.get(word, word) for word in row.compvis.split(".")))
+                for row in rows(*args)
+            ],
+        )
     monkeypatch.setattr(convert, "OPERATIONS", operations)
     assert tower_error(*tower) > 5e-5
 

@@ -21,8 +21,11 @@ from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, 
 from tests.parity.test_samplers import DIFFUSERS, fed_with_eps, make  # noqa: E402
 from tests.tiny import tiny  # noqa: E402
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile"),
-              pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.usefixtures("quick_compile"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 INPAINT = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint"
 IMG2IMG = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img"
@@ -40,8 +43,10 @@ def models(channels: int, prediction: str):
     torch.manual_seed(0)
     unet = perturb(diffusers.UNet2DConditionModel(**fields(config, "unet/config.json")))
     vae = perturb(diffusers.AutoencoderKL(**fields(config, "vae/config.json")))
-    params = sd.params | {"unet": export(file_tensors(unet, "unet"), config.unet),
-                          "vae": export(file_tensors(vae, "vae"), config.vae)}
+    params = sd.params | {
+        "unet": export(file_tensors(unet, "unet"), config.unet),
+        "vae": export(file_tensors(vae, "vae"), config.vae),
+    }
     return replace(sd, config=config, params=params), unet, vae
 
 
@@ -52,8 +57,12 @@ def theirs(monkeypatch):
     def run(kind: str, channels: int, prediction: str, scheduler, **settings):
         sd, unet, vae = models(channels, prediction)
         key = jax.random.key(SEED)
-        draws = iter([jax.random.normal(key, (8, 8, 4)),
-                      *(jax.random.normal(jax.random.fold_in(key, row), (8, 8, 4)) for row in range(40))])
+        draws = iter(
+            [
+                jax.random.normal(key, (8, 8, 4)),
+                *(jax.random.normal(jax.random.fold_in(key, row), (8, 8, 4)) for row in range(40)),
+            ]
+        )
         noise = lambda *_, **__: nchw(next(draws)[None])
         distribution = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
         monkeypatch.setattr(f"{distribution}.sample", lambda self, *_: self.mode())
@@ -62,7 +71,8 @@ def theirs(monkeypatch):
         states = sdjax.encode_prompt(sd, [PROMPT, ""]).context
         embeds = [torch.tensor(np.asarray(states[i : i + 1])).double() for i in (0, 1)]
         pipe = getattr(diffusers, f"StableDiffusion{kind}Pipeline")(
-            vae, None, None, unet, scheduler, None, None, requires_safety_checker=False)
+            vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
+        )
         pipe.set_progress_bar_config(disable=True)
         if kind:
             settings |= {"image": nchw(PIXELS[None])}
@@ -70,20 +80,33 @@ def theirs(monkeypatch):
             settings |= {"latents": noise(), "height": 16, "width": 16}
         if kind == "Inpaint":
             settings |= {"mask_image": torch.tensor(MASK)[None, None].double(), "height": 16, "width": 16}
-        return pipe(prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1],
-                    output_type="latent", **settings).images
+        return pipe(prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1], output_type="latent", **settings).images
 
     return run
 
 
 def compare(theirs, kind, channels, prediction, name, strength, steps, guidance_scale=3.0, **options):
     settings = {"karras": {"use_karras_sigmas": True}}.get(options.get("sigmas"), {})
-    expected = theirs(kind, channels, prediction, make(name, prediction, **settings), strength=strength,
-                      num_inference_steps=steps, guidance_scale=guidance_scale)
+    expected = theirs(
+        kind,
+        channels,
+        prediction,
+        make(name, prediction, **settings),
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+    )
     args = (models(channels, prediction)[0], PROMPT, PIXELS, *([MASK] if kind == "Inpaint" else []))
     found = {"Img2Img": sdjax.img2img, "Inpaint": sdjax.inpaint}[kind](
-        *args, strength=strength, steps=steps, sampler=name, guidance_scale=guidance_scale, seed=SEED, output="latents",
-        **options)
+        *args,
+        strength=strength,
+        steps=steps,
+        sampler=name,
+        guidance_scale=guidance_scale,
+        seed=SEED,
+        output="latents",
+        **options,
+    )
     return error(found, nhwc(expected))
 
 

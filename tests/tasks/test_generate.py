@@ -48,8 +48,9 @@ def test_outputs():
     assert make(output="pixels", height=8, width=24).shape == (1, 8, 24, 3)
 
 
-@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "plms"},
-                                     {"sampler": "dpmpp_2m_sde", "sigmas": "karras"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"eta": 1.0}, {"sampler": "plms"}, {"sampler": "dpmpp_2m_sde", "sigmas": "karras"}]
+)
 def test_an_image_depends_on_its_seed_and_prompt_alone(options):
     together = make(["cat", "dog"], num_images=2, seed=7, **options)
     assert len(together) == 4
@@ -96,7 +97,11 @@ def test_composed_prompts_go_through_fewer_at_a_time(monkeypatch):
     options = Options(num_images=4)
     sizes = lambda prompt: [part.length for part in engine.plan_work(tiny(), check(tiny().config, prompt, options))]
     assert [sizes(prompt) for prompt in ("a", "a AND b", "a AND b AND c", " AND ".join("abcdefgh"))] == [
-        [4], [2, 2], [2, 2], [1] * 4]
+        [4],
+        [2, 2],
+        [2, 2],
+        [1] * 4,
+    ]
 
 
 def test_progress_walks_to_the_same_end():
@@ -138,12 +143,22 @@ def test_nothing_recompiles_but_shapes():
     for task in (change, paint):
         task(**few)
     with compilations() as count:
-        for options in ({"latents": noise + 1}, {"guidance_scale": 2.0}, {"guidance_scale": 1.0},
-                        {"guidance_scale": lambda n: n / 2},
-                        {"guidance_interval": (0.3, 5)}, {"guidance_rescale": 0.7}, {"seed": 2**32 - 1}, {"eta": 0.3},
-                        {"negative_prompt": "x"}, {"prompt": "d(o:1.2)g"}, {"spacing": "trailing"},
-                        {"variation_seed": 5, "variation_strength": 0.4}, *({"sampler": name} for name in samplers),
-                        {"sampler": "euler_a", "sigmas": "karras", "eta": 0.7}):
+        for options in (
+            {"latents": noise + 1},
+            {"guidance_scale": 2.0},
+            {"guidance_scale": 1.0},
+            {"guidance_scale": lambda n: n / 2},
+            {"guidance_interval": (0.3, 5)},
+            {"guidance_rescale": 0.7},
+            {"seed": 2**32 - 1},
+            {"eta": 0.3},
+            {"negative_prompt": "x"},
+            {"prompt": "d(o:1.2)g"},
+            {"spacing": "trailing"},
+            {"variation_seed": 5, "variation_strength": 0.4},
+            *({"sampler": name} for name in samplers),
+            {"sampler": "euler_a", "sigmas": "karras", "eta": 0.7},
+        ):
             make(**first | options)
         for strength in (0.1, 0.5, 1.0):
             change(strength=strength, **few)

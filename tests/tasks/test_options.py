@@ -16,25 +16,35 @@ from tests.tiny import CONFIG, tiny
 PIXELS = np.zeros((16, 16, 3), np.float32)
 MASK = np.ones((16, 16), bool)
 NAN = float("nan")
-ARGUMENTS = {"txt2img": {}, "img2img": {"image": PIXELS}, "inpaint": {"image": PIXELS, "mask": MASK},
-             "outpaint": {"image": PIXELS, "left": 4}, "hires": {}}
+ARGUMENTS = {
+    "txt2img": {},
+    "img2img": {"image": PIXELS},
+    "inpaint": {"image": PIXELS, "mask": MASK},
+    "outpaint": {"image": PIXELS, "left": 4},
+    "hires": {},
+}
 
 SHARED = [  # refused by every task
     ({"prompt": []}, "prompt []: a string or a list of at least one"),
     ({"prompt": [1]}, "prompt [1]: a string or a list"),
     ({"prompt": None}, "prompt None: a string or a list"),
     ({"negative_prompt": None}, "negative_prompt None: a string"),
-    ({"steps": 0}, "steps 0: a whole number from 1"), ({"steps": 1001}, "steps 1001: a whole number from 1 to 1000"),
+    ({"steps": 0}, "steps 0: a whole number from 1"),
+    ({"steps": 1001}, "steps 1001: a whole number from 1 to 1000"),
     ({"steps": 10**20}, "steps 100000000000000000000: a whole number from 1 to 1000"),
-    ({"steps": 2.0}, "steps 2.0: a whole number"), ({"steps": "20"}, "steps '20': a whole number"),
+    ({"steps": 2.0}, "steps 2.0: a whole number"),
+    ({"steps": "20"}, "steps '20': a whole number"),
     ({"sampler": "eular"}, "sampler 'eular': unknown, one of ddim, plms, ddpm"),
-    ({"sampler": ["ddim"]}, "sampler ['ddim']: unknown"), ({"sigmas": ["karras"]}, "sigmas ['karras']: one of"),
+    ({"sampler": ["ddim"]}, "sampler ['ddim']: unknown"),
+    ({"sigmas": ["karras"]}, "sigmas ['karras']: one of"),
     ({"spacing": ["leading"]}, "spacing ['leading']: sampler ddim takes one of"),
     ({"sampler": "plms", "eta": 1.0}, "eta 1.0: sampler plms takes none, it must be 0"),
-    ({"eta": 1.5}, "eta 1.5: a number from 0 to 1"), ({"sigmas": "karras"}, "must be 'default' (karras is for euler"),
+    ({"eta": 1.5}, "eta 1.5: a number from 0 to 1"),
+    ({"sigmas": "karras"}, "must be 'default' (karras is for euler"),
     ({"sigmas": "Karras"}, "sigmas 'Karras': one of default, karras"),
     ({"spacing": "even"}, "spacing 'even': sampler ddim takes one of leading, trailing, linspace"),
-    ({"guidance_scale": NAN}, "guidance_scale nan: a finite number"), ({"guidance_scale": "7"}, "guidance_scale '7'"),
+    ({"guidance_scale": NAN}, "guidance_scale nan: a finite number"),
+    ({"guidance_scale": "7"}, "guidance_scale '7'"),
     ({"guidance_scale": True}, "guidance_scale True"),
     ({"guidance_scale": [7.5] * 3}, "guidance_scale of 3 numbers: one, or one for each of 4 steps"),
     ({"guidance_scale": [1, 2, 3, NAN]}, "guidance_scale nan: a finite number, [steps] of them, a function"),
@@ -48,26 +58,32 @@ SHARED = [  # refused by every task
     ({"preview_every": 0}, "preview_every 0: a whole number of steps"),
     ({"variation_strength": -0.1}, "variation_strength -0.1: a number from 0 to 1"),
     ({"variation_seed": -1}, "variation_seed -1: a whole number from 0 to 4294967295"),
-    ({"seed": -1}, "seed -1: a whole number from 0 to 4294967295"), ({"seed": 1.5}, "seed 1.5: a whole number"),
+    ({"seed": -1}, "seed -1: a whole number from 0 to 4294967295"),
+    ({"seed": 1.5}, "seed 1.5: a whole number"),
     ({"seed": 2**32 - 1, "num_images": 2}, "seed 4294967295: a whole number from 0 to 4294967294 for 2 images"),
     ({"num_images": 2**31}, "num_images 2147483648: a whole number from 1 to 1048576"),
-    ({"num_images": 0}, "num_images 0: a whole number from 1"), ({"num_images": True}, "num_images True: a whole"),
+    ({"num_images": 0}, "num_images 0: a whole number from 1"),
+    ({"num_images": True}, "num_images True: a whole"),
     ({"output": "jpg"}, "output 'jpg': one of pil, pixels, latents, trajectory"),
     ({"latents": np.zeros((1, 4, 4, 4))}, "latents of shape (1, 4, 4, 4): (1, "),
     ({"latents": 3}, "latents of shape (): "),
     ({"latents": "noise"}, "latents of shape (): "),
-    ({"clip_skip": 9}, "clip_skip 9: a whole number from 1"), ({"syntax": "yaml"}, "'yaml'"),
+    ({"clip_skip": 9}, "clip_skip 9: a whole number from 1"),
+    ({"syntax": "yaml"}, "'yaml'"),
     ({"stepz": 20}, "got an unexpected keyword argument 'stepz'; it takes sd, prompt"),
 ]
 OWN = [
-    ("txt2img", {"height": 15}, "height 15: a positive multiple of 4 pixels"), ("txt2img", {"width": 0}, "width 0"),
+    ("txt2img", {"height": 15}, "height 15: a positive multiple of 4 pixels"),
+    ("txt2img", {"width": 0}, "width 0"),
     ("hires", {"height": 6}, "height 6: a positive multiple of 4 pixels"),
     ("hires", {"scale": 0.5}, "scale 0.5: a number from 1 on"),
     ("hires", {"strength": 0}, "strength 0: a number above 0"),
     ("hires", {"upscale": "esrgan"}, "upscale 'esrgan': one of latents, pixels"),
     ("img2img", {"strength": 0.0}, "strength 0.0: a number above 0 and up to 1"),
-    ("img2img", {"strength": 2}, "strength 2"), ("img2img", {"strength": None}, "strength None: a number above 0"),
-    ("inpaint", {"strength": None}, "strength None"), ("hires", {"strength": None}, "strength None"),
+    ("img2img", {"strength": 2}, "strength 2"),
+    ("img2img", {"strength": None}, "strength None: a number above 0"),
+    ("inpaint", {"strength": None}, "strength None"),
+    ("hires", {"strength": None}, "strength None"),
     ("txt2img", {"sd": "emoji"}, "sd is str: a model, as sdjax.load gives it, expected"),
     ("img2img", {"image": np.zeros((16, 16, 4), np.float32)}, "image of shape (16, 16, 4): [H, W, 3] or"),
     ("inpaint", {"mask": np.zeros((16, 16, 3))}, "mask of shape (16, 16, 3): [H, W], [B, H, W] or"),
@@ -103,8 +119,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("task, options, message", [
-    *((task, *case) for task in ARGUMENTS for case in SHARED), *OWN])
+@pytest.mark.parametrize("task, options, message", [*((task, *case) for task in ARGUMENTS for case in SHARED), *OWN])
 def test_refusals_say_in_one_line_what_would_be_right(task, options, message):
     with pytest.raises(sdjax.SdjaxError) as error:
         getattr(sdjax, task)(**{"sd": tiny(), "prompt": "cat", "steps": 4} | ARGUMENTS[task] | options)
@@ -123,9 +138,13 @@ def test_models_that_a_task_is_not_for():
 
 def test_every_task_shows_the_shared_options():
     shared = [field.name for field in fields(Options)]
-    own = {"txt2img": [], "img2img": ["image", "strength"], "inpaint": ["image", "mask", "strength", "feather"],
-           "outpaint": ["image", "left", "right", "top", "bottom", "strength", "feather"],
-           "hires": ["scale", "strength", "upscale"]}
+    own = {
+        "txt2img": [],
+        "img2img": ["image", "strength"],
+        "inpaint": ["image", "mask", "strength", "feather"],
+        "outpaint": ["image", "left", "right", "top", "bottom", "strength", "feather"],
+        "hires": ["scale", "strength", "upscale"],
+    }
     for task, names in own.items():
         signature = inspect.signature(getattr(sdjax, task))
         assert list(signature.parameters) == ["sd", "prompt", *names, *shared]

@@ -63,8 +63,10 @@ def test_refusals(path, tmp_path):
         (lambda: save_program(tiny(9), tmp_path / "no.sdjax"), "an inpainting model"),
         (lambda: loaded(half, "cat"), "made for tiny, whose parameters have other dtypes"),
         (lambda: loaded(replace(tiny(), dtype=jnp.dtype("bfloat16")), "cat"), "dtype 'float32', tiny has 'bfloat16'"),
-        (lambda: loaded(changed(schedule=replace(tiny().config.schedule, prediction="epsilon")), "cat"),
-         "made for tiny with schedule.prediction 'v', other has 'epsilon'"),
+        (
+            lambda: loaded(changed(schedule=replace(tiny().config.schedule, prediction="epsilon")), "cat"),
+            "made for tiny with schedule.prediction 'v', other has 'epsilon'",
+        ),
         (lambda: loaded(changed(vae=replace(tiny().config.vae, scaling=0.5)), "cat"), "vae.scaling .* other has 0.5"),
         (lambda: loaded(replace(tiny(), embeddings={"zorp": np.zeros((1, 16), np.float32)}), "zorp"), "add_embedding"),
         (lambda: loaded(tiny(), 5), "prompts is int"),

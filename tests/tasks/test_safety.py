@@ -25,11 +25,13 @@ def folder(tmp_path):
     tensors = to_file_tensors(random_params(NARROW_VISION), make_rows(NARROW_VISION))
     old = "vision_model.embeddings.class_embedding"
     tensors[f"vision_model.{old}"] = tensors.pop(old)
-    tensors |= {"vision_model.vision_model.embeddings.position_ids": np.arange(17)[None],
-                "concept_embeds": rng.normal(size=(17, 16)).astype(np.float32),
-                "concept_embeds_weights": np.full(17, 0.2, np.float32),
-                "special_care_embeds": rng.normal(size=(3, 16)).astype(np.float32),
-                "special_care_embeds_weights": np.full(3, 0.2, np.float32)}
+    tensors |= {
+        "vision_model.vision_model.embeddings.position_ids": np.arange(17)[None],
+        "concept_embeds": rng.normal(size=(17, 16)).astype(np.float32),
+        "concept_embeds_weights": np.full(17, 0.2, np.float32),
+        "special_care_embeds": rng.normal(size=(3, 16)).astype(np.float32),
+        "special_care_embeds_weights": np.full(3, 0.2, np.float32),
+    }
     vision = {theirs: getattr(NARROW_VISION, ours) for ours, theirs in FIELDS.items() if ours != "projection"}
     out.mkdir(parents=True)
     save_file(tensors, out / "model.safetensors")
@@ -53,9 +55,18 @@ def test_reading_and_checking(folder):
     assert sdjax.check_safety(checker, []).shape == (0,)
 
 
-@pytest.mark.parametrize("cosine, special, flag", [
-    (0.2004, 0.0, False), (0.2006, 0.0, True), (0.1904, 0.2006, False), (0.1906, 0.2006, True),
-    (0.1906, 0.2004, False), (0.5, 0.5, True), (-0.5, 0.9, False)])
+@pytest.mark.parametrize(
+    "cosine, special, flag",
+    [
+        (0.2004, 0.0, False),
+        (0.2006, 0.0, True),
+        (0.1904, 0.2006, False),
+        (0.1906, 0.2006, True),
+        (0.1906, 0.2004, False),
+        (0.5, 0.5, True),
+        (-0.5, 0.9, False),
+    ],
+)
 def test_the_rule(cosine, special, flag):
     """Above the threshold of 0.2 by more than half a thousandth; 0.01 lower once a special concept fired."""
     axes = np.eye(4, dtype=np.float32)
@@ -85,18 +96,24 @@ def retensor(folder, **tensors):
     save_file({name: value for name, value in found.items() if value is not None}, path)
 
 
-@pytest.mark.parametrize("spoil, match", [
-    (lambda f: (f / "config.json").unlink(), "no such file"),
-    (lambda f: edit(f, vision_config=3), "has no vision_config"),
-    (lambda f: edit(f, vision_config={"hidden_size": "wide"}), "hidden_size is 'wide', should be a whole number"),
-    (lambda f: edit(f, vision_config={"hidden_act": "relu"}), "hidden_act 'relu'"),
-    (lambda f: edit(f, vision_config={"layer_norm_eps": 1e-6}), "layer_norm_eps 1e-06"),
-    (lambda f: edit(f, projection_dim=32), r"concept_embeds has shape \[17, 16\].*should be \[n, 32\]"),
-    (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors there"),
-    (lambda f: retensor(f, special_care_embeds=None), "no tensor special_care_embeds"),
-    (lambda f: retensor(f, concept_embeds_weights=np.zeros(3, np.float32)), r"concept_embeds_weights \[3\]"),
-    (lambda f: retensor(f, concept_embeds_weights=np.full(17, np.nan, np.float32)), "concept_embeds_weights with NaN"),
-])
+@pytest.mark.parametrize(
+    "spoil, match",
+    [
+        (lambda f: (f / "config.json").unlink(), "no such file"),
+        (lambda f: edit(f, vision_config=3), "has no vision_config"),
+        (lambda f: edit(f, vision_config={"hidden_size": "wide"}), "hidden_size is 'wide', should be a whole number"),
+        (lambda f: edit(f, vision_config={"hidden_act": "relu"}), "hidden_act 'relu'"),
+        (lambda f: edit(f, vision_config={"layer_norm_eps": 1e-6}), "layer_norm_eps 1e-06"),
+        (lambda f: edit(f, projection_dim=32), r"concept_embeds has shape \[17, 16\].*should be \[n, 32\]"),
+        (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors there"),
+        (lambda f: retensor(f, special_care_embeds=None), "no tensor special_care_embeds"),
+        (lambda f: retensor(f, concept_embeds_weights=np.zeros(3, np.float32)), r"concept_embeds_weights \[3\]"),
+        (
+            lambda f: retensor(f, concept_embeds_weights=np.full(17, np.nan, np.float32)),
+            "concept_embeds_weights with NaN",
+        ),
+    ],
+)
 def test_refusals(folder, spoil, match):
     spoil(folder)
     with pytest.raises(sdjax.SdjaxError, match=match) as caught:

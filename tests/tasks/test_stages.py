@@ -63,8 +63,9 @@ def test_gradient_through_a_whole_walk():
 
     def loss(noise, context):
         model = sdjax.denoiser(sd, cond._replace(context=context))
-        pulled = stages.with_function(model, lambda x, x0, step: x0 - 0.1 * jax.grad(lambda y: jnp.sum(y**4))(x0) / 4,
-                                      table.levels)
+        pulled = stages.with_function(
+            model, lambda x, x0, step: x0 - 0.1 * jax.grad(lambda y: jnp.sum(y**4))(x0) / 4, table.levels
+        )
         return jnp.mean(sample(table.rows, pulled, start(table, noise), remat=True).x ** 2)
 
     at, h = (A[:1], cond.context), 1e-2

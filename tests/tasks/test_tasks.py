@@ -32,8 +32,10 @@ def test_img2img_outputs_and_sizes():
     pixels = change(output="pixels", seed=3)
     assert pixels.shape == (1, 16, 16, 3)
     np.testing.assert_array_equal(change(PIXELS[None], output="pixels", seed=3), pixels)
-    np.testing.assert_array_equal(change(PICTURE.resize((27, 21)), width=16, height=16), change(PICTURE.resize(
-        (27, 21)).resize((16, 16), Image.Resampling.LANCZOS)))
+    np.testing.assert_array_equal(
+        change(PICTURE.resize((27, 21)), width=16, height=16),
+        change(PICTURE.resize((27, 21)).resize((16, 16), Image.Resampling.LANCZOS)),
+    )
 
 
 def test_little_strength_changes_little():

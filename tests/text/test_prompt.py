@@ -130,7 +130,8 @@ def test_no_string_is_refused(text):
         found = read(text, composed=composed, embeddings={"<w>": range(580, 583)})
         tokens = prompt.stack([found], NARROW.text)
         assert tokens.ids.shape == tokens.weights.shape == (1, *found.shape, 12) and tokens.mix.shape[1] == len(
-            found.parts)
+            found.parts
+        )
         assert ((tokens.ids >= 0) & (tokens.ids < 583)).all() and (tokens.ids[..., 0] == BOS).all()
         assert np.isfinite(tokens.weights).all() and np.isfinite(tokens.mix).all()
         assert (tokens.ids == EOS).any(-1).all() and tokens.ids.max() <= 583
@@ -148,13 +149,17 @@ def test_an_escaped_text_is_read_as_it_is(text):
 @given(st.lists(st.sampled_from("abcdefgh,"), max_size=30), st.integers(0, 30), st.integers(0, 30))
 def test_weight_1_is_no_weight(found, first, last):
     inside = " ".join(found[first:last])
-    marked = " ".join([*found[:first], f"({inside}:1.0)", *found[max(first, last):]])
-    assert read(marked).parts == read(" ".join([*found[:first], inside, *found[max(first, last):]])).parts
+    marked = " ".join([*found[:first], f"({inside}:1.0)", *found[max(first, last) :]])
+    assert read(marked).parts == read(" ".join([*found[:first], inside, *found[max(first, last) :]])).parts
 
 
 def test_huge_weights_are_cut(sd):
-    for text in ("(" * 9000 + "a", "((a:999999999999):99999999999999999999999999999999999999)", "(a:" + "9" * 400 + ")",
-                 "(((a:0) b:" + "9" * 400 + "):" + "9" * 400 + ")"):
+    for text in (
+        "(" * 9000 + "a",
+        "((a:999999999999):99999999999999999999999999999999999999)",
+        "(a:" + "9" * 400 + ")",
+        "(((a:0) b:" + "9" * 400 + "):" + "9" * 400 + ")",
+    ):
         assert "is cut to it" in " ".join(read(text).notes)
         assert np.isfinite(sdjax.encode_prompt(sd, text).context).all()
 
@@ -208,10 +213,18 @@ def test_the_bundled_tower_takes_thirty_tokens_a_chunk():
 
 def test_what_was_not_understood_is_said_once(sd, caplog):
     for text, said in {
-        "a b": "", "smile :)": ") closes nothing", "a] b": "] closes nothing", "(a:1.2.3)": "1.2.3 is not a number",
-        "(a": "( is not closed", "a [b": "[ is not closed", "a [b|c] d": "alternation", "a [b:c:0.5]": "prompt editing",
-        "[c:.5] a": "prompt editing", "<lora:shiny:0.8> a": "networks are not loaded",
-        "a b c d e f g h i j k l": "", r"a \[b|c\]": "",
+        "a b": "",
+        "smile :)": ") closes nothing",
+        "a] b": "] closes nothing",
+        "(a:1.2.3)": "1.2.3 is not a number",
+        "(a": "( is not closed",
+        "a [b": "[ is not closed",
+        "a [b|c] d": "alternation",
+        "a [b:c:0.5]": "prompt editing",
+        "[c:.5] a": "prompt editing",
+        "<lora:shiny:0.8> a": "networks are not loaded",
+        "a b c d e f g h i j k l": "",
+        r"a \[b|c\]": "",
     }.items():
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="sdjax"):
@@ -228,10 +241,12 @@ def test_clip_skip(sd):
     params, row = sd.params["text"], sdjax.tokenize(sd, "a b")
     tower = TextTower(replace(NARROW.text, layers=1))
     fewer = {name: value for name, value in params.items() if name != "layer_1"}
-    np.testing.assert_allclose(sdjax.encode_prompt(sd, "a b", clip_skip=2).context,
-                               tower.apply({"params": fewer}, row), atol=1e-6)
-    np.testing.assert_array_equal(sdjax.encode_prompt(sd, "a b", clip_skip=1).context,
-                                  sdjax.encode_prompt(sd, "a b").context)
+    np.testing.assert_allclose(
+        sdjax.encode_prompt(sd, "a b", clip_skip=2).context, tower.apply({"params": fewer}, row), atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        sdjax.encode_prompt(sd, "a b", clip_skip=1).context, sdjax.encode_prompt(sd, "a b").context
+    )
 
 
 def test_padding_of_sd_2():
@@ -293,8 +308,9 @@ def test_vectors_stand_in_for_tokens(sd):
     """The vectors of known tokens under a new name give those tokens' states."""
     table = np.asarray(sd.params["text"]["token_embedding"]["embedding"])
     other = replace(sd, embeddings={"<x>": np.zeros((1, 24), np.float32), "<cat>": table[ids("b c")]})
-    np.testing.assert_array_equal(sdjax.encode_prompt(other, "(a <cat> d:1.2) e").context,
-                                  sdjax.encode_prompt(sd, "(a b c d:1.2) e").context)
+    np.testing.assert_array_equal(
+        sdjax.encode_prompt(other, "(a <cat> d:1.2) e").context, sdjax.encode_prompt(sd, "(a b c d:1.2) e").context
+    )
     assert np.abs(sdjax.encode_prompt(other, "a <x> c").context - sdjax.encode_prompt(sd, "a b c").context).max() > 0.01
 
 

@@ -24,8 +24,16 @@ from sdjax.text.tokenizer import (
 
 SIZE = 580
 CONFIG = TextConfig(vocab_size=SIZE, length=16, bos_token=SIZE - 2, eos_token=SIZE - 1, pad_token=SIZE - 1)
-STRANGE = ["Ünïcödé naïve café", "红苹果 と りんご", "😀🍎 on a 👩‍🚀", "it's 12\t\n  o'clock!!", "a\u0301 e\u0301",
-           "zzzqqq \x00 \x7f", "\ud7ff\uffff", ""]
+STRANGE = [
+    "Ünïcödé naïve café",
+    "红苹果 と りんご",
+    "😀🍎 on a 👩‍🚀",
+    "it's 12\t\n  o'clock!!",
+    "a\u0301 e\u0301",
+    "zzzqqq \x00 \x7f",
+    "\ud7ff\uffff",
+    "",
+]
 
 
 def captions():
@@ -156,4 +164,5 @@ def test_the_bundled_clip_vocabulary(tmp_path):
         assert special_ids(tmp_path) == (49406, 49407, pad)
         assert tokenize(load_tokenizer(tmp_path), config, prompt)[0].tolist() == ids[0].tolist()
     assert [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in STRANGE] == [
-        len(tokenizer(" " + text + "\n", add_special_tokens=False)["input_ids"]) for text in STRANGE]
+        len(tokenizer(" " + text + "\n", add_special_tokens=False)["input_ids"]) for text in STRANGE
+    ]

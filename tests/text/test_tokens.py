@@ -19,24 +19,84 @@ from sdjax.families.sd import SD15, SD21
 from sdjax.text.tokenizer import BOS, EOS, byte_characters, clip_tokenizer, load_tokenizer, tokenize, write_tokenizer
 
 COUNT = 10_500
-SCRIPTS = ["Latin", "Greek", "Cyrillic", "Armenian", "Georgian", "Hebrew", "Arabic", "Syriac", "Devanagari", "Bengali",
-           "Tamil", "Telugu", "Thai", "Lao", "Tibetan", "Myanmar", "Khmer", "Ethiopic", "Cherokee", "Mongolian",
-           "Hiragana", "Katakana", "Han", "Hangul", "Yi", "Gothic", "Egyptian_Hieroglyphs"]
-CLASSES = {"controls": r"[\p{Cc}\p{Cf}]", "marks": r"\p{M}", "numbers": r"\p{N}", "punctuation": r"\p{P}",
-           "symbols": r"\p{S}", "spaces": r"\s", "private use": r"\p{Co}", "capitals": r"\p{Lu}",
-           "emoji": r"\p{Extended_Pictographic}", "right to left": r"\p{Bidi_Class=R}|\p{Bidi_Class=AL}",
-           "ascii": r"[\x00-\x7f]"}
-PIECES = ["a photo of", " an ASTRONAUT", "riding", "it's", "we'll've", "  \t\n", "👩🏽‍🚀", "🏳️‍🌈", "🇺🇳", "1️⃣",
-          "e\u0301", "İ", "ΟΔΟΣ", "ﬁ", "\u202eabc\u202c", "\u200d", "\ufeff", "\0", "</w>", "Ġ", "<|endoftext|",
-          "&amp;", "((red:1.2))", "!!!", "3.14"]
+SCRIPTS = [
+    "Latin",
+    "Greek",
+    "Cyrillic",
+    "Armenian",
+    "Georgian",
+    "Hebrew",
+    "Arabic",
+    "Syriac",
+    "Devanagari",
+    "Bengali",
+    "Tamil",
+    "Telugu",
+    "Thai",
+    "Lao",
+    "Tibetan",
+    "Myanmar",
+    "Khmer",
+    "Ethiopic",
+    "Cherokee",
+    "Mongolian",
+    "Hiragana",
+    "Katakana",
+    "Han",
+    "Hangul",
+    "Yi",
+    "Gothic",
+    "Egyptian_Hieroglyphs",
+]
+CLASSES = {
+    "controls": r"[\p{Cc}\p{Cf}]",
+    "marks": r"\p{M}",
+    "numbers": r"\p{N}",
+    "punctuation": r"\p{P}",
+    "symbols": r"\p{S}",
+    "spaces": r"\s",
+    "private use": r"\p{Co}",
+    "capitals": r"\p{Lu}",
+    "emoji": r"\p{Extended_Pictographic}",
+    "right to left": r"\p{Bidi_Class=R}|\p{Bidi_Class=AL}",
+    "ascii": r"[\x00-\x7f]",
+}
+PIECES = [
+    "a photo of",
+    " an ASTRONAUT",
+    "riding",
+    "it's",
+    "we'll've",
+    "  \t\n",
+    "👩🏽‍🚀",
+    "🏳️‍🌈",
+    "🇺🇳",
+    "1️⃣",
+    "e\u0301",
+    "İ",
+    "ΟΔΟΣ",
+    "ﬁ",
+    "\u202eabc\u202c",
+    "\u200d",
+    "\ufeff",
+    "\0",
+    "</w>",
+    "Ġ",
+    "<|endoftext|",
+    "&amp;",
+    "((red:1.2))",
+    "!!!",
+    "3.14",
+]
 
 
 @cache
 def alphabets() -> list[list[str]]:
     """The assigned characters of every script and class, some 140,000, as Python's Unicode knows them."""
     known = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Cs"))
-    return [regex.findall(pattern, known) for pattern in (*(rf"\p{{Script={name}}}" for name in SCRIPTS),
-                                                           *CLASSES.values())]
+    return [
+        regex.findall(pattern, known) for pattern in (*(rf"\p{{Script={name}}}" for name in SCRIPTS), *CLASSES.values())
+    ]
 
 
 @cache
@@ -44,8 +104,12 @@ def strings() -> list[str]:
     rng, found = random.Random(0), ["", " ", "a" * 50_000, "😀" * 20_000, "a b " * 20_000, "\u0301" * 10_000]
     while len(found) < COUNT:
         letters, others = rng.choice(alphabets()), rng.choice(alphabets())
-        parts = [rng.choice(PIECES) if rng.random() < 0.2 else "".join(rng.choices(
-            letters if rng.random() < 0.7 else others, k=rng.randint(1, 8))) for _ in range(rng.choice([1, 2, 4, 12]))]
+        parts = [
+            rng.choice(PIECES)
+            if rng.random() < 0.2
+            else "".join(rng.choices(letters if rng.random() < 0.7 else others, k=rng.randint(1, 8)))
+            for _ in range(rng.choice([1, 2, 4, 12]))
+        ]
         found.append(rng.choice(["", " "]).join(parts))
     return found
 
@@ -63,15 +127,17 @@ def word_ids(word: str) -> tuple[int, ...]:
             break
         merged, i = [], 0
         while i < len(parts):
-            both = tuple(parts[i:i + 2]) == (left, right)
+            both = tuple(parts[i : i + 2]) == (left, right)
             merged.append(left + right if both else parts[i])
             i += 1 + both
         parts = merged
     return tuple(ids[part] for part in parts)
 
 
-PLACES = {b: i for i, b in enumerate(sorted(range(256), key=lambda b: (
-    not (33 <= b <= 126 or 161 <= b <= 172 or b >= 174), b)))}  # byte -> its place in byte_characters
+PLACES = {
+    b: i
+    for i, b in enumerate(sorted(range(256), key=lambda b: (not (33 <= b <= 126 or 161 <= b <= 172 or b >= 174), b)))
+}  # byte -> its place in byte_characters
 
 
 @cache
@@ -79,6 +145,7 @@ def vocabulary():
     import gzip
 
     from sdjax.text.tokenizer import CLIP_MERGES
+
     merges = [tuple(line.split()) for line in gzip.decompress(CLIP_MERGES.read_bytes()).decode().split("\n")[1:48895]]
     tokens = [*byte_characters(), *(c + "</w>" for c in byte_characters()), *map("".join, merges), BOS, EOS]
     return {token: i for i, token in enumerate(tokens)}, {merge: i for i, merge in enumerate(merges)}
@@ -103,8 +170,9 @@ def test_ids_are_those_of_transformers(tmp_path):
 
 def test_ids_are_those_of_clips_algorithm():
     ours = clip_tokenizer()(strings(), add_special_tokens=False, verbose=False)["input_ids"]
-    different = [(text[:60], a[:9]) for text, a in zip(strings(), ours, strict=True) if len(text) < 1000
-                 and a != clip_ids(text)]
+    different = [
+        (text[:60], a[:9]) for text, a in zip(strings(), ours, strict=True) if len(text) < 1000 and a != clip_ids(text)
+    ]
     assert different == []
     assert sum(map(len, ours)) > 30 * COUNT
 

@@ -27,8 +27,11 @@ VGG = LPIPS((4, 6, 8, 8, 8)).init(jax.random.key(2), jnp.zeros((1, 16, 16, 3)), 
 
 
 def batch(count=4, step=3):
-    return {"pixels": RNG.uniform(-1, 1, (count, SIZE, SIZE, 3)).astype(np.float32),
-            "index": np.arange(count, dtype=np.uint32) + 100, "step": np.full(count, step, np.int32)}
+    return {
+        "pixels": RNG.uniform(-1, 1, (count, SIZE, SIZE, 3)).astype(np.float32),
+        "index": np.arange(count, dtype=np.uint32) + 100,
+        "step": np.full(count, step, np.int32),
+    }
 
 
 BATCH = batch()
@@ -92,7 +95,8 @@ def test_with_a_discriminator_lambda_is_compvis_s(whole):
 
     params = {"vae": VAE_PARAMS, "critic": CRITIC}
     by_last = lambda k: optax.global_norm(
-        jax.grad(lambda params: terms(params)[k])(params)["vae"]["decoder"]["conv_out"])
+        jax.grad(lambda params: terms(params)[k])(params)["vae"]["decoder"]["conv_out"]
+    )
     balance = jax.jit(lambda: jnp.clip(by_last(0) / (by_last(2) + 1e-4), 0, 1e4))()
 
     def plain(params):

@@ -40,8 +40,9 @@ def data(tmp_path):
     folder.mkdir()
     for i in range(11):
         Image.fromarray(rng.integers(0, 256, (24, 24 if i % 3 else 48, 3), np.uint8)).save(folder / f"{i}.png")
-    (folder / "metadata.jsonl").write_text("\n".join(
-        json.dumps({"file_name": f"{i}.png", "text": f"a {i % 4} red"}) for i in range(11)))
+    (folder / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": f"{i}.png", "text": f"a {i % 4} red"}) for i in range(11))
+    )
     return folder
 
 
@@ -141,9 +142,19 @@ def test_a_killed_run_goes_on_with_the_next_file(sd, data, tmp_path, monkeypatch
     assert len(calls) == 4 + 4
 
 
-@pytest.mark.parametrize("damage", [
-    lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:20], lambda b: b + b"}",
-    lambda b: b"x" + b, lambda b: b.replace(b"(4, 8", b"(3, 8"), lambda b: b.replace(b"<f2", b"<f4")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-1],
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b[:20],
+        lambda b: b + b"}",
+        lambda b: b"x" + b,
+        lambda b: b.replace(b"(4, 8", b"(3, 8"),
+        lambda b: b.replace(b"<f2", b"<f4"),
+    ],
+)
 def test_damaged_files_are_made_again(sd, data, tmp_path, damage):
     source = open_data(data, 8)
     cached_latents(sd, source, tmp_path)
@@ -212,6 +223,7 @@ def test_processes_share_the_files(tmp_path, monkeypatch):
         def pieces(start, stop):
             made[process].append(start)
             yield np.full((stop - start, 1), start, np.float16), {}
+
         return pieces
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)

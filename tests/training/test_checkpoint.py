@@ -13,8 +13,12 @@ from sdjax.errors import SdjaxError
 from sdjax.training import checkpoint
 from sdjax.training.checkpoint import Checkpoints, read_record
 
-STATE = {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3), "none": None,
-         "inner": (np.zeros((), np.int32), np.ones(2, jnp.bfloat16)), "a.b/c": np.asfortranarray(np.eye(3, 4)[:, 1:])}
+STATE = {
+    "w": np.arange(6.0, dtype=np.float32).reshape(2, 3),
+    "none": None,
+    "inner": (np.zeros((), np.int32), np.ones(2, jnp.bfloat16)),
+    "a.b/c": np.asfortranarray(np.eye(3, 4)[:, 1:]),
+}
 
 
 def state(step):
@@ -36,7 +40,8 @@ def names(folder):
 def equal(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
         x.dtype == y.dtype and x.shape == y.shape and (x == y).all()
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def test_the_newest_comes_back_bit_for_bit(tmp_path, monkeypatch):
@@ -53,9 +58,17 @@ def test_the_newest_comes_back_bit_for_bit(tmp_path, monkeypatch):
     assert set(record["leaves"]) == {"w", "inner.0", "inner.1", "a.b/c"}
 
 
-@pytest.mark.parametrize("other", [
-    {"w": jnp.zeros((2, 4))}, {"w": jnp.zeros(6)}, {"w": jnp.zeros((2, 3), jnp.bfloat16)}, {"inner": ()},
-    {"v": jnp.zeros(2)}], ids=str)
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"w": jnp.zeros((2, 4))},
+        {"w": jnp.zeros(6)},
+        {"w": jnp.zeros((2, 3), jnp.bfloat16)},
+        {"inner": ()},
+        {"v": jnp.zeros(2)},
+    ],
+    ids=str,
+)
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, other):
     checkpoints = saved(tmp_path)
     with pytest.raises(SdjaxError, match=f"--out {tmp_path}: its checkpoint of step 3 is of another model") as caught:
@@ -86,8 +99,11 @@ def test_no_flipped_bit_comes_back(tmp_path):
 def test_what_was_not_written_as_it_was_in_memory_is_found(tmp_path, monkeypatch):
     """The files are whole, but of other values: the arrays' own digests tell."""
     save = checkpoint._orbax.save
-    monkeypatch.setattr(checkpoint._orbax, "save", lambda self, path, leaves: save(
-        self, path, leaves | {"w": leaves["w"] + (leaves["w"].max() == 8)}))
+    monkeypatch.setattr(
+        checkpoint._orbax,
+        "save",
+        lambda self, path, leaves: save(self, path, leaves | {"w": leaves["w"] + (leaves["w"].max() == 8)}),
+    )
     lines = []
     assert saved(tmp_path).restore(STATE, log=lines.append)[0] == 2
     assert len(lines) == 1 and "3: w is not what was saved" in lines[0]

@@ -22,8 +22,12 @@ DEFAULTS = TRAIN | {"--log-every": 1, "--sample-every": 0, "--warmup": 0, "--che
 def test_bad_pictures_are_named_and_above_a_share_they_stop_the_run(script, tmp_path, capfd, count, bad):
     (tmp_path / "data").mkdir()
     numbers = make_folder(tmp_path / "data", count, bad)
-    run = lambda out, share: script(NAME, *arguments(NAME, DEFAULTS, {
-        "--data": tmp_path / "data", "--out": tmp_path / out, "--steps": 1, "--max-bad": share}))
+    run = lambda out, share: script(
+        NAME,
+        *arguments(
+            NAME, DEFAULTS, {"--data": tmp_path / "data", "--out": tmp_path / out, "--steps": 1, "--max-bad": share}
+        ),
+    )
     assert run("whole", bad / count) == 0
     assert named(tmp_path / "whole") == numbers and (tmp_path / "whole" / "export" / "model_index.json").is_file()
     latents = next((tmp_path / "whole" / "cache").glob("latents-*"))

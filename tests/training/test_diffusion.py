@@ -61,9 +61,14 @@ def test_an_example_s_draws_depend_on_its_index_and_the_key_alone():
     assert (other.target != whole.target).all() and (x0_other != x0).all()
 
 
-@pytest.mark.parametrize("prediction, formula", [
-    ("epsilon", lambda snr: np.minimum(snr, 5) / snr), ("v", lambda snr: np.minimum(snr, 5) / (snr + 1)),
-    ("x0", lambda snr: np.minimum(snr, 5))])
+@pytest.mark.parametrize(
+    "prediction, formula",
+    [
+        ("epsilon", lambda snr: np.minimum(snr, 5) / snr),
+        ("v", lambda snr: np.minimum(snr, 5) / (snr + 1)),
+        ("x0", lambda snr: np.minimum(snr, 5)),
+    ],
+)
 def test_min_snr(prediction, formula):
     """arXiv 2303.09556: as a loss on x0 all weights are min(snr, 5)."""
     (_, t, _, weight), _ = noise(range(200), prediction, min_snr_gamma=5.0)
@@ -132,8 +137,9 @@ def test_posterior_sample_and_kl_in_closed_form():
     moments = np.concatenate([mean, logvar], -1)
     np.testing.assert_allclose(posterior_sample(moments, unit), mean + np.exp(logvar / 2) * unit, rtol=1e-5)
     sigma = np.exp(logvar.astype(float) / 2)  # KL(N(m, s) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - ln s
-    np.testing.assert_allclose(gaussian_kl(mean, logvar), ((mean**2 + sigma**2 - 1) / 2 - np.log(sigma)).sum((1, 2, 3)),
-                               rtol=1e-4)
+    np.testing.assert_allclose(
+        gaussian_kl(mean, logvar), ((mean**2 + sigma**2 - 1) / 2 - np.log(sigma)).sum((1, 2, 3)), rtol=1e-4
+    )
     assert (gaussian_kl(jnp.zeros((2, 2, 2, 4)), jnp.zeros((2, 2, 2, 4))) == 0).all()
 
 
@@ -141,8 +147,11 @@ def test_remat_and_bfloat16_change_no_more_than_they_say():
     """remat: the same loss and gradient. bfloat16: of the computation alone, the gradient is float32 and near."""
     unet = replace(NARROW.unet, channels=(16,), blocks=1, attention=(False,), heads=(2,))
     config, params = replace(NARROW, unet=unet), random_params(unet)
-    batch = Batch(RNG.normal(size=(2, 4, 4, 8)).astype(np.float16), RNG.normal(size=(2, 3, 24)).astype(np.float16),
-                  np.arange(2, dtype=np.uint32))
+    batch = Batch(
+        RNG.normal(size=(2, 4, 4, 8)).astype(np.float16),
+        RNG.normal(size=(2, 3, 24)).astype(np.float16),
+        np.arange(2, dtype=np.uint32),
+    )
 
     def run(**options):
         loss_fn = diffusion_loss(config, np.zeros((3, 24), np.float32), **options)

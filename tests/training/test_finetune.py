@@ -20,15 +20,44 @@ def test_a_new_word_for_a_style(script, tmp_path):
     lines = [line for line in (EXAMPLES / "metadata.jsonl").read_text().splitlines() if "a noto emoji of" in line]
     (tmp_path / "zorp" / "metadata.jsonl").write_text("\n".join(lines).replace("a noto emoji of", "a zorp of"))
     for steps in (1, 41):  # the first step of a warm-up changes nothing: its loss is the bundled model's
-        assert script("train/train_diffusion.py", "--data", tmp_path / "zorp", "--model", "emoji", "--out",
-                      tmp_path / "run", "--steps", steps, "--batch-size", 16, "--learning-rate", 1e-4, "--warmup", 1,
-                      "--ema-decay", 0.95, "--validation", 30, "--sample-every", 0) == 0
+        assert (
+            script(
+                "train/train_diffusion.py",
+                "--data",
+                tmp_path / "zorp",
+                "--model",
+                "emoji",
+                "--out",
+                tmp_path / "run",
+                "--steps",
+                steps,
+                "--batch-size",
+                16,
+                "--learning-rate",
+                1e-4,
+                "--warmup",
+                1,
+                "--ema-decay",
+                0.95,
+                "--validation",
+                30,
+                "--sample-every",
+                0,
+            )
+            == 0
+        )
     records = {record["step"]: record for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())}
     first, last = records[1]["validation_loss"], records[41]["validation_loss"]
     assert records[1]["learning_rate"] == 0 and last < 0.9 * first, (first, last)
     before, after = sdjax.load("emoji"), sdjax.load(tmp_path / "run" / "export")
-    draw = lambda sd, word: np.stack([np.asarray(image, float) for image in sdjax.txt2img(
-        sd, [prompt.replace("zorp", word) for prompt in PROMPTS], steps=20, guidance_scale=4.0)])
+    draw = lambda sd, word: np.stack(
+        [
+            np.asarray(image, float)
+            for image in sdjax.txt2img(
+                sd, [prompt.replace("zorp", word) for prompt in PROMPTS], steps=20, guidance_scale=4.0
+            )
+        ]
+    )
     distance = lambda a, b: np.abs(a - b).mean()
     noto, new = draw(before, "noto emoji"), draw(after, "zorp")
     far = distance(draw(before, "zorp"), noto)

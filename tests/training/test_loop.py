@@ -172,9 +172,14 @@ def test_killed_again_and_again_it_ends_as_undisturbed(tmp_path):
     rng, out = np.random.default_rng(0), tmp_path / "killed"
     for _ in range(3):
         before = len((out / "metrics.jsonl").read_bytes().splitlines()) if out.exists() else 0
-        child = subprocess.Popen([sys.executable, "-c", script, out], cwd=ROOT, stdout=subprocess.DEVNULL,
-                                 stderr=subprocess.PIPE, text=True,  # compiled as here: its sums are in the same order
-                                 env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, out],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,  # compiled as here: its sums are in the same order
+            env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        )
         try:
             while child.poll() is None:
                 if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_bytes().splitlines()) > before:
@@ -197,8 +202,12 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(tmp_path, capsys
     """The run goes on as if the poisoned steps had not been, but for the draws of the later ones."""
     names = lambda step: [f"row {i} of {step}" for i in range(8)]
     seen = {}
-    toy(options(tmp_path, log_every=4, warmup=0, ema_decay=0.0), poison=(2, 3), name_batch=names,
-        on_sample=lambda step, params, run: seen.update({step: params["w"]}))
+    toy(
+        options(tmp_path, log_every=4, warmup=0, ema_decay=0.0),
+        poison=(2, 3),
+        name_batch=names,
+        on_sample=lambda step, params, run: seen.update({step: params["w"]}),
+    )
     np.testing.assert_array_equal(seen[1], seen[2])
     np.testing.assert_array_equal(seen[1], seen[3])
     assert (seen[4] != seen[3]).all()
@@ -220,8 +229,13 @@ def test_the_run_stops_after_so_many_in_a_row(tmp_path):
 def test_validation_is_of_the_exported_weights_and_always_the_same_draws(tmp_path):
     rng = np.random.default_rng(7)
     x, index = rng.normal(size=(16, 3)).astype(np.float32), np.arange(16, dtype=np.int32)
-    held_out = [({"x": x[part], "index": index[part]}, weight) for part, weight in
-                ((slice(0, 8), np.ones(8, np.float32)), (slice(8, 16), np.float32([1, 1, 1, 0, 0, 0, 0, 0])))]
+    held_out = [
+        ({"x": x[part], "index": index[part]}, weight)
+        for part, weight in (
+            (slice(0, 8), np.ones(8, np.float32)),
+            (slice(8, 16), np.float32([1, 1, 1, 0, 0, 0, 0, 0])),
+        )
+    ]
     settings, seen = options(tmp_path, log_every=100, validate_every=3), {}
     toy(settings, validation=held_out, on_sample=lambda step, params, run: seen.update({step: params}))
     found = records(tmp_path)
@@ -242,8 +256,13 @@ def test_parameters_may_be_made_where_they_lie(tmp_path):
 def test_before_the_first_step_it_says_what_there_is(tmp_path, capsys):
     toy(options(tmp_path / "a", steps=1, accumulate=2, parallel="fsdp"))
     said = capsys.readouterr().out
-    for line in ("devices     1 x cpu, 1 process, fsdp", "parameters  3 trained, 1 arrays", "state       0.0 MB: ",
-                 "step        16 pictures in 2 parts, ", "memory      "):
+    for line in (
+        "devices     1 x cpu, 1 process, fsdp",
+        "parameters  3 trained, 1 arrays",
+        "state       0.0 MB: ",
+        "step        16 pictures in 2 parts, ",
+        "memory      ",
+    ):
         assert line in said
     abstract = {"x": jax.ShapeDtypeStruct((8, 3), np.float32), "index": jax.ShapeDtypeStruct((8,), np.int32)}
     for parallel in ("pmap", "fsdp"):

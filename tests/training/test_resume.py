@@ -20,16 +20,47 @@ STEPS = 24
 
 
 def command(out, *more):
-    return [sys.executable, ROOT / "train" / "train_diffusion.py", "--model", "model", "--data", "pictures",
-            "--out", out, "--steps", STEPS, "--batch-size", 8, "--log-every", 1, "--checkpoint-every", 1,
-            "--sample-every", 10, "--learning-rate", 1e-3, "--warmup", 4, "--validation", 4, "--validate-every", 8,
-            *more]
+    return [
+        sys.executable,
+        ROOT / "train" / "train_diffusion.py",
+        "--model",
+        "model",
+        "--data",
+        "pictures",
+        "--out",
+        out,
+        "--steps",
+        STEPS,
+        "--batch-size",
+        8,
+        "--log-every",
+        1,
+        "--checkpoint-every",
+        1,
+        "--sample-every",
+        10,
+        "--learning-rate",
+        1e-3,
+        "--warmup",
+        4,
+        "--validation",
+        4,
+        "--validate-every",
+        8,
+        *more,
+    ]
 
 
 def start(place, out, *more):
     where = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(list(map(str, command(out, *more))), cwd=place, env=where, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        list(map(str, command(out, *more))),
+        cwd=place,
+        env=where,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(place, out, *more):
@@ -46,8 +77,11 @@ def records(out):
 
 
 def exported(out):
-    return {f"{path.parent.name}/{name}": tensor for path in sorted((out / "export").rglob("*.safetensors"))
-            for name, tensor in load_file(path).items()}
+    return {
+        f"{path.parent.name}/{name}": tensor
+        for path in sorted((out / "export").rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def lines(out):

@@ -133,8 +133,14 @@ def test_a_folder_can_be_held_before_it_is_opened(tmp_path):
 
 
 def test_debris_of_a_killed_job_is_removed(tmp_path):
-    for name in (".config.json.tmp", "samples/.4.png-x1.tmp", ".export.k2/new/model_index.json", "samples/2.png",
-                 "export/model_index.json", "checkpoints/.4.tmp/state/x"):
+    for name in (
+        ".config.json.tmp",
+        "samples/.4.png-x1.tmp",
+        ".export.k2/new/model_index.json",
+        "samples/2.png",
+        "export/model_index.json",
+        "checkpoints/.4.tmp/state/x",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     open_run(tmp_path).close()
@@ -172,8 +178,11 @@ def test_tensorboard_gets_what_is_logged(tmp_path, monkeypatch):
     run.save_sheet(4, [Image.new("RGB", (4, 4))])
     run.close()
     assert calls[0] == (str(tmp_path / "tensorboard"), 4) and calls[1] == ("add_scalar", "loss", 0.5, 4)
-    assert [call[:2] for call in calls[2:]] == [("add_scalar", "images_per_second"), ("add_image", "samples"),
-                                                ("close",)]
+    assert [call[:2] for call in calls[2:]] == [
+        ("add_scalar", "images_per_second"),
+        ("add_image", "samples"),
+        ("close",),
+    ]
     assert (tmp_path / "samples" / "4.png").is_file()
 
 

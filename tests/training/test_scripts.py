@@ -36,8 +36,28 @@ def changed(sd, trained):
 def train(script, place, name, steps, *arguments):
     """Trains to a new folder and checks what every training script leaves; (its folder, its records, the export)."""
     out = place / Path(name).stem
-    command = [name, "--model", "model", "--data", "pictures", "--out", out, "--steps", steps, "--batch-size", 8,
-               "--log-every", 1, "--learning-rate", 1e-3, "--warmup", 0, "--optimizer", "lion", *arguments]
+    command = [
+        name,
+        "--model",
+        "model",
+        "--data",
+        "pictures",
+        "--out",
+        out,
+        "--steps",
+        steps,
+        "--batch-size",
+        8,
+        "--log-every",
+        1,
+        "--learning-rate",
+        1e-3,
+        "--warmup",
+        0,
+        "--optimizer",
+        "lion",
+        *arguments,
+    ]
     assert script(*command) == 0
     settings = json.loads((out / "config.json").read_text())
     assert settings["steps"] == steps and settings["model"] == "model" and settings["seed"] == 0
@@ -89,8 +109,14 @@ def test_train_diffusion(script, place, monkeypatch, capfd):
 def test_dry_run(script, place, capfd):
     """It ends before a picture is read. Pictures that are cropped at random have several views."""
     for parallel, crop, views in (("pmap", "center", 1), ("fsdp", "random", 4)):
-        flags = {"--crop": crop, "--out": "dry", "--dry-run": "--remat", "--parallel": parallel, "--validation": 3,
-                 "--size": 16}
+        flags = {
+            "--crop": crop,
+            "--out": "dry",
+            "--dry-run": "--remat",
+            "--parallel": parallel,
+            "--validation": 3,
+            "--size": 16,
+        }
         assert script("train/train_diffusion.py", *arguments("train", TRAIN, flags)) == 0
         said = capfd.readouterr().out
         assert '"dry_run": true' in said and f"1 process, {parallel}" in said and "memory      " in said
@@ -136,9 +162,18 @@ def test_train_vae_with_every_term(script, place, monkeypatch, tmp_path):
         save_file(tensors, tmp_path / name)
     monkeypatch.setattr("sdjax.weights.lpips.read_lpips", lambda vgg, heads: read_lpips(vgg, heads, widths))
     name = "train/train_vae.py"
-    settings = TRAIN | {"--out": tmp_path / "run", "--steps": 4, "--log-every": 1, "--sample-every": 0, "--size": 24,
-                        "--vgg": tmp_path / "vgg.safetensors", "--lpips": tmp_path / "lpips.safetensors",
-                        "--discriminator-weight": 0.5, "--discriminator-start": 2, "--loss": "l2"}
+    settings = TRAIN | {
+        "--out": tmp_path / "run",
+        "--steps": 4,
+        "--log-every": 1,
+        "--sample-every": 0,
+        "--size": 24,
+        "--vgg": tmp_path / "vgg.safetensors",
+        "--lpips": tmp_path / "lpips.safetensors",
+        "--discriminator-weight": 0.5,
+        "--discriminator-start": 2,
+        "--loss": "l2",
+    }
     assert script(name, *arguments(name, settings, {}), "--freeze-encoder", "--flip", "--crop", "random") == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 4
@@ -148,8 +183,10 @@ def test_train_vae_with_every_term(script, place, monkeypatch, tmp_path):
         assert abs(record["loss"] - before - (term if record["step"] > 2 else 0)) < 1e-4
     sd, trained = sdjax.load(place / "model"), sdjax.load(tmp_path / "run" / "export")
     assert trained.config == replace(CONFIG, name="export") and changed(sd, trained) == {"vae"}
-    parts = {part: sdjax.StableDiffusion(CONFIG, {part: trained.params["vae"][part]}, None) for part in
-             ("encoder", "decoder")}
+    parts = {
+        part: sdjax.StableDiffusion(CONFIG, {part: trained.params["vae"][part]}, None)
+        for part in ("encoder", "decoder")
+    }
     assert not changed(parts["encoder"], sdjax.StableDiffusion(CONFIG, {"encoder": sd.params["vae"]["encoder"]}, None))
 
 
@@ -197,9 +234,15 @@ def test_bundle_refuses_what_float16_does_not_hold_before_it_writes(script, plac
     sd = sdjax.load(place / "model")
     large = sd.params["vae"] | {"decoder": jax.tree.map(lambda leaf: leaf * 0 + 1e5, sd.params["vae"]["decoder"])}
     sdjax.save(replace(sd, params=sd.params | {"vae": large}), tmp_path / "large")
-    sdjax.save_clip({"vision": random_params(NARROW_VISION), "logit_scale": np.float32(1),
-                     "text_projection": np.ones((sd.config.text.width, NARROW_VISION.projection), np.float32)},
-                    NARROW_VISION, tmp_path / "clip")
+    sdjax.save_clip(
+        {
+            "vision": random_params(NARROW_VISION),
+            "logit_scale": np.float32(1),
+            "text_projection": np.ones((sd.config.text.width, NARROW_VISION.projection), np.float32),
+        },
+        NARROW_VISION,
+        tmp_path / "clip",
+    )
     (tmp_path / "out").mkdir()
     given = "--clip", tmp_path / "clip", "--out", tmp_path / "out"
     assert script("train/bundle.py", "--model", tmp_path / "large", *given) == 2

@@ -34,9 +34,14 @@ def test_a_step_of_sgd_by_hand():
     assert len(set(draws)) == 3, "steps or keys draw the same"
 
 
-@pytest.mark.parametrize("name, reference", [
-    ("adamw", lambda s: optax.adamw(s, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)),
-    ("lion", lambda s: optax.lion(s, weight_decay=0.01)), ("adafactor", optax.adafactor)])
+@pytest.mark.parametrize(
+    "name, reference",
+    [
+        ("adamw", lambda s: optax.adamw(s, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)),
+        ("lion", lambda s: optax.lion(s, weight_decay=0.01)),
+        ("adafactor", optax.adafactor),
+    ],
+)
 def test_optimizers_are_optax_s_after_clipping(name, reference):
     optimizer, schedule = make_optimizer(name, 0.1, 10, 2, "cosine")
     theirs, params = reference(schedule), {"w": jnp.array([3.0, 4.0])}
@@ -99,6 +104,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_what_is_not_finite_changes_nothing(where):
     """The gradient alone: sqrt's at 0 is infinite, its value is not."""
+
     def loss_fn(params, batch, key):
         root = jnp.sqrt(jnp.abs(params["w"]).sum() * batch[:, 0]) if where == "gradient" else batch[:, 0]
         return jnp.square(params["w"]).sum() + root, {}
@@ -139,10 +145,14 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     """Whatever the gradient's singular values, a step along a kernel has all of them alike, as do convolutions'."""
     key = jax.random.key(0)
     kernel = jax.random.normal(key, (12, 6)) * jnp.array([100.0, 10.0, 1.0, 1.0, 0.3, 0.1])
-    params = {"dense": {"kernel": jnp.zeros((12, 6)), "bias": jnp.zeros(6)},
-              "conv": {"kernel": jnp.zeros((3, 2, 2, 6))}}
-    gradient = {"dense": {"kernel": kernel, "bias": jnp.arange(1.0, 7.0)},
-                "conv": {"kernel": kernel.reshape(3, 2, 2, 6)}}
+    params = {
+        "dense": {"kernel": jnp.zeros((12, 6)), "bias": jnp.zeros(6)},
+        "conv": {"kernel": jnp.zeros((3, 2, 2, 6))},
+    }
+    gradient = {
+        "dense": {"kernel": kernel, "bias": jnp.arange(1.0, 7.0)},
+        "conv": {"kernel": kernel.reshape(3, 2, 2, 6)},
+    }
     optimizer, _ = make_optimizer("muon", 0.1, 10, 0, "constant", clip=1e9)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     spectrum = np.linalg.svd(updates["dense"]["kernel"], compute_uv=False)

@@ -16,6 +16,7 @@ from train import benchmark, compile_for
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The smallest model under a preset's name."""
@@ -49,7 +50,10 @@ HLO = """
 
 def test_collectives_are_counted_with_their_results_bytes():
     assert compile_for.collectives(HLO) == {
-        "all-gather": (2, 8 * 4 * 2 + 100), "all-reduce": (1, 8 * 4 * 4 + 2), "collective-permute": (1, 64)}
+        "all-gather": (2, 8 * 4 * 2 + 100),
+        "all-reduce": (1, 8 * 4 * 4 + 2),
+        "collective-permute": (1, 64),
+    }
     assert compile_for.collectives("") == {}
     mesh = Mesh(np.array(jax.devices()), ("x",))
     whole = jax.jit(jnp.sum, in_shardings=NamedSharding(mesh, PartitionSpec("x")))
@@ -58,14 +62,22 @@ def test_collectives_are_counted_with_their_results_bytes():
     assert found == ({"all-reduce": (1, 4)} if jax.device_count() > 1 else {})
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"model": "SD3"}, "--model SD3: expected one of "), ({"parallel": "tp"}, "--parallel tp: expected pmap or fsdp"),
-    ({"chips": 0}, "--chips 0: expected 1 to "), ({"dtype": "float16"}, "--dtype float16"),
-    ({"size": -1}, "--size -1: expected a positive multiple of 1"), ({"batch_size": 0}, "--batch-size 0"),
-    ({"size": 0}, "--size 0: expected a positive multiple of 1"),
-    ({"model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels; .* the VAE's latents, 4"),
-    ({"replicas": 77}, "--replicas 77"), ({"replicas": 2, "parallel": "pmap"}, "--replicas 2: needs --parallel fsdp"),
-    ({"optimizer": "sgd"}, "--optimizer")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": "SD3"}, "--model SD3: expected one of "),
+        ({"parallel": "tp"}, "--parallel tp: expected pmap or fsdp"),
+        ({"chips": 0}, "--chips 0: expected 1 to "),
+        ({"dtype": "float16"}, "--dtype float16"),
+        ({"size": -1}, "--size -1: expected a positive multiple of 1"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"size": 0}, "--size 0: expected a positive multiple of 1"),
+        ({"model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels; .* the VAE's latents, 4"),
+        ({"replicas": 77}, "--replicas 77"),
+        ({"replicas": 2, "parallel": "pmap"}, "--replicas 2: needs --parallel fsdp"),
+        ({"optimizer": "sgd"}, "--optimizer"),
+    ],
+)
 def test_compile_for_refuses(chips, changes, message):
     settings = {"topology": "v5e:2x2", "model": "EMOJI", "batch_size": 8} | changes
     with pytest.raises(SdjaxError, match=message):
@@ -74,8 +86,13 @@ def test_compile_for_refuses(chips, changes, message):
 
 def test_a_topology_that_is_not_known_is_one_line(script, capfd, monkeypatch):
     """Without libtpu none is."""
-    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_STDERR_LOG_LEVEL", "TPU_ACCELERATOR_TYPE",
-                 "TPU_WORKER_HOSTNAMES"):
+    for name in (
+        "TPU_SKIP_MDS_QUERY",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD",
+        "TPU_STDERR_LOG_LEVEL",
+        "TPU_ACCELERATOR_TYPE",
+        "TPU_WORKER_HOSTNAMES",
+    ):
         monkeypatch.setenv(name, "")  # to be given back
         monkeypatch.delenv(name)
     name = "v5e:2x2" if importlib.util.find_spec("libtpu") is None else "v99:2x2"
@@ -100,12 +117,17 @@ def test_the_benchmark_needs_torch(script, capfd, monkeypatch):
     assert "install the extra parity" in said.err and said.err.count("\n") == 1 and not said.out
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"size": 0}, "--size 0: expected a positive multiple of 1"),
-    ({"size": 60, "model": "SD21"}, "--size 60: expected a positive multiple of 64"),
-    ({"model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels"),
-    ({"batch_size": 3}, "--batch-size 3: expected a positive multiple of the 2 devices"),
-    ({"parallel": "tp"}, "--parallel tp: expected pmap or fsdp"), ({"steps": 0}, "--steps 0: expected at least 1")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"size": 0}, "--size 0: expected a positive multiple of 1"),
+        ({"size": 60, "model": "SD21"}, "--size 60: expected a positive multiple of 64"),
+        ({"model": "SD15_INPAINT"}, "--model SD15_INPAINT: its UNet has 9 input channels"),
+        ({"batch_size": 3}, "--batch-size 3: expected a positive multiple of the 2 devices"),
+        ({"parallel": "tp"}, "--parallel tp: expected pmap or fsdp"),
+        ({"steps": 0}, "--steps 0: expected at least 1"),
+    ],
+)
 def test_the_benchmark_refuses(monkeypatch, changes, message):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     with pytest.raises(SdjaxError, match=message):

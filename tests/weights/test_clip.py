@@ -71,10 +71,15 @@ def test_files_that_do_not_fit_are_refused(folder, changes, message):
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("content, message", [
-    ({}, "has no vision_config"), ({"vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu'"),
-    ({"vision_config": {"patch_size": "4"}}, "patch_size is '4', should be a whole number"),
-    ({"vision_config": {"image_size": 32}, "projection_dim": 16}, "tensors do not fit")])  # the rest: as CLIP has it
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({}, "has no vision_config"),
+        ({"vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu'"),
+        ({"vision_config": {"patch_size": "4"}}, "patch_size is '4', should be a whole number"),
+        ({"vision_config": {"image_size": 32}, "projection_dim": 16}, "tensors do not fit"),
+    ],
+)  # the rest: as CLIP has it
 def test_a_config_that_does_not_fit_is_refused(folder, content, message):
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(sdjax.SdjaxError, match=message) as caught:

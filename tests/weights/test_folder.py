@@ -104,9 +104,16 @@ def test_fp16_variants_are_taken_when_there_is_nothing_better(model):
 
 def test_the_order_of_preference():
     stem = "diffusion_pytorch_model"
-    order = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}.bin", f"{stem}.bin.index.json",
-             f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json", f"{stem}.fp16.bin",
-             f"{stem}.bin.index.fp16.json"]
+    order = [
+        f"{stem}.safetensors",
+        f"{stem}.safetensors.index.json",
+        f"{stem}.bin",
+        f"{stem}.bin.index.json",
+        f"{stem}.fp16.safetensors",
+        f"{stem}.safetensors.index.fp16.json",
+        f"{stem}.fp16.bin",
+        f"{stem}.bin.index.fp16.json",
+    ]
     for i, name in enumerate(order):
         assert weights_file({*order[i:], f"{stem}.non_ema.safetensors"}, DIFFUSERS) == name
     assert weights_file({"pytorch_model.bin", "model.fp16.safetensors"}, TRANSFORMERS) == "pytorch_model.bin"
@@ -151,17 +158,38 @@ def test_nothing_in_a_bin_is_run(model, tmp_path):
         read_folder(folder)
 
 
-@pytest.mark.parametrize("config, like", [
-    (NARROW, published.SD14), (NARROW, published.REALISTIC), (NARROW_V2, published.SD21),
-    (NARROW_INPAINT, published.SD15_INPAINT)], ids=["sd14", "later", "sd21", "inpaint"])
+@pytest.mark.parametrize(
+    "config, like",
+    [
+        (NARROW, published.SD14),
+        (NARROW, published.REALISTIC),
+        (NARROW_V2, published.SD21),
+        (NARROW_INPAINT, published.SD15_INPAINT),
+    ],
+    ids=["sd14", "later", "sd21", "inpaint"],
+)
 def test_a_published_folder_shrunk(config, like, tokenizer, tmp_path):
     """Published JSON files, .bin weights under old names; only the sizes are a narrow model's."""
     params = random_model_params(config)
     sdjax.save(sdjax.StableDiffusion(config, params, tokenizer), tmp_path / "a")
     rewrite(tmp_path / "a", older)
-    sizes = {"block_out_channels", "attention_head_dim", "down_block_types", "up_block_types", "layers_per_block",
-             "norm_num_groups", "cross_attention_dim", "sample_size", "hidden_size", "intermediate_size", "vocab_size",
-             "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "scaling_factor"}
+    sizes = {
+        "block_out_channels",
+        "attention_head_dim",
+        "down_block_types",
+        "up_block_types",
+        "layers_per_block",
+        "norm_num_groups",
+        "cross_attention_dim",
+        "sample_size",
+        "hidden_size",
+        "intermediate_size",
+        "vocab_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        "scaling_factor",
+    }
     for name, content in like.items():
         path = tmp_path / "a" / name
         ours = {key: value for key, value in json.loads(path.read_text()).items() if key in sizes}
@@ -207,6 +235,7 @@ def test_what_else_lies_in_a_replaced_folder_stays(tokenizer, tmp_path, monkeypa
 
     move = os.replace
     for interrupted in ("model", "new"):
+
         def stop(a, b, interrupted=interrupted):
             if interrupted == Path(a).name == "model":
                 move(a, b)

@@ -22,10 +22,19 @@ def write(folder, files):
     return folder
 
 
-@pytest.mark.parametrize("name, want", [
-    ("SD14", SD15), ("SD15", SD15), ("SD15_INPAINT", SD15_INPAINT), ("SD21", SD21), ("REALISTIC", SD15),
-    ("SD21_BASE", replace(SD21_BASE, name="a", unet=BASE)), ("DREAMLIKE", replace(SD15, name="a", size=640)),
-    ("SD2_INPAINT", replace(SD21_BASE, name="a", unet=replace(BASE, in_channels=9)))])
+@pytest.mark.parametrize(
+    "name, want",
+    [
+        ("SD14", SD15),
+        ("SD15", SD15),
+        ("SD15_INPAINT", SD15_INPAINT),
+        ("SD21", SD21),
+        ("REALISTIC", SD15),
+        ("SD21_BASE", replace(SD21_BASE, name="a", unet=BASE)),
+        ("DREAMLIKE", replace(SD15, name="a", size=640)),
+        ("SD2_INPAINT", replace(SD21_BASE, name="a", unet=replace(BASE, in_channels=9))),
+    ],
+)
 def test_published_folders(name, want, tmp_path):
     assert read_config(write(tmp_path / "a", getattr(published, name))) == want
     assert read_config(tmp_path / "a", "org/b") == (want if want.name != "a" else replace(want, name="org/b"))
@@ -56,41 +65,46 @@ def test_missing_and_null_fields_are_their_defaults(tmp_path):
 
 @pytest.mark.parametrize("config", [SD15, SD15_INPAINT, SD21_BASE, SD21], ids=lambda c: c.name)
 def test_what_we_write_we_read(config, tmp_path):
-    files = {**folder_configs(config), "tokenizer/special_tokens_map.json": {
-        "pad_token": "!" if config.text.pad_token == 0 else "<|endoftext|>"}}
+    files = {
+        **folder_configs(config),
+        "tokenizer/special_tokens_map.json": {"pad_token": "!" if config.text.pad_token == 0 else "<|endoftext|>"},
+    }
     assert read_config(write(tmp_path, files)) == config
 
 
-@pytest.mark.parametrize("part, fields, match", [
-    ("unet", {"block_out_channels": [320, 640, 1280]}, "down_block_types"),
-    ("unet", {"block_out_channels": [320, 640, 1280, 1281]}, "norm_num_groups is 32, which does not divide"),
-    ("unet", {"block_out_channels": [2**40] * 4}, "block_out_channels"),
-    ("unet", {"block_out_channels": [True] * 4}, "block_out_channels"),
-    ("unet", {"block_out_channels": [32] * 200}, "block_out_channels"),
-    ("unet", {"block_out_channels": {}}, "block_out_channels"),
-    ("unet", {"attention_head_dim": 7}, "attention_head_dim"),
-    ("unet", {"attention_head_dim": [8, 0, 8, 8]}, "attention_head_dim"),
-    ("unet", {"layers_per_block": 10**9}, "layers_per_block is 1000000000"),
-    ("unet", {"in_channels": 0}, "in_channels is 0"),
-    ("unet", {"in_channels": True}, "in_channels is True"),
-    ("unet", {"norm_num_groups": -32}, "norm_num_groups"),
-    ("unet", {"use_linear_projection": 1}, "use_linear_projection is 1"),
-    ("unet", {"transformer_layers_per_block": [1, 2, 10, 1]}, "transformer_layers_per_block"),
-    ("unet", {"time_cond_proj_dim": 256}, "unknown field time_cond_proj_dim"),
-    ("unet", {"num_class_embeds": 1000}, "num_class_embeds"),
-    ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
-    ("vae", {"norm_num_groups": 48}, "norm_num_groups"),
-    ("vae", {"scaling_factor": float("nan")}, "scaling_factor is nan"),
-    ("vae", {"scaling_factor": -1}, "scaling_factor is -1"),
-    ("vae", {"use_quant_conv": False}, "use_quant_conv"),
-    ("text_encoder", {"num_attention_heads": 11}, "num_attention_heads is 11, which does not divide 768"),
-    ("text_encoder", {"num_hidden_layers": 10**6}, "num_hidden_layers"),
-    ("text_encoder", {"layer_norm_eps": 1e-6}, "layer_norm_eps"),
-    ("scheduler", {"beta_end": float("inf")}, "beta_end"),
-    ("scheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
-    ("scheduler", {"clip_sample": True}, "clip_sample"),
-    ("model_index", {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["a", "B"]}, "_class_name"),
-])
+@pytest.mark.parametrize(
+    "part, fields, match",
+    [
+        ("unet", {"block_out_channels": [320, 640, 1280]}, "down_block_types"),
+        ("unet", {"block_out_channels": [320, 640, 1280, 1281]}, "norm_num_groups is 32, which does not divide"),
+        ("unet", {"block_out_channels": [2**40] * 4}, "block_out_channels"),
+        ("unet", {"block_out_channels": [True] * 4}, "block_out_channels"),
+        ("unet", {"block_out_channels": [32] * 200}, "block_out_channels"),
+        ("unet", {"block_out_channels": {}}, "block_out_channels"),
+        ("unet", {"attention_head_dim": 7}, "attention_head_dim"),
+        ("unet", {"attention_head_dim": [8, 0, 8, 8]}, "attention_head_dim"),
+        ("unet", {"layers_per_block": 10**9}, "layers_per_block is 1000000000"),
+        ("unet", {"in_channels": 0}, "in_channels is 0"),
+        ("unet", {"in_channels": True}, "in_channels is True"),
+        ("unet", {"norm_num_groups": -32}, "norm_num_groups"),
+        ("unet", {"use_linear_projection": 1}, "use_linear_projection is 1"),
+        ("unet", {"transformer_layers_per_block": [1, 2, 10, 1]}, "transformer_layers_per_block"),
+        ("unet", {"time_cond_proj_dim": 256}, "unknown field time_cond_proj_dim"),
+        ("unet", {"num_class_embeds": 1000}, "num_class_embeds"),
+        ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ("vae", {"norm_num_groups": 48}, "norm_num_groups"),
+        ("vae", {"scaling_factor": float("nan")}, "scaling_factor is nan"),
+        ("vae", {"scaling_factor": -1}, "scaling_factor is -1"),
+        ("vae", {"use_quant_conv": False}, "use_quant_conv"),
+        ("text_encoder", {"num_attention_heads": 11}, "num_attention_heads is 11, which does not divide 768"),
+        ("text_encoder", {"num_hidden_layers": 10**6}, "num_hidden_layers"),
+        ("text_encoder", {"layer_norm_eps": 1e-6}, "layer_norm_eps"),
+        ("scheduler", {"beta_end": float("inf")}, "beta_end"),
+        ("scheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ("scheduler", {"clip_sample": True}, "clip_sample"),
+        ("model_index", {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["a", "B"]}, "_class_name"),
+    ],
+)
 def test_refusals(part, fields, match, tmp_path):
     with pytest.raises(SdjaxError, match=match) as caught:
         read_config(write(tmp_path, published.changed(published.SD15, **{part: fields})))

@@ -34,10 +34,18 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("published") / "model"
     tokenizer = train_bpe(captions(), 580, path.parent / "tokenizer")
     sdjax.save(sdjax.StableDiffusion(NARROW, random_model_params(NARROW), tokenizer), path)
-    for name in ("README.md", "v1-5-pruned.ckpt", "safety_checker/model.safetensors", "safety_checker/config.json",
-                 "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
-                 "unet/diffusion_pytorch_model.non_ema.safetensors", "vae/diffusion_flax_model.msgpack",
-                 "text_encoder/pytorch_model.bin", "feature_extractor/preprocessor_config.json"):
+    for name in (
+        "README.md",
+        "v1-5-pruned.ckpt",
+        "safety_checker/model.safetensors",
+        "safety_checker/config.json",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "vae/diffusion_flax_model.msgpack",
+        "text_encoder/pytorch_model.bin",
+        "feature_extractor/preprocessor_config.json",
+    ):
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(b"not to be read")
     return path
@@ -73,8 +81,26 @@ def same(a, b):
 
 def test_what_looks_like_an_id():
     assert all(map(is_hub_id, ["CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-2-1-base", "a/b.c_d"]))
-    for no in ("emoji", "a/b/c", "/a/b", "./a", "../a", "a/b.safetensors", "a/b.ckpt", "a/", "a b/c", "a//b", "~/a",
-               "a--b/c", "a/b..c", "ä/b", "a/" + "b" * 200, "", "C:\\a", "https://a/b"):
+    for no in (
+        "emoji",
+        "a/b/c",
+        "/a/b",
+        "./a",
+        "../a",
+        "a/b.safetensors",
+        "a/b.ckpt",
+        "a/",
+        "a b/c",
+        "a//b",
+        "~/a",
+        "a--b/c",
+        "a/b..c",
+        "ä/b",
+        "a/" + "b" * 200,
+        "",
+        "C:\\a",
+        "https://a/b",
+    ):
         assert not is_hub_id(no), no
 
 
@@ -82,10 +108,18 @@ def test_only_what_is_needed_is_chosen():
     def files(*names):
         return {*names, "unet/config.json", "safety_checker/model.safetensors", "v1-5-pruned.safetensors"}
 
-    whole = ["text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors",
-             "unet/diffusion_pytorch_model.safetensors"]
-    worse = ["text_encoder/pytorch_model.bin", "vae/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin",
-             "unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"]
+    whole = [
+        "text_encoder/model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+    worse = [
+        "text_encoder/pytorch_model.bin",
+        "vae/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.fp16.safetensors",
+    ]
     assert chosen_weights(files(*whole, *worse)) == whole
     assert chosen_weights(files(*worse)) == worse[:3]
     assert chosen_weights(files(*worse[3:])) == worse[4:] + worse[3:4]
@@ -105,11 +139,13 @@ def test_what_is_cached_in_part_or_not_at_all(cache, folder, tmp_path, monkeypat
     with pytest.raises(SdjaxError, match=f"{snapshot}/vae: no diffusion_pytorch_model"):
         sdjax.load("org/part")
     monkeypatch.chdir(tmp_path)
-    for source, match in (("org/none", "no such folder or file here, no such model in .*HF_HUB_OFFLINE is set"),
-                          ("runs/export.safetensors", "no such folder or file; name a diffusers folder"),
-                          (tmp_path / "none", "no such folder or file; name a diffusers folder"),
-                          ("x" * 300, "no such folder or file; name a diffusers folder"),
-                          (None, "source is None, should be a string or a path")):
+    for source, match in (
+        ("org/none", "no such folder or file here, no such model in .*HF_HUB_OFFLINE is set"),
+        ("runs/export.safetensors", "no such folder or file; name a diffusers folder"),
+        (tmp_path / "none", "no such folder or file; name a diffusers folder"),
+        ("x" * 300, "no such folder or file; name a diffusers folder"),
+        (None, "source is None, should be a string or a path"),
+    ):
         with pytest.raises(SdjaxError, match=match) as caught:
             sdjax.load(source)
         assert "\n" not in str(caught.value)
@@ -166,7 +202,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         parts = self.path.split("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
-        repo, rest = "/".join(parts[2 * api:2 * api + 2]), parts[2 * api + 2:]
+        repo, rest = "/".join(parts[2 * api : 2 * api + 2]), parts[2 * api + 2 :]
         if repo == "org/gated":
             return self.reply(b"{}", 403, X_Error_Code="GatedRepo")
         if repo not in self.models:
@@ -179,8 +215,15 @@ class Hub(BaseHTTPRequestHandler):
             found = [{"type": "file", "path": name, "size": size(name), "oid": oid(name)} for name in names]
             return self.reply(json.dumps(found).encode(), Content_Type="application/json")
         if api:
-            info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names], "private": False,
-                    "downloads": 0, "likes": 0, "tags": []}
+            info = {
+                "id": repo,
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in names],
+                "private": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+            }
             return self.reply(json.dumps(info).encode(), Content_Type="application/json")
         name = "/".join(rest[2:])
         if name not in names:
@@ -194,10 +237,18 @@ class Hub(BaseHTTPRequestHandler):
 
 def load(tmp_path, endpoint, *sources):
     offline = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    env = {**offline, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1",
-           "no_proxy": "127.0.0.1", "JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_XET": "1"}
-    run = subprocess.run([sys.executable, "-c", LOAD, *sources], env=env, capture_output=True, text=True, cwd=tmp_path,
-                         timeout=120)
+    env = {
+        **offline,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, *sources], env=env, capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     return lines[::2], [float(line.split()[1]) for line in lines[1::2]]
@@ -207,19 +258,28 @@ def test_a_model_is_downloaded_once_and_only_what_is_needed(folder, tmp_path):
     single = tmp_path / "single"
     single.mkdir()
     (single / "dream.safetensors").write_bytes(b"x")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Local", (Hub,), {
-        "models": {"org/name": folder, "org/single": single}, "asked": []}))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Local", (Hub,), {"models": {"org/name": folder, "org/single": single}, "asked": []})
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     said, _ = load(tmp_path, endpoint, "org/name", "org/none", "org/gated", "org/single")
     assert said[0] == "loaded org/name"
-    for line, words in zip(said[1:], ("the hub has no such model", "accepted its licence", "dream.safetensors"),
-                           strict=True):
+    for line, words in zip(
+        said[1:], ("the hub has no such model", "accepted its licence", "dream.safetensors"), strict=True
+    ):
         assert line.startswith("refused org/") and words in line and "|" not in line
-    kept = {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json",
-            "text_encoder/config.json", "unet/diffusion_pytorch_model.safetensors",
-            "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"}
+    kept = {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
     tokenizer = {name for name in server.RequestHandlerClass.asked if name.startswith("tokenizer/")}
     assert set(server.RequestHandlerClass.asked) - tokenizer == kept and tokenizer >= {"tokenizer/vocab.json"}
 

@@ -71,7 +71,13 @@ def test_every_tensor_comes_back_byte_for_byte(config, dtype, tokenizer, tmp_pat
     for other in "bc":
         assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / f"{other}.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "a", "a.safetensors", "b", "b.safetensors", "c", "c.safetensors"]
+        "a",
+        "a.safetensors",
+        "b",
+        "b.safetensors",
+        "c",
+        "c.safetensors",
+    ]
 
 
 # ---- which model is it?
@@ -100,8 +106,10 @@ def test_presets_differ_in_what_a_file_shows():
 
 
 def test_other_models_are_refused_with_what_was_seen():
-    sdxl = {f"{UNET}input_blocks.0.0.weight": np.zeros((320, 4, 3, 3)),
-            "conditioner.embedders.1.model.ln_final.bias": np.zeros(1280)}
+    sdxl = {
+        f"{UNET}input_blocks.0.0.weight": np.zeros((320, 4, 3, 3)),
+        "conditioner.embedders.1.model.ln_final.bias": np.zeros(1280),
+    }
     with pytest.raises(SdjaxError, match=r"none of sd15.*input_blocks\.0\.0\.weight \[320, 4, 3, 3\]"):
         detect(sdxl, source="xl.safetensors")
     with pytest.raises(SdjaxError, match=r"it has none"):
@@ -131,13 +139,23 @@ def test_the_metadata_of_a_written_file_settle_the_prediction(tmp_path, monkeypa
 
 def add_extras(tensors):
     """What the originals and their descendants hold besides: nothing of it is used, in no dtype."""
-    extras = {f"{VAE}loss.discriminator.main.0.weight": 3, f"{VAE}loss.logvar": 0, "model_ema.decay": 0,
-              "model_ema.num_updates": 0, "alphas_cumprod": 1000, "lvlb_weights": 1000, "denoiser.sigmas": 1000,
-              f"{TEXT}transformer.text_model.embeddings.position_ids": 12, f"{TEXT}logit_scale": 0,
-              f"{TEXT}model.logit_scale": 0, f"{TEXT}model.text_projection": 24, f"{TEXT}model.attn_mask": 12,
-              f"{TEXT}transformer.text_projection.weight": 24,
-              f"{TEXT}model.transformer.resblocks.2.attn.in_proj_weight": 72,
-              f"{TEXT}model.transformer.resblocks.2.ln_1.bias": 24}
+    extras = {
+        f"{VAE}loss.discriminator.main.0.weight": 3,
+        f"{VAE}loss.logvar": 0,
+        "model_ema.decay": 0,
+        "model_ema.num_updates": 0,
+        "alphas_cumprod": 1000,
+        "lvlb_weights": 1000,
+        "denoiser.sigmas": 1000,
+        f"{TEXT}transformer.text_model.embeddings.position_ids": 12,
+        f"{TEXT}logit_scale": 0,
+        f"{TEXT}model.logit_scale": 0,
+        f"{TEXT}model.text_projection": 24,
+        f"{TEXT}model.attn_mask": 12,
+        f"{TEXT}transformer.text_projection.weight": 24,
+        f"{TEXT}model.transformer.resblocks.2.attn.in_proj_weight": 72,
+        f"{TEXT}model.transformer.resblocks.2.ln_1.bias": 24,
+    }
     return tensors | {name: np.full((size,) if size else (), np.nan, np.float32) for name, size in extras.items()}
 
 
@@ -146,9 +164,17 @@ def test_known_extras_are_read_over_and_strangers_are_not(config, tmp_path):
     path = tmp_path / "a.safetensors"
     params = written(path, config, add_extras)
     assert same(params, read_single(path, config=config)[1])
-    strangers = [f"{UNET}label_emb.0.0.weight", f"{TEXT}model.transformer.resblocks.3.ln_1.bias",
-                 f"{TEXT}model.transformer.resblocks.0.ls_1.gamma", "control_model.zero.weight", "v_pred", "betas.1",
-                 f"{VAE}encoder.loss", "model_emas.decay", "xlogvar"]
+    strangers = [
+        f"{UNET}label_emb.0.0.weight",
+        f"{TEXT}model.transformer.resblocks.3.ln_1.bias",
+        f"{TEXT}model.transformer.resblocks.0.ls_1.gamma",
+        "control_model.zero.weight",
+        "v_pred",
+        "betas.1",
+        f"{VAE}encoder.loss",
+        "model_emas.decay",
+        "xlogvar",
+    ]
     written(path, config, lambda tensors: tensors | {name: np.zeros(1, np.float32) for name in strangers})
     with pytest.raises(SdjaxError) as caught:
         read_single(path, config=config)
@@ -168,10 +194,14 @@ def test_one_report_for_the_whole_file(tmp_path):
         read_single(tmp_path / "a.safetensors", config=NARROW_V2)
     head, *lines = str(caught.value).splitlines()
     assert head.startswith(str(tmp_path / "a.safetensors") + ": 6 tensors do not fit") and len(lines) == 6
-    for line in (f"missing     {UNET}out.2.bias", f"missing     {VAE}quant_conv.weight",
-                 f"not finite  {TEXT}model.transformer.resblocks.1.attn.in_proj_bias: has NaN or infinite values",
-                 f"wrong shape {TEXT}model.transformer.resblocks.0.attn.in_proj_weight: [24, 72], should be [72, 24]",
-                 f"not float   {UNET}time_embed.0.bias: int32", "unexpected  stranger"):
+    for line in (
+        f"missing     {UNET}out.2.bias",
+        f"missing     {VAE}quant_conv.weight",
+        f"not finite  {TEXT}model.transformer.resblocks.1.attn.in_proj_bias: has NaN or infinite values",
+        f"wrong shape {TEXT}model.transformer.resblocks.0.attn.in_proj_weight: [24, 72], should be [72, 24]",
+        f"not float   {UNET}time_embed.0.bias: int32",
+        "unexpected  stranger",
+    ):
         assert f"  {line}" in lines
 
 
@@ -195,11 +225,14 @@ def test_the_ema_copy(tmp_path, caplog):
     assert same(read_single(path, config=NARROW, prefer_ema=True)[1], params) and "has no EMA copy" in caplog.text
 
 
-@pytest.mark.parametrize("config, new, old", [
-    (NARROW_V2, TEXT, "conditioner.embedders.0."),
-    (NARROW, TEXT, "conditioner.embedders.0."),
-    (NARROW, f"{TEXT}transformer.text_model.", f"{TEXT}transformer."),
-])
+@pytest.mark.parametrize(
+    "config, new, old",
+    [
+        (NARROW_V2, TEXT, "conditioner.embedders.0."),
+        (NARROW, TEXT, "conditioner.embedders.0."),
+        (NARROW, f"{TEXT}transformer.text_model.", f"{TEXT}transformer."),
+    ],
+)
 def test_other_spellings(config, new, old, tmp_path):
     rename = lambda tensors: {name.replace(new, old): value for name, value in tensors.items()}
     params = written(tmp_path / "a.safetensors", config, rename)
@@ -252,8 +285,11 @@ def test_a_config_that_a_file_cannot_tell_is_said(tmp_path, monkeypatch, caplog)
     told = replace(NARROW, name="mine", schedule=replace(NARROW.schedule, prediction="v"))
     write_single(tmp_path / "a.safetensors", told, random_model_params(told))
     assert not caplog.messages
-    for other in (replace(NARROW, unet=replace(NARROW.unet, heads=(1, 1, 1))), replace(NARROW, size=64),
-                  replace(NARROW, schedule=replace(NARROW.schedule, zero_terminal_snr=True))):
+    for other in (
+        replace(NARROW, unet=replace(NARROW.unet, heads=(1, 1, 1))),
+        replace(NARROW, size=64),
+        replace(NARROW, schedule=replace(NARROW.schedule, zero_terminal_snr=True)),
+    ):
         caplog.clear()
         write_single(tmp_path / "a.safetensors", other, random_model_params(other))
         assert "does not hold this model's config" in caplog.text
@@ -283,10 +319,12 @@ def test_load_and_save(tmp_path, monkeypatch, tokenizer, caplog):
     assert not caplog.messages
     sdjax.load(tmp_path / "folder", prefer_ema=True)
     assert "prefer_ema is for single files" in caplog.text
-    for call, match in [(lambda: sdjax.save(sd, tmp_path / "a.ckpt"), r"a\.ckpt: .*only read"),
-                        (lambda: sdjax.load(path, prediction="eps"), "prediction is 'eps'"),
-                        (lambda: sdjax.load(tmp_path / "no.safetensors"), r"no\.safetensors: no such folder or file"),
-                        (lambda: sdjax.load(__file__), r"test_single\.py")]:
+    for call, match in [
+        (lambda: sdjax.save(sd, tmp_path / "a.ckpt"), r"a\.ckpt: .*only read"),
+        (lambda: sdjax.load(path, prediction="eps"), "prediction is 'eps'"),
+        (lambda: sdjax.load(tmp_path / "no.safetensors"), r"no\.safetensors: no such folder or file"),
+        (lambda: sdjax.load(__file__), r"test_single\.py"),
+    ]:
         with pytest.raises(SdjaxError, match=match) as caught:
             call()
         assert "\n" not in str(caught.value)

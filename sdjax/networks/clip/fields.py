@@ -26,14 +26,22 @@ def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
     if activation not in ("quick_gelu", "gelu"):
         raise SdjaxError(f"{fields.path}: hidden_act is {activation!r}, should be quick_gelu or gelu")
     config = TextConfig(
-        vocab_size=fields.take("vocab_size", 49408), length=fields.take("max_position_embeddings", 77),
-        width=fields.take("hidden_size", 512), layers=fields.take("num_hidden_layers", 12, most=MOST_LAYERS),
-        heads=fields.take("num_attention_heads", 8), mlp_width=fields.take("intermediate_size", 2048),
-        activation=activation, bos_token=bos, eos_token=eos, pad_token=pad)
+        vocab_size=fields.take("vocab_size", 49408),
+        length=fields.take("max_position_embeddings", 77),
+        width=fields.take("hidden_size", 512),
+        layers=fields.take("num_hidden_layers", 12, most=MOST_LAYERS),
+        heads=fields.take("num_attention_heads", 8),
+        mlp_width=fields.take("intermediate_size", 2048),
+        activation=activation,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+    )
     fields.divides("num_attention_heads", config.heads, (config.width,))
     if max(bos, eos, pad) >= config.vocab_size:
-        raise SdjaxError(f"{tokenizer}: its ids go up to {max(bos, eos, pad)}, the text encoder's to "
-                         f"{config.vocab_size - 1}")
+        raise SdjaxError(
+            f"{tokenizer}: its ids go up to {max(bos, eos, pad)}, the text encoder's to {config.vocab_size - 1}"
+        )
     fields.finish(CHECKED)
     return config
 
@@ -41,20 +49,47 @@ def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
 def write_text(config: TextConfig) -> dict[str, Any]:
     """The content of config.json."""
     return CHECKED | dict(
-        architectures=["CLIPTextModel"], model_type="clip_text_model", vocab_size=config.vocab_size,
-        max_position_embeddings=config.length, hidden_size=config.width, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, intermediate_size=config.mlp_width, hidden_act=config.activation,
-        projection_dim=config.width, attention_dropout=0.0, initializer_factor=1.0, initializer_range=0.02,
-        bos_token_id=config.bos_token, eos_token_id=config.eos_token, pad_token_id=config.pad_token)
+        architectures=["CLIPTextModel"],
+        model_type="clip_text_model",
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.length,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_width,
+        hidden_act=config.activation,
+        projection_dim=config.width,
+        attention_dropout=0.0,
+        initializer_factor=1.0,
+        initializer_range=0.02,
+        bos_token_id=config.bos_token,
+        eos_token_id=config.eos_token,
+        pad_token_id=config.pad_token,
+    )
+
 
 #: our field -> transformers' name in vision_config
-FIELDS = {"size": "image_size", "patch": "patch_size", "width": "hidden_size", "layers": "num_hidden_layers",
-          "heads": "num_attention_heads", "mlp_width": "intermediate_size", "activation": "hidden_act",
-          "projection": "projection_dim"}
+FIELDS = {
+    "size": "image_size",
+    "patch": "patch_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "activation": "hidden_act",
+    "projection": "projection_dim",
+}
 
 #: What a field of vision_config means that is not there: transformers' CLIPVisionConfig.
-DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12,
-            "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "quick_gelu"}
+DEFAULTS = {
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "quick_gelu",
+}
 
 
 def read_vision(source: Fields, *_: Any) -> VisionConfig:
@@ -69,8 +104,10 @@ def read_vision(source: Fields, *_: Any) -> VisionConfig:
             want = "text" if kind is str else "a whole number from 1"
             raise SdjaxError(f"{path}: {theirs} is {fields[theirs]!r}, should be {want}")
     if fields["hidden_act"] not in ACTIVATIONS or fields.get("layer_norm_eps", 1e-5) != 1e-5:
-        raise SdjaxError(f"{path}: hidden_act {fields['hidden_act']!r} with layer_norm_eps "
-                         f"{fields.get('layer_norm_eps', 1e-5)!r}, should be {' or '.join(ACTIVATIONS)} with 1e-05")
+        raise SdjaxError(
+            f"{path}: hidden_act {fields['hidden_act']!r} with layer_norm_eps "
+            f"{fields.get('layer_norm_eps', 1e-5)!r}, should be {' or '.join(ACTIVATIONS)} with 1e-05"
+        )
     return VisionConfig(**{ours: fields[theirs] for ours, theirs in FIELDS.items()})
 
 

@@ -26,8 +26,11 @@ def open_clip_layers(layers: int, prefix: str) -> Iterator[Row]:
             for row in weight(f"{ours}/attn/{head}", f"{theirs}.self_attn.{head}_proj", f"{old}.attn.in_proj", "dense"):
                 stacked = row.compvis.replace("in_proj.", "in_proj_")
                 yield row._replace(compvis=stacked, compvis_operation=f"split {head}")
-        for path, name, old_name in (("attn/out", "self_attn.out_proj", "attn.out_proj"),
-                                     ("fc1", "mlp.fc1", "mlp.c_fc"), ("fc2", "mlp.fc2", "mlp.c_proj")):
+        for path, name, old_name in (
+            ("attn/out", "self_attn.out_proj", "attn.out_proj"),
+            ("fc1", "mlp.fc1", "mlp.c_fc"),
+            ("fc2", "mlp.fc2", "mlp.c_proj"),
+        ):
             yield from weight(f"{ours}/{path}", f"{theirs}.{name}", f"{old}.{old_name}", "dense")
         for j in (1, 2):
             yield from layer_norm(f"{ours}/norm{j}", f"{theirs}.layer_norm{j}", f"{old}.ln_{j}")

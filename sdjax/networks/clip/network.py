@@ -64,7 +64,8 @@ class ImageTower(nn.Module):
         config = self.config
         patch = (config.patch, config.patch)
         x = nn.Conv(config.width, patch, patch, "VALID", use_bias=False, dtype=self.dtype, name="patch")(
-            pixels.astype(self.dtype))
+            pixels.astype(self.dtype)
+        )
         x = x.reshape(x.shape[0], -1, config.width)
         normal = nn.initializers.normal(0.02)
         token = parameter(self, "class_embedding", normal, (config.width,)).astype(self.dtype)

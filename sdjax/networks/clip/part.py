@@ -9,9 +9,19 @@ from sdjax.networks.clip.network import ImageTower, TextTower
 from sdjax.networks.part import Part, example
 
 CLIP_TEXT = Part(
-    TextConfig, TextTower, lambda config: (example(1, config.length, dtype=jnp.int32),), text_rows, read_text,
-    write_text)
+    TextConfig,
+    TextTower,
+    lambda config: (example(1, config.length, dtype=jnp.int32),),
+    text_rows,
+    read_text,
+    write_text,
+)
 
 CLIP_VISION = Part(
-    VisionConfig, ImageTower, lambda config: (example(1, config.size, config.size, 3),), vision_rows, read_vision,
-    write_vision)
+    VisionConfig,
+    ImageTower,
+    lambda config: (example(1, config.size, config.size, 3),),
+    vision_rows,
+    read_vision,
+    write_vision,
+)

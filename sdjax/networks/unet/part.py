@@ -7,7 +7,14 @@ from sdjax.networks.unet.names import unet_rows
 from sdjax.networks.unet.network import UNet
 
 UNET = Part(
-    UNetConfig, UNet,
-    lambda config: (example(1, config.factor, config.factor, config.in_channels), example(1),
-                    example(1, 1, config.context_dim)),
-    unet_rows, read_unet, write_unet)
+    UNetConfig,
+    UNet,
+    lambda config: (
+        example(1, config.factor, config.factor, config.in_channels),
+        example(1),
+        example(1, 1, config.context_dim),
+    ),
+    unet_rows,
+    read_unet,
+    write_unet,
+)

@@ -11,14 +11,20 @@ VAE_RES = ("norm1", "conv1", None, "norm2", "conv2", "nin_shortcut")
 def vae_middle(half: str, compvis: str) -> Iterator[Row]:
     """Its attention is Linear in diffusers' files and 1x1 convolutions in CompVis'."""
     for i in (0, 1):
-        yield from res_block(f"{half}/mid/res_{i}", f"{half}.mid_block.resnets.{i}", f"{compvis}.mid.block_{i + 1}",
-                             VAE_RES, False)
+        yield from res_block(
+            f"{half}/mid/res_{i}", f"{half}.mid_block.resnets.{i}", f"{compvis}.mid.block_{i + 1}", VAE_RES, False
+        )
     attention = f"{half}.mid_block.attentions.0"
     yield from norm(f"{half}/mid/norm", f"{attention}.group_norm", f"{compvis}.mid.attn_1.norm")
     names = ("q", "to_q", "q"), ("k", "to_k", "k"), ("v", "to_v", "v"), ("out", "to_out.0", "proj_out")
     for ours, theirs, old in names:
-        yield from weight(f"{half}/mid/attn/{ours}", f"{attention}.{theirs}", f"{compvis}.mid.attn_1.{old}", "dense",
-                          compvis_operation="conv1x1")
+        yield from weight(
+            f"{half}/mid/attn/{ours}",
+            f"{attention}.{theirs}",
+            f"{compvis}.mid.attn_1.{old}",
+            "dense",
+            compvis_operation="conv1x1",
+        )
 
 
 def vae_rows(config: VAEConfig, prefix: str = "first_stage_model") -> Iterator[Row]:

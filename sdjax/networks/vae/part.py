@@ -7,4 +7,5 @@ from sdjax.networks.vae.names import vae_rows
 from sdjax.networks.vae.network import VAE
 
 KL_VAE = Part(
-    VAEConfig, VAE, lambda config: (example(1, config.factor, config.factor, 3),), vae_rows, read_vae, write_vae)
+    VAEConfig, VAE, lambda config: (example(1, config.factor, config.factor, 3),), vae_rows, read_vae, write_vae
+)

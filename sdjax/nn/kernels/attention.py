@@ -75,8 +75,7 @@ def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = F
     return y.reshape(b, h, t, d).swapaxes(1, 2)
 
 
-def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False,
-                  most: int = 2**23) -> Array:
+def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**23) -> Array:
     """Some rows of all heads at a time, for accelerators: small blocks would leave them idle, and blocks of heads would
     not lie where XLA has split the batch over devices."""
     assert not causal
@@ -107,8 +106,10 @@ def cudnn_any(q: Array, k: Array, v: Array) -> Array:
 def cudnn_even(q: Array, k: Array, v: Array) -> Array:
     lengths, even = {}, lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
     if q.shape[1] % 2 or k.shape[1] % 2:  # the token more does not count
-        lengths = {name: jnp.full(x.shape[0], x.shape[1], jnp.int32)
-                   for name, x in (("query_seq_lengths", q), ("key_value_seq_lengths", k))}
+        lengths = {
+            name: jnp.full(x.shape[0], x.shape[1], jnp.int32)
+            for name, x in (("query_seq_lengths", q), ("key_value_seq_lengths", k))
+        }
     y = jax.nn.dot_product_attention(even(q), even(k), even(v), implementation="cudnn", **lengths)
     return y[:, : q.shape[1]]
 
@@ -179,13 +180,17 @@ ALWAYS = lambda size: True
 #: platform -> (way, when it is right): the first that fits. Causal attention is the text towers', 77 tokens: `plain`.
 TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
     "cpu": ((plain, lambda size: size.causal or size.t * size.s <= 2**14), (blocked, ALWAYS)),
-    "cuda": ((plain, lambda size: size.causal),
-             (cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256),
-             (plain, lambda size: size.logits <= 2**23),
-             (blocked_large, ALWAYS)),
-    "tpu": ((plain, lambda size: size.causal or size.logits <= 2**20),
-            (flash, lambda size: size.dtype != jnp.float16 and size.bytes <= 3 * 2**19),
-            (blocked_large, ALWAYS)),
+    "cuda": (
+        (plain, lambda size: size.causal),
+        (cudnn, lambda size: size.dtype in HALF and size.width % 8 == 0 and size.width <= 256),
+        (plain, lambda size: size.logits <= 2**23),
+        (blocked_large, ALWAYS),
+    ),
+    "tpu": (
+        (plain, lambda size: size.causal or size.logits <= 2**20),
+        (flash, lambda size: size.dtype != jnp.float16 and size.bytes <= 3 * 2**19),
+        (blocked_large, ALWAYS),
+    ),
     "default": ((plain, lambda size: size.causal or size.logits <= 2**23), (blocked_large, ALWAYS)),
 }
 

@@ -16,8 +16,14 @@ from sdjax.types import Array
 ROWS = (0, 0), (1, 1)  # padding of rows that have their neighbours
 
 
-def convolve(x: Array, kernel: Array, bias: Array, stride: int = 1, padding=((1, 1), (1, 1)),
-             before: Callable[[Array], Array] | None = None) -> Array:
+def convolve(
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    stride: int = 1,
+    padding=((1, 1), (1, 1)),
+    before: Callable[[Array], Array] | None = None,
+) -> Array:
     """x [B, H, W, C], kernel [3, 3, C, D], bias [D] -> [B, H', W', D]; of before(x), if given, which treats each pixel
     alone."""
     if before is not None:
@@ -41,8 +47,14 @@ def convolve_enlarged(x: Array, kernel: Array, bias: Array) -> Array:
     """`upsample_nearest`, then `convolve`, plus bias [D]: [B, H, W, C] -> [B, 2H, 2W, D]."""
     enlarged = lambda way: lambda x, kernel, bias: convolve(way(x), kernel, bias)
     whole, b, h, w = enlarged(upsample_nearest), *x.shape[:3]
-    return by_platform(x, kernel, bias, cpu=by_phase if h * w >= 64 else whole,
-                       tpu=whole if fills_a_tpu(b) else enlarged(side_by_side), default=whole)
+    return by_platform(
+        x,
+        kernel,
+        bias,
+        cpu=by_phase if h * w >= 64 else whole,
+        tpu=whole if fills_a_tpu(b) else enlarged(side_by_side),
+        default=whole,
+    )
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -57,8 +69,9 @@ def side_by_side(x: Array) -> Array:
 
 
 def direct(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1))) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding,
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def fills_a_tpu(batch: int) -> bool:
@@ -78,9 +91,14 @@ def by_columns(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)
     def sums(x: Array, kernel: Array) -> Array:
         channels, padded = x.shape[3], jnp.pad(x, ((0, 0), (0, 0), padding[1], (0, 0)))
         places = padded.shape[2] - 2
-        meeting = jnp.concatenate([padded[:, :, j:j + places:stride] for j in range(3)], -1)
-        return jax.lax.conv_general_dilated(meeting, kernel.reshape(1, 3, 3 * channels, -1), (1, stride),
-                                            ((0, 0), padding[0]), dimension_numbers=("BHNC", "BHIO", "BHNC"))
+        meeting = jnp.concatenate([padded[:, :, j : j + places : stride] for j in range(3)], -1)
+        return jax.lax.conv_general_dilated(
+            meeting,
+            kernel.reshape(1, 3, 3 * channels, -1),
+            (1, stride),
+            ((0, 0), padding[0]),
+            dimension_numbers=("BHNC", "BHIO", "BHNC"),
+        )
 
     return sums(x, kernel)
 
@@ -90,8 +108,13 @@ def is_large(x: Array, least: int = 2**24) -> bool:
     return x[0].size >= least and x.shape[1] % 8 == 0
 
 
-def by_bands(x: Array, before: Callable[[Array], Array], step: Callable[[Array, Array], Array], in_place: bool = False,
-             rows: int = 64) -> Array:
+def by_bands(
+    x: Array,
+    before: Callable[[Array], Array],
+    step: Callable[[Array, Array], Array],
+    in_place: bool = False,
+    rows: int = 64,
+) -> Array:
     """step(before(band) with a row more at either end, zeros outside of x; band) of bands of x after each other, one
     below the other. A band is `rows` of x or fewer; what is made on the way is never there for more than these.
 
@@ -101,7 +124,7 @@ def by_bands(x: Array, before: Callable[[Array], Array], step: Callable[[Array, 
     rows = max(n for n in range(1, rows + 1) if height % n == 0)
     if rows == height:
         return step(jnp.pad(before(x), ((0, 0), (1, 1), (0, 0), (0, 0))), x)
-    above = x[:, rows - 1::rows]  # each band's last row: in place, it is gone when the next one asks for it
+    above = x[:, rows - 1 :: rows]  # each band's last row: in place, it is gone when the next one asks for it
 
     def made(source: Array, i: Array) -> Array:
         row = lambda x, at, rows=1: jax.lax.dynamic_slice(x, (0, at, 0, 0), (b, rows, w, channels))
@@ -126,7 +149,7 @@ def as_product(x: Array, kernel: Array) -> Array:
     """The nine neighbours side by side, and one matrix product: on small pictures with many channels, what takes time
     is reading the kernel, and a product reads it once."""
     (_, h, w, channels), padded = x.shape, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    neighbours = [padded[:, i:i + h, j:j + w] for i in range(3) for j in range(3)]
+    neighbours = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
     return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * channels, -1)
 
 
@@ -143,7 +166,7 @@ def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
 
     def enlarged(band: Array, _: Array) -> Array:
         rows = band.shape[1] - 2
-        part = lambda i, j: direct(band[:, i:i + rows + 1], parts[i][j], padding=((0, 0), (1 - j, j)))
+        part = lambda i, j: direct(band[:, i : i + rows + 1], parts[i][j], padding=((0, 0), (1 - j, j)))
         y = jnp.stack([jnp.stack([part(i, j) for j in range(2)], 3) for i in range(2)], 2)
         return y.reshape(len(x), 2 * rows, 2 * x.shape[2], -1) + bias
 
@@ -180,8 +203,9 @@ def winograd(x: Array, kernel: Array) -> Array:
     products, middle = [], (1, 2)
     for i, (row, weights) in enumerate(zip(transform(padded, 1), spread(kernel), strict=True)):
         places = enumerate(zip(transform(row, 2), spread(weights), strict=True))
-        products.append(gather([d.reshape(-1, channels) @ (factors[2 - (i in middle) - (j in middle)] * g)
-                                for j, (d, g) in places]))
+        products.append(
+            gather([d.reshape(-1, channels) @ (factors[2 - (i in middle) - (j in middle)] * g) for j, (d, g) in places])
+        )
     columns = [gather([row[j] for row in products]) for j in range(2)]  # [j][i]: outputs of row i, column j of a tile
     shaped = [[columns[j][i].reshape(b, h // 2, w // 2, -1) for j in range(2)] for i in range(2)]
     return jnp.stack([jnp.stack(row, 3) for row in shaped], 2).reshape(b, h, w, -1)

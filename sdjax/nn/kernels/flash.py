@@ -43,8 +43,7 @@ class Blocks(NamedTuple):
 
 
 def blocks(length: int, most: int, piece: int) -> Blocks:
-    """Blocks of at most `most` tokens, whole pieces of at most `piece`, both multiples of 128 where there are several.
-    """
+    """Blocks of at most `most` tokens, whole pieces of at most `piece`, both multiples of 128 where there are several."""
     if length <= piece:
         return Blocks(length, 1, length, length)
     pieces = math.ceil(length / piece)
@@ -97,8 +96,9 @@ def forward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, top, total, mean, *, key
         lse_ref[0, 0] = top[...] / LOG2E + jnp.log(total[...])
 
 
-def backward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, dy_ref, dq_ref, dk_ref, dv_ref, dq, dk, dv, *,
-                    queries: Blocks, keys: Blocks):
+def backward_kernel(
+    q_ref, k_ref, v_ref, y_ref, lse_ref, dy_ref, dq_ref, dk_ref, dv_ref, dq, dk, dv, *, queries: Blocks, keys: Blocks
+):
     """Keys of one block, the queries' blocks one after the other; dq, of all queries, stays until the last keys."""
     j, i = pl.program_id(2), pl.program_id(3)
     mine = pl.ds(i * queries.block, queries.block) if queries.count > 1 else slice(None)
@@ -147,7 +147,8 @@ def pad(x: Array, tokens: Blocks) -> Array:
 def specs(width: int, queries: Blocks, keys: Blocks, place: callable) -> tuple:
     """Of a block of queries' features, keys' features and queries' single numbers; place(grid indices) -> (i, j)."""
     spec = lambda rows, tokens, which: pl.BlockSpec(
-        (1, 1, rows, tokens.block), lambda b, h, *ij: (b, h, 0, place(*ij)[which]))
+        (1, 1, rows, tokens.block), lambda b, h, *ij: (b, h, 0, place(*ij)[which])
+    )
     return spec(width, queries, 0), spec(width, keys, 1), spec(1, queries, 0)
 
 
@@ -167,10 +168,16 @@ def forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     scratch = [pltpu.VMEM((rows, queries.block), jnp.float32) for rows in (1, 1, d)]
     again = [k, v] * (queries.count if keys.count > 1 else 1)
     y, lse = pl.pallas_call(
-        partial(forward_kernel, keys=keys), out, grid=(b, h, queries.count, keys.count),
-        in_specs=[one, other, other], out_specs=[one, single], scratch_shapes=scratch,
+        partial(forward_kernel, keys=keys),
+        out,
+        grid=(b, h, queries.count, keys.count),
+        in_specs=[one, other, other],
+        out_specs=[one, single],
+        scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
-        cost_estimate=cost(q, k, 2, q, *again, *out), name="flash_forward")(q, k, v)
+        cost_estimate=cost(q, k, 2, q, *again, *out),
+        name="flash_forward",
+    )(q, k, v)
     return y[..., :t], lse[..., :t]
 
 
@@ -185,8 +192,14 @@ def backward(q: Array, k: Array, v: Array, y: Array, lse: Array, dy: Array) -> t
     scratch = [pltpu.VMEM((d, length), jnp.float32) for length in (q.shape[3], keys.block, keys.block)]
     again = [q, y, lse, dy] * (keys.count if queries.count > 1 else 1)
     dq, dk, dv = pl.pallas_call(
-        partial(backward_kernel, queries=queries, keys=keys), out, grid=(b, h, keys.count, queries.count),
-        in_specs=[one, other, other, one, single, one], out_specs=[whole, other, other], scratch_shapes=scratch,
+        partial(backward_kernel, queries=queries, keys=keys),
+        out,
+        grid=(b, h, keys.count, queries.count),
+        in_specs=[one, other, other, one, single, one],
+        out_specs=[whole, other, other],
+        scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")),
-        cost_estimate=cost(q, k, 5, *again, k, v, *out), name="flash_backward")(q, k, v, y, lse, dy)
+        cost_estimate=cost(q, k, 5, *again, k, v, *out),
+        name="flash_backward",
+    )(q, k, v, y, lse, dy)
     return dq[..., :t], dk[..., :s], dv[..., :s]

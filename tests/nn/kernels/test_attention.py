@@ -79,8 +79,9 @@ def test_blocks_of_any_size(way, t, s, most, dtype, limit):
     qkv = [jnp.concatenate([x, x[:, ::-1]], 2).repeat(2, 0) for x in draw(t, s, 8, dtype=dtype)]
     assert error(jax.jit(partial(way, most=most))(*qkv), formula(*qkv)) < limit
     seed = draw(t, 1, 8)[0]
-    for ours, theirs in zip(gradients(partial(way, most=most), qkv, seed, t), gradients(plain, qkv, seed, t),
-                            strict=True):
+    for ours, theirs in zip(
+        gradients(partial(way, most=most), qkv, seed, t), gradients(plain, qkv, seed, t), strict=True
+    ):
         assert error(ours, theirs) < 2 * limit
 
 
@@ -89,14 +90,16 @@ SMALL = ((128, 128, 128), (256, 256, 128))  # (most of a block, of a piece) for 
 
 @pytest.fixture(params=[None, 0, 1], ids=["as planned", "blocks", "pieces"])
 def planned(request, monkeypatch):
-    """The TPU kernels in Pallas' interpreter, with several blocks, or several pieces in a block, at small lengths too.
-    """
+    """The TPU kernels in Pallas' interpreter, with several blocks, or several pieces in a block, at small lengths too."""
     from sdjax.nn.kernels import flash as kernels
 
     if request.param is not None:
         most = SMALL[request.param]
-        monkeypatch.setattr(kernels, "plan", lambda q, k: (kernels.blocks(q.shape[3], most[2], most[2]),
-                                                           kernels.blocks(k.shape[3], most[0], most[2])))
+        monkeypatch.setattr(
+            kernels,
+            "plan",
+            lambda q, k: (kernels.blocks(q.shape[3], most[2], most[2]), kernels.blocks(k.shape[3], most[0], most[2])),
+        )
     with pltpu.force_tpu_interpret_mode():
         yield
 
@@ -120,8 +123,18 @@ def test_the_tpu_kernels_in_bfloat16(planned):
         assert ours.dtype == jnp.bfloat16 and error(ours, theirs) < 2e-2
 
 
-@pytest.mark.parametrize("length, most, piece", [(64, 512, 512), (4096, 8192, 512), (77, 128, 128), (9216, 4096, 512),
-                                                 (10816, 4096, 512), (1, 128, 128), (1025, 1024, 512)])
+@pytest.mark.parametrize(
+    "length, most, piece",
+    [
+        (64, 512, 512),
+        (4096, 8192, 512),
+        (77, 128, 128),
+        (9216, 4096, 512),
+        (10816, 4096, 512),
+        (1, 128, 128),
+        (1025, 1024, 512),
+    ],
+)
 def test_blocks_of_the_tpu_kernels(length, most, piece):
     from sdjax.nn.kernels.flash import blocks
 
@@ -164,8 +177,11 @@ def test_what_each_backend_takes():
 def lowered(platform, dtype, width=40):
     x = jax.ShapeDtypeStruct((2, 1024, 8 * width), dtype)
     loss = lambda q, k, v: attention(q, k, v, 8).astype(jnp.float32).sum()
-    return export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=[platform],
-                         disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in CUDNN])(x, x, x)
+    return export.export(
+        jax.jit(jax.grad(loss, (0, 1, 2))),
+        platforms=[platform],
+        disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in CUDNN],
+    )(x, x, x)
 
 
 CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")

@@ -8,7 +8,7 @@ from sdjax.nn.kernels.backends import by_platform, devices_sharing, here
 
 
 def mesh(*sizes, kind=AxisType.Auto):
-    names = ("replica", "fsdp")[:len(sizes)]
+    names = ("replica", "fsdp")[: len(sizes)]
     return jax.sharding.use_abstract_mesh(AbstractMesh(sizes, names, axis_types=(kind,) * len(sizes)))
 
 

@@ -27,7 +27,7 @@ def draw(*shape, seed=0):
 def definition(x, kernel):
     """The sum itself, float64."""
     (_, h, w, _), x = x.shape, np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(x[:, i:i + h, j:j + w] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3))
+    return sum(x[:, i : i + h, j : j + w] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3))
 
 
 def doubled(x):
@@ -43,10 +43,14 @@ def error(found, wanted):
 
 
 BIAS = draw(64, seed=3)
-WAYS = [(direct, lambda x: x), (by_columns, lambda x: x), (as_product, lambda x: x),
-        (lambda x, kernel: by_phase(x, kernel, BIAS[:kernel.shape[3]]) - BIAS[:kernel.shape[3]], doubled),
-        (lambda x, kernel: winograd(jnp.pad(x, even(x)), kernel)[:, :x.shape[1], :x.shape[2]], lambda x: x),
-        (lambda x, kernel: direct(upsample_nearest(x), kernel), doubled)]
+WAYS = [
+    (direct, lambda x: x),
+    (by_columns, lambda x: x),
+    (as_product, lambda x: x),
+    (lambda x, kernel: by_phase(x, kernel, BIAS[: kernel.shape[3]]) - BIAS[: kernel.shape[3]], doubled),
+    (lambda x, kernel: winograd(jnp.pad(x, even(x)), kernel)[:, : x.shape[1], : x.shape[2]], lambda x: x),
+    (lambda x, kernel: direct(upsample_nearest(x), kernel), doubled),
+]
 
 
 @pytest.mark.parametrize("shape, features", [((1, 1, 1, 3), 5), ((2, 5, 3, 4), 4), ((1, 8, 8, 640), 64)])
@@ -57,10 +61,16 @@ def test_each_way_is_the_sum(way, prepare, shape, features):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 512), (2, 2, 3, 512), (1, 8, 9, 4), (1, 4, 4, 512), (2, 16, 18, 256)])
-@pytest.mark.parametrize("function, plain", [
-    (lambda x, kernel: convolve(x, kernel, BIAS), lambda x, kernel: direct(x, kernel) + BIAS), (
-    lambda x, kernel: convolve_enlarged(x, kernel, BIAS),
-    lambda x, kernel: direct(upsample_nearest(x), kernel) + BIAS)])
+@pytest.mark.parametrize(
+    "function, plain",
+    [
+        (lambda x, kernel: convolve(x, kernel, BIAS), lambda x, kernel: direct(x, kernel) + BIAS),
+        (
+            lambda x, kernel: convolve_enlarged(x, kernel, BIAS),
+            lambda x, kernel: direct(upsample_nearest(x), kernel) + BIAS,
+        ),
+    ],
+)
 def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape):
     x, kernel = draw(*shape), draw(3, 3, shape[3], 64, seed=1)
     weight = draw(*plain(x, kernel).shape, seed=2)
@@ -76,8 +86,10 @@ def test_values_and_gradients_are_those_of_the_direct_way(function, plain, shape
 @pytest.mark.parametrize("height, width", [(6, 8), (5, 7), (4, 3)])
 def test_columns_take_strides_and_padding(padding, stride, height, width):
     x, kernel = draw(3, height, width, 2), draw(3, 3, 2, 5, seed=1)
-    functions = [jax.jit(jax.value_and_grad(lambda x, kernel, way=way: jnp.sin(way(x, kernel, stride, padding)).sum(),
-                                            (0, 1))) for way in (by_columns, direct)]
+    functions = [
+        jax.jit(jax.value_and_grad(lambda x, kernel, way=way: jnp.sin(way(x, kernel, stride, padding)).sum(), (0, 1)))
+        for way in (by_columns, direct)
+    ]
     found, wanted = (jax.tree.leaves(function(x, kernel)) for function in functions)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
