@@ -238,8 +238,8 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
     from sdjax.model import functions as model
     from sdjax.networks.table import param_shapes
     from sdjax.tasks import program
-    from sdjax.tasks.options import Options as Arguments
-    from sdjax.tasks.options import check
+    from sdjax.tasks.options import TaskOptions as Arguments
+    from sdjax.tasks.request import check
 
     dtype = jnp.dtype(options.dtype)
     typed = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)

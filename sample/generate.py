@@ -29,8 +29,8 @@ class Task:
         import sdjax
         from sdjax.image import watermark
         from sdjax.image.pixels import read_images
-        from sdjax.tasks.options import Options as Arguments
-        from sdjax.tasks.options import check_size
+        from sdjax.tasks.options import TaskOptions as Arguments
+        from sdjax.tasks.request import check_size
 
         self.sd, self.options, self.checker = sd, options, None
         self.arguments = {name: getattr(options, name) for name in NAMES}
@@ -58,9 +58,9 @@ class Task:
     def check(self, prompts: list[str], **changes) -> None:
         """Refuses before the first picture what a later one would be refused for."""
         from sdjax.conditioning.text import prompt_tower
-        from sdjax.tasks.options import Options as Arguments
-        from sdjax.tasks.options import check
+        from sdjax.tasks.options import TaskOptions as Arguments
         from sdjax.tasks.plans import plan_of
+        from sdjax.tasks.request import check
 
         arguments = self.arguments | changes
         if "strength" in changes and "image" not in arguments:
@@ -95,7 +95,7 @@ class Task:
         save_png(contact_sheet(self.finish(pictures)), self.options.out / "preview.png")
 
     def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
-        from sdjax.image.parameters import describe
+        from sdjax.tasks.parameters import describe
 
         others = ("init_image", "mask", "embedding", "safety_checker", "watermark", "dtype")
         others = {name: getattr(self.options, name) for name in others}

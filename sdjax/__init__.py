@@ -23,7 +23,7 @@ _HOME = {
     "tasks.stages": ("denoiser",),
     "tasks.program": ("save_program", "load_program"),
     "tasks.safety": ("load_safety_checker", "check_safety"),
-    "diffusion.sampler": ("samplers",),
+    "diffusion.tables": ("samplers",),
 }
 _MODULES = {"watermark": "image.watermark"}  # public as they are: sdjax.watermark.embed
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

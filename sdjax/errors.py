@@ -1,4 +1,4 @@
-"""The one exception of this package, and how one of JAX' is told."""
+"""The one exception of this package, the messages of commands, and how an exception of JAX' is told."""
 
 import contextlib
 import logging
@@ -29,8 +29,17 @@ def prefixed(prefix: str) -> Iterator[None]:
 @contextlib.contextmanager
 def flags_of(names: Iterable[str]) -> Iterator[None]:
     """What is refused in here by an argument's name says the flag's."""
-    flags = {name: f"--{name.replace('_', '-')}" for name in names}
     try:
         yield
     except SdjaxError as error:
-        raise SdjaxError(re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), str(error))) from None
+        raise SdjaxError(with_flags(str(error), names)) from None
+
+
+def with_flags(message: str, names: Iterable[str]) -> str:
+    """The library's message with flags in place of arguments' `names`, where one is its first word or in backticks.
+
+    "batch_size 3: too large, see `remat`" becomes "--batch-size 3: too large, see --remat".
+    """
+    flags = {name: f"--{name.replace('_', '-')}" for name in names}
+    message = re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), message)
+    return re.sub(r"`(\w+)`", lambda m: flags.get(m[1], m[0]), message)

@@ -48,7 +48,7 @@ def check_folder(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SdjaxError(f"--out {folder}: cannot be written ({error.strerror})") from None
+        raise SdjaxError(f"out {folder}: cannot be written ({error.strerror})") from None
 
 
 def read_prompts(path: str | Path) -> list[str]:

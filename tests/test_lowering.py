@@ -16,8 +16,9 @@ from sdjax.families.sd import SD15
 from sdjax.model.load import initial_params
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.table import param_shapes
-from sdjax.tasks.options import Options, check
+from sdjax.tasks.options import TaskOptions
 from sdjax.tasks.program import UNVOUCHED, export_program
+from sdjax.tasks.request import check
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import build, state_shapes
 from sdjax.training.options import TrainOptions
@@ -54,7 +55,7 @@ def test_text_to_image_at_512_pixels():
     """bfloat16, guided: the UNet on batches of 2."""
     shapes = {part: param_shapes(getattr(SD15, part)) for part in ("text", "unet", "vae")}
     sd = StableDiffusion(SD15, shapes, Letters(), jnp.dtype("bfloat16"))
-    programs, _ = export_program(sd, check(SD15, "cat", Options(steps=20)), ("cuda", "tpu"))
+    programs, _ = export_program(sd, check(SD15, "cat", TaskOptions(steps=20)), ("cuda", "tpu"))
     assert calls(programs["cuda"]) & OURS == {CUDNN} and calls(programs["tpu"]) & OURS == {PALLAS}
     assert programs["tpu"].out_avals[0].shape == (1, 512, 512, 3)
     heads = {"8", "40"}, {"8", "80"}, {"8", "160"}, {"12", "64"}, {"1", "512"}  # UNet, text tower, VAE; their width

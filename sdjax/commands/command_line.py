@@ -8,10 +8,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TypeVar
 
 from sdjax.devices.host import keep_programs
-from sdjax.errors import SdjaxError, out_of_memory
+from sdjax.errors import SdjaxError, out_of_memory, with_flags
 
 Options = TypeVar("Options")
 
@@ -30,7 +31,12 @@ def parse(options: type[Options], description: str, default: Options | None = No
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        refuse(_one_line(captured.getvalue()))
+        refuse(with_flags(_one_line(captured.getvalue()), flag_names(options)))
+
+
+def flag_names(options: type) -> set[str]:
+    """The fields of a dataclass that are flags on the command line."""
+    return {field.name for field in fields(options)} - {"prompt"}
 
 
 def run(
@@ -51,7 +57,7 @@ def run(
             keep_programs()
         main(parsed)
     except (SdjaxError, OSError) as error:
-        refuse(str(error))
+        refuse(with_flags(str(error), flag_names(options)))
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:

@@ -1,57 +1,41 @@
 """What sample/generate.py takes on its command line, and what is refused of it before a model is loaded."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from sdjax.errors import SdjaxError
+from sdjax.tasks.options import OPTIONS, Option
+
+#: The rows of OPTIONS that have a flag: the arguments of txt2img, img2img and inpaint.
+FLAGS = tuple(option for option in OPTIONS if option.flag is not None)
+NAMES = tuple(option.name for option in FLAGS)
+
+
+def flagged(option: Option) -> tuple[str, Any, Any]:
+    """A row as a field of a dataclass that tyro reads."""
+    return option.name, Annotated[option.flag, tyro.conf.arg(help=option.help)], field(default=option.default)
 
 
 @dataclass(frozen=True)
-class Options:
+class First:
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = ()
     """What to draw, in quotes."""
     model: str = "emoji"
     """"emoji", a diffusers folder, a .safetensors or .ckpt file, or a hub id."""
-    negative_prompt: str = ""
-    """What to keep away from."""
-    syntax: str = "a1111"
-    """Of prompts: a1111, where (word:1.3), [word], BREAK and AND mean something, or plain."""
-    clip_skip: int = 1
-    """1 is the text tower's last layer, 2 the one before."""
+
+
+Sampling = make_dataclass("Sampling", map(flagged, FLAGS), bases=(First,), frozen=True)
+Sampling.__module__ = __name__
+
+
+@dataclass(frozen=True)
+class Options(Sampling):
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
-    sampler: str = "ddim"
-    """One of sdjax.samplers: ddim plms ddpm euler euler_a heun lms dpmpp_2m dpmpp_2m_sde unipc lcm."""
-    sigmas: str = "default"
-    """default or karras: the noise levels, for euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_sde and unipc."""
-    spacing: str | None = None
-    """Of the timesteps: leading, trailing or linspace; the sampler's own if left out."""
-    steps: int = 50
-    """1 to 1000."""
-    guidance_scale: float = 7.5
-    """1 follows the prompt loosely, 7.5 closely."""
-    guidance_rescale: float = 0.0
-    """0 to 1: takes back the contrast that guidance adds."""
-    guidance_interval: tuple[float, float] | None = None
-    """Two sigmas, low and high, between which there is guidance; everywhere if left out."""
-    eta: float | None = None
-    """Share of fresh noise, 0 to 1; the sampler's own if left out: 0 for ddim, 1 for ddpm, euler_a and dpmpp_2m_sde."""
-    seed: int = 0
-    """Image i has seed + i."""
-    variation_seed: int = 0
-    """Whose noise is blended in by --variation-strength."""
-    variation_strength: float = 0.0
-    """0 to 1."""
-    num_images: int = 1
-    """How many pictures, of each prompt."""
-    height: int | None = None
-    """Pixels; the model's own size, or the init image's, if left out."""
-    width: int | None = None
-    """Pixels; the model's own size, or the init image's, if left out."""
     init_image: Path | None = None
     """Picture to begin with."""
     strength: float | None = None
@@ -86,33 +70,12 @@ class Options:
     """Keep compiled programs on disk, in ~/.cache/sdjax or where SDJAX_CACHE says: a folder, or off."""
 
 
-#: Those that are arguments of txt2img, img2img and inpaint.
-NAMES = (
-    "negative_prompt",
-    "syntax",
-    "clip_skip",
-    "sampler",
-    "sigmas",
-    "spacing",
-    "steps",
-    "guidance_scale",
-    "guidance_rescale",
-    "guidance_interval",
-    "eta",
-    "seed",
-    "variation_seed",
-    "variation_strength",
-    "num_images",
-    "height",
-    "width",
-)
-
-
 def settings_of_picture(options: Options) -> Options | None:
     """The defaults that --from makes of a picture's text; says what it does not take from it."""
     if options.from_ is None:
         return None
-    from sdjax.image.parameters import read_parameters, understand
+    from sdjax.image.parameters import read_parameters
+    from sdjax.tasks.parameters import understand
     from sdjax.weights.hub import is_hub_id
 
     try:

@@ -11,20 +11,12 @@ from PIL import Image
 
 from sdjax.errors import SdjaxError
 from sdjax.image.sheets import labelled_sheet
+from sdjax.tasks.options import OPTIONS
+from sdjax.tasks.parameters import OTHERS
 
 #: What an axis can be: an argument of txt2img (strength: of img2img) and the type of its values.
 AXES: Mapping[str, Callable[[str], Any]] = {
-    "seed": int,
-    "sampler": str,
-    "sigmas": str,
-    "steps": int,
-    "guidance_scale": float,
-    "guidance_rescale": float,
-    "eta": float,
-    "strength": float,
-    "clip_skip": int,
-    "variation_seed": int,
-    "variation_strength": float,
+    option.name: option.axis for option in (*OPTIONS, *OTHERS) if option.axis is not None
 }
 
 

@@ -63,6 +63,6 @@ class BadData:
     def _judge(self, name: str, reason: str) -> None:
         count = len(self.names)
         if self.refusal is None and count > self.share * self.total + 1e-9:
-            more = f" (bad with it: {count} of {self.total} pictures, more than --max-bad {self.share:g}"
+            more = f" (bad with it: {count} of {self.total} pictures, more than `max_bad` {self.share:g}"
             more += f"; they are named in {self.path})" if self.path else ")"
             self.refusal = SdjaxError(f"{name}: {reason}{more if self.share or self.path else ''}")

@@ -49,7 +49,7 @@ def list_data(data: Any, index: Path | None = None) -> Listing:
     if shards:
         return list_shards(shards, index)
     raise SdjaxError(
-        f"--data {data}: no metadata.jsonl there and no .tar shards; expected a folder of pictures with "
+        f"data {data}: no metadata.jsonl there and no .tar shards; expected a folder of pictures with "
         f"one {LINE} a line, or img2dataset's shards"
     )
 
@@ -59,7 +59,7 @@ def list_folder(root: Path) -> Listing:
     caption is no text, is only known to be bad."""
     table = root / "metadata.jsonl"
     if not table.is_file():
-        raise SdjaxError(f"--data {root}: no metadata.jsonl there; expected one {LINE} a line")
+        raise SdjaxError(f"data {root}: no metadata.jsonl there; expected one {LINE} a line")
     files, texts, known, digest = [], [], {}, hashlib.sha256()
     for number, line in enumerate(table.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():

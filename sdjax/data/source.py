@@ -31,7 +31,7 @@ class Pictures:
         seed: int = 0,
     ):
         if crop not in CROPS:
-            raise SdjaxError(f"--crop {crop}: expected {' or '.join(CROPS)}")
+            raise SdjaxError(f"crop {crop}: expected {' or '.join(CROPS)}")
         self.listing, self.bad, self.crop, self.flip, self.seed = listing, bad, crop, flip, seed
         self.files, self.texts = listing.files, listing.texts
         self.known: dict[int, str] = {}

@@ -123,7 +123,7 @@ class FsdpLayout:
     def __init__(self, replicas: int = 1, devices: list[jax.Device] | None = None):
         devices = jax.devices() if devices is None else devices
         if replicas < 1 or len(devices) % replicas:
-            raise SdjaxError(f"--replicas {replicas}: expected a divisor of the {len(devices)} devices")
+            raise SdjaxError(f"replicas {replicas}: expected a divisor of the {len(devices)} devices")
         shape = replicas, len(devices) // replicas
         self.mesh = jax.make_mesh(shape, (AXIS, "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices)
         self.whole = NamedSharding(self.mesh, PartitionSpec())
@@ -234,11 +234,11 @@ Layout = PmapLayout | FsdpLayout
 
 def make_layout(kind: str, replicas: int = 1) -> Layout:
     if kind not in KINDS:
-        raise SdjaxError(f"--parallel {kind}: expected {' or '.join(KINDS)}")
+        raise SdjaxError(f"parallel {kind}: expected {' or '.join(KINDS)}")
     return PmapLayout() if kind == "pmap" else FsdpLayout(replicas)
 
 
 def check_batch_size(batch_size: int) -> None:
     count = jax.device_count()
     if batch_size < 1 or batch_size % count:
-        raise SdjaxError(f"--batch-size {batch_size}: expected a positive multiple of the {count} devices")
+        raise SdjaxError(f"batch_size {batch_size}: expected a positive multiple of the {count} devices")

@@ -20,30 +20,30 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
     """
     if coordinator is None:
         if count not in (None, 1) or index not in (None, 0):
-            raise SdjaxError("--coordinator: is missing, give HOST:PORT of process 0 to all processes, or auto")
+            raise SdjaxError("coordinator: is missing, give HOST:PORT of process 0 to all processes, or auto")
         return
     if coordinator == "auto":
         if (count, index) != (None, None):
             raise SdjaxError(
-                "--coordinator auto: the cluster tells --num-processes and --process-id; leave them out, "
+                "coordinator auto: the cluster tells `num_processes` and `process_id`; leave them out, "
                 "or give HOST:PORT of process 0"
             )
         where = {}
     else:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-            raise SdjaxError(f"--coordinator {coordinator}: expected HOST:PORT of process 0, or auto")
+            raise SdjaxError(f"coordinator {coordinator}: expected HOST:PORT of process 0, or auto")
         if count is None or count < 1:
-            raise SdjaxError(f"--num-processes {count}: expected the number of processes, at least 1")
+            raise SdjaxError(f"num_processes {count}: expected the number of processes, at least 1")
         if index is None or not 0 <= index < count:
-            raise SdjaxError(f"--process-id {index}: expected a number from 0 to {count - 1}")
+            raise SdjaxError(f"process_id {index}: expected a number from 0 to {count - 1}")
         where = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     try:
         jax.distributed.initialize(
             **where, initialization_timeout=300, heartbeat_timeout_seconds=patience, shutdown_timeout_seconds=patience
         )
     except (RuntimeError, ValueError) as error:
-        raise SdjaxError(f"--coordinator {coordinator}: {error}") from None
+        raise SdjaxError(f"coordinator {coordinator}: {error}") from None
 
 
 def is_primary() -> bool:
@@ -86,7 +86,7 @@ def device_errors():
             os._exit(2)
         if out_of_memory(error):
             raise SdjaxError(
-                f"--batch-size: the device's memory does not hold the step ({reason}); a smaller batch "
-                "with --accumulate, --remat, --dtype bfloat16 and --parallel fsdp take less"
+                f"batch_size: the device's memory does not hold the step ({reason}); a smaller batch "
+                "with `accumulate`, `remat`, `dtype` bfloat16 and `parallel` fsdp take less"
             ) from None
         raise

@@ -21,8 +21,7 @@ from operator import itemgetter
 import jax
 import jax.numpy as jnp
 
-from sdjax.diffusion.prediction import PREDICTIONS
-from sdjax.diffusion.process import add_noise
+from sdjax.diffusion.prediction import PREDICTIONS, add_noise
 from sdjax.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, sigma_to_t
 from sdjax.errors import SdjaxError
 from sdjax.types import Array, Cond
@@ -58,12 +57,20 @@ def to_denoiser(config: ScheduleConfig, predict: Predictor) -> Denoiser:
 
 
 def at(level: Level, sigma: Array) -> Array:
+    """The number that `level` is at `sigma`: [], or [B] where that is one for each image."""
     return jnp.asarray(level(sigma) if callable(level) else level)
 
 
+def for_images(value: Array, like: Array) -> Array:
+    """A number, or one for each image [B], shaped to multiply `like` [B, ...]."""
+    value = jnp.asarray(value)
+    return value.reshape(value.shape + (1,) * (like.ndim - 1)) if value.ndim else value
+
+
 def step_at(levels: Array, sigma: Array) -> Array:
-    """The number of the step that starts at `sigma` [], or contains it; levels [S] fall, zeros at the end are none."""
-    return jnp.clip(jnp.sum(levels > sigma), 0, jnp.sum(levels > 0) - 1)
+    """The number of the step that starts at `sigma`, [] or [B], or contains it. levels [S] fall; zeros at the end are
+    none."""
+    return jnp.clip(jnp.sum(levels > jnp.expand_dims(sigma, -1), axis=-1), 0, jnp.sum(levels > 0) - 1)
 
 
 def by_level(levels: Array, values: Array) -> Callable[[Array], Array]:
@@ -101,9 +108,10 @@ def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, re
         sigmas = jnp.tile(sigma, times) if jnp.ndim(sigma) else sigma
         u, *cs = jnp.split(predict(jnp.concatenate([x] * times), sigmas, everything), times)
         c = cs[0] if mix is None else u + sum(mix[:, i, None, None, None] * (c - u) for i, c in enumerate(cs))
+        scale = for_images(scale, x)
         out, axes = jnp.where(scale == 1.0, c, u + scale * (c - u)), tuple(range(1, x.ndim))
         ratio = jnp.std(c, axes, keepdims=True) / jnp.maximum(jnp.std(out, axes, keepdims=True), 1e-20)
-        return out * (1.0 + at(rescale, sigma) * (ratio - 1.0))
+        return out * (1.0 + for_images(at(rescale, sigma), x) * (ratio - 1.0))
 
     def guided(x: Array, sigma: Array) -> Array:
         value = at(scale, sigma)
@@ -132,7 +140,7 @@ def with_known_region(denoiser: Denoiser, x0: Array, eps: Array, mask: Array, fi
     """
 
     def known(x: Array, sigma: Array) -> Array:
-        x = jnp.where(sigma < first, mask * x + (1.0 - mask) * add_noise(x0, eps, sigma), x)
+        x = jnp.where(for_images(sigma, x) < first, mask * x + (1.0 - mask) * add_noise(x0, eps, sigma), x)
         return mask * denoiser(x, sigma) + (1.0 - mask) * x0
 
     return known

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from sdjax.diffusion.process import alpha_s_like
+import jax
+import jax.numpy as jnp
+
+from sdjax.diffusion.process import VP, Process
 from sdjax.types import Array
 
 
@@ -50,3 +53,17 @@ PREDICTIONS: Mapping[str, Prediction] = MappingProxyType(
         "x0": Prediction(x0_to_x0, lambda x0, eps, alpha, s: x0, lambda snr: 1, "sample"),
     }
 )
+
+
+def alpha_s_like(sigma: Array, like: Array, process: Process = VP) -> tuple[Array, Array]:
+    """(alpha, s) of sigma, a scalar or [B], in float32 and shaped to multiply `like` [B, ...]."""
+    sigma = jnp.asarray(sigma, jnp.float32)
+    sigma = sigma.reshape(sigma.shape + (1,) * (like.ndim - 1)) if sigma.ndim else sigma
+    alpha = process.alpha(sigma, jax.lax.rsqrt)
+    return alpha, sigma * alpha
+
+
+def add_noise(x0: Array, eps: Array, sigma: Array) -> Array:
+    """x = alpha x0 + s eps."""
+    alpha, s = alpha_s_like(sigma, x0)
+    return alpha * x0 + s * eps

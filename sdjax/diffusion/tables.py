@@ -35,13 +35,16 @@ PNDM's repeated one, and LMS then takes weights of order 4 for a history that is
 """
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from sdjax.diffusion.process import alpha_s
-from sdjax.diffusion.schedule import trailing_timesteps
+from sdjax.diffusion.schedule import leading_timesteps, linspace_timesteps, open_linspace_timesteps, trailing_timesteps
 
 HISTORY = 4  # D's that a row can use, its own included
 
@@ -223,3 +226,43 @@ def lcm_rows(grid: Grid) -> list[Row]:
         skip, out = 0.25 / (u**2 + 0.25), u / math.sqrt(u**2 + 0.25)
         rows.append(x0_row(sigma, alpha_ * skip, (alpha_ * out,), s_))
     return rows
+
+
+class Sampler(NamedTuple):
+    """A table of rows and the grids that it is laid over."""
+
+    name: str
+    rows: Callable[..., list[Row]]  # rows(grid), or rows(grid, eta) where eta is not None
+    spacings: Mapping[str, Callable[[int, int], np.ndarray]]  # name -> timesteps(total, steps); its own default first
+    eta: float | None = None  # share of fresh noise, 0 .. 1, when none is asked for; None: takes none
+    clean: bool = True  # the walk ends at sigma 0, not at timestep 0's
+    scaled: bool = False  # it starts at weight s of the first level, not at 1
+    karras: bool = False  # takes sigmas="karras"
+    infinite: bool = True  # may start at an infinite sigma (zero terminal SNR): not where eps is extrapolated
+
+
+WHOLE = {"leading": leading_timesteps, "trailing": trailing_timesteps, "linspace": linspace_timesteps}
+
+EVEN = {"linspace": linspace_timesteps, "leading": leading_timesteps, "trailing": trailing_timesteps}
+
+OPEN = EVEN | {"linspace": open_linspace_timesteps}
+
+#: name -> Sampler. A new sampler is a new function of rows in tables.py and an entry here.
+samplers: Mapping[str, Sampler] = MappingProxyType(
+    {
+        sampler.name: sampler
+        for sampler in (
+            Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False),
+            Sampler("plms", plms_rows, WHOLE, clean=False, infinite=False),
+            Sampler("ddpm", ddim_rows, WHOLE, eta=1.0),
+            Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True),
+            Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True),
+            Sampler("heun", heun_rows, EVEN, scaled=True, karras=True, infinite=False),
+            Sampler("lms", lms_rows, EVEN, scaled=True, karras=True, infinite=False),
+            Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True),
+            Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True),
+            Sampler("unipc", unipc_rows, OPEN, karras=True),
+            Sampler("lcm", lcm_rows, {"lcm": lcm_timesteps}),
+        )
+    }
+)

@@ -19,3 +19,9 @@ def family_of(config: Config) -> Family:
             return family
     known = " or ".join(str(channels) for channels in sorted({family.channels(config) for family in FAMILIES}))
     raise SdjaxError(f"sd {config.name}: its UNet takes {config.unet.in_channels} channels, {known} expected")
+
+
+def refuse_inpainting(config: Config) -> None:
+    """SdjaxError for a model whose UNet takes more than latents: an inpainting model, or one that no task takes."""
+    if family_of(config).concat is not None:
+        raise SdjaxError(f"sd {config.name}: an inpainting model ({config.unet.in_channels} channels), use inpaint")

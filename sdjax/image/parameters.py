@@ -1,4 +1,5 @@
-"""The `parameters` text of a PNG, as AUTOMATIC1111's web UI writes and reads it, <-> the arguments of txt2img.
+"""The `parameters` text of a PNG, as AUTOMATIC1111's web UI writes and reads it. Which option is which field is said
+by `sdjax.tasks.options`.
 
     a red apple
     Negative prompt: blurry
@@ -11,7 +12,6 @@ its noise is torch's.
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +44,6 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
     return "\n".join(lines[:at]), negative, fields
 
 
-def describe(
-    arguments: Mapping[str, Any], seed: int, size: tuple[int, int], model: str, source: str | None = None
-) -> str:
-    """The parameters text of one picture of `size` = (width, height) that a task drew with `arguments` from `seed`.
-
-    `arguments`: txt2img's, and img2img's and inpaint's; init_image, mask, safety_checker and embedding, a tuple, are
-    files' names. `model` is the model's name, `source` what sdjax.load was given, where that is another.
-    """
-    karras = arguments.get("sigmas", "default") == "karras"
-    others = {
-        field: value
-        for field, (name, _, default) in OTHERS.items()
-        if (value := arguments.get(name, default)) != default
-    }
-    return parameters_text(
-        arguments["prompt"],
-        arguments.get("negative_prompt", ""),
-        Steps=arguments["steps"],
-        Sampler=arguments["sampler"],
-        Schedule_type="Karras" if karras else None,
-        CFG_scale=arguments["guidance_scale"],
-        Seed=seed,
-        Size=f"{size[0]}x{size[1]}",
-        Model=model,
-        **others,
-        Source=source if source != model else None,
-    )
-
-
 def read_parameters(path: str | Path) -> str:
     """The `parameters` text of a picture; SdjaxError naming the file when there is none."""
     try:
@@ -84,28 +55,6 @@ def read_parameters(path: str | Path) -> str:
     if not isinstance(text, str) or not text.strip():
         raise SdjaxError(f"{path}: no `parameters` text there; a PNG of sample/generate.py or of a web UI has one")
     return text
-
-
-def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters text -> (arguments of txt2img, the fields that are none of them).
-
-    Raises SdjaxError naming the field whose value cannot be one.
-    """
-    prompt, negative, fields = parse_parameters(text)
-    if not fields:
-        raise SdjaxError("no line of settings that begins with `Steps: `")
-    arguments: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
-    rest = {}
-    for name, value in fields.items():
-        try:
-            found = READERS.get(name, lambda value: None)(value)
-        except ValueError:
-            raise SdjaxError(f"{name}: {value!r} cannot be read") from None
-        if found is None:
-            rest[name] = value
-        else:
-            arguments |= found
-    return arguments, rest
 
 
 def _quoted(value: Any) -> str:
@@ -123,58 +72,23 @@ def _unquoted(value: str) -> str:
         return value
 
 
-def _sampler(value: str) -> dict[str, Any]:
+def read_sampler(value: str) -> dict[str, Any]:
     """Any spelling of a sampler's name: lower case, + as p, spaces as underscores, "Karras" apart."""
     name = re.sub(r"^k_|\W+", lambda m: "" if m[0] == "k_" else "_", value.lower().replace("+", "p"))
     plain = name.removesuffix("_karras")
     return {"sampler": plain} | ({"sigmas": "karras"} if plain != name else {})
 
 
-def _schedule_type(value: str) -> dict[str, Any] | None:
+def read_schedule(value: str) -> dict[str, Any] | None:
     return {"karras": {"sigmas": "karras"}, "automatic": {}, "uniform": {}}.get(value.lower())
 
 
-def _size(value: str) -> dict[str, Any]:
-    width, height = value.split("x")
-    return {"width": int(width), "height": int(height)}
-
-
-def _interval(value: str) -> tuple[float, float]:
+def read_interval(value: str) -> tuple[float, float]:
     low, high = map(float, value.split())
     return low, high
 
 
-def _dtype(value: str) -> str:
+def read_dtype(value: str) -> str:
     if value not in DTYPES:
         raise ValueError
     return value
-
-
-#: field -> (argument, type, the value that is not written)
-OTHERS: dict[str, tuple[str, Callable[[str], Any], Any]] = {
-    "Eta": ("eta", float, None),
-    "Timestep spacing": ("spacing", str, None),
-    "Prompt syntax": ("syntax", str, "a1111"),
-    "Clip skip": ("clip_skip", int, 1),
-    "Variation seed": ("variation_seed", int, 0),
-    "Variation seed strength": ("variation_strength", float, 0.0),
-    "Guidance rescale": ("guidance_rescale", float, 0.0),
-    "Guidance interval": ("guidance_interval", _interval, None),
-    "Embeddings": ("embedding", lambda value: tuple(value.split("\n")), ()),
-    "Denoising strength": ("strength", float, None),
-    "Init image": ("init_image", str, None),
-    "Mask": ("mask", str, None),
-    "Feather": ("feather", float, 0.0),
-    "Safety checker": ("safety_checker", str, None),
-    "Watermark": ("watermark", "True".__eq__, False),
-    "Dtype": ("dtype", _dtype, "float32"),
-}
-READERS: dict[str, Callable[[str], dict[str, Any] | None]] = {
-    "Steps": lambda value: {"steps": int(value)},
-    "Sampler": _sampler,
-    "Schedule type": _schedule_type,
-    "CFG scale": lambda value: {"guidance_scale": float(value)},
-    "Seed": lambda value: {"seed": int(value)},
-    "Size": _size,
-    **{field: lambda value, name=name, kind=kind: {name: kind(value)} for field, (name, kind, _) in OTHERS.items()},
-}

@@ -18,8 +18,10 @@ import numpy as np
 from sdjax.conditioning.text import prompt_tower, read_prompts, text_context
 from sdjax.devices.placement import chunk_size, copy_over, over, split_over
 from sdjax.diffusion import noise
-from sdjax.diffusion.sampler import Plan, start
+from sdjax.diffusion.plan import Plan
+from sdjax.diffusion.sampler import start
 from sdjax.families.config import Config
+from sdjax.families.table import family_of
 from sdjax.image.masks import feather_masks
 from sdjax.image.pixels import pixels_to_pil
 from sdjax.model.functions import context_keys
@@ -27,7 +29,7 @@ from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.config import TextConfig
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
-from sdjax.tasks.options import Request
+from sdjax.tasks.request import Request
 from sdjax.text.prompt import Tokens, group
 from sdjax.types import Array, Cond
 
@@ -225,7 +227,7 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
         return None, None, None
     encode = partial(stages.encode, params["vae"], config=config, dtype=dtype)
     extra = known = None
-    inpainting = config.unet.in_channels != config.vae.latent_channels
+    inpainting = family_of(config).concat == "mask"
     x0 = chunk.pictures
     if x0.shape[3] == 3:
         x0 = encode(x0) if plan.signal or not inpainting else None

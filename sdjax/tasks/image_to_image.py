@@ -6,16 +6,20 @@ import numpy as np
 
 from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError
+from sdjax.families.table import family_of, refuse_inpainting
 from sdjax.image.masks import read_masks
 from sdjax.image.pixels import read_images
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.engine import run
-from sdjax.tasks.options import Options, check, takes_options
-from sdjax.tasks.plans import given, plan_of, read, refuse_inpainting
+from sdjax.tasks.options import TaskOptions, takes_options
+from sdjax.tasks.plans import given, plan_of, read
+from sdjax.tasks.request import check
 
 
 @takes_options
-def img2img(sd: StableDiffusion, prompt: str | Sequence[str], image, strength: float = 0.75, options: Options = None):
+def img2img(
+    sd: StableDiffusion, prompt: str | Sequence[str], image, strength: float = 0.75, options: TaskOptions = None
+):
     """Pictures like `image`: it gets the noise of a level on the way and is denoised from there. Results as txt2img's.
 
     image: a PIL image or a list of them, resized to height and width or to the next smaller fitting size; a float
@@ -38,7 +42,7 @@ def inpaint(
     mask,
     strength: float = 1.0,
     feather: float = 0.0,
-    options: Options = None,
+    options: TaskOptions = None,
 ):
     """`image` with its white part under `mask` painted anew; pixels under black are the input's. Results as txt2img's.
 
@@ -50,9 +54,7 @@ def inpaint(
     border over which old and new are blended.
     """
     config = sd.config
-    known = (config.vae.latent_channels, 2 * config.vae.latent_channels + 1)
-    if config.unet.in_channels not in known:
-        raise SdjaxError(f"sd {config.name}: {config.unet.in_channels} channels, {known[0]} or {known[1]} expected")
+    family_of(config)  # refuses a model that no task takes
     if not is_number(feather, 0):
         raise SdjaxError(f"feather {feather!r}: a number of pixels from 0 on")
     options, pictures = read(config, image, options)
@@ -79,7 +81,7 @@ def outpaint(
     bottom: int = 0,
     strength: float = 1.0,
     feather: float = 0.0,
-    options: Options = None,
+    options: TaskOptions = None,
 ):
     """`image` on a canvas larger by left, right, top and bottom pixels; what is added is painted by `inpaint`.
 

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from sdjax.diffusion.sampler import Plan
-from sdjax.diffusion.sampler import plan as make_plan
+from sdjax.diffusion.plan import Plan
+from sdjax.diffusion.plan import plan as make_plan
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.image.pixels import read_images
 from sdjax.model.value import StableDiffusion
-from sdjax.tasks.options import Options, check_size
+from sdjax.tasks.options import TaskOptions
+from sdjax.tasks.request import check_size
 
 
 def given(strength: float | None) -> float:
@@ -21,7 +22,7 @@ def given(strength: float | None) -> float:
     return strength
 
 
-def plan_of(sd: StableDiffusion, options: Options, strength: float | None = None) -> Plan:
+def plan_of(sd: StableDiffusion, options: TaskOptions, strength: float | None = None) -> Plan:
     return make_plan(
         options.sampler,
         make_schedule(sd.config.schedule),
@@ -33,15 +34,7 @@ def plan_of(sd: StableDiffusion, options: Options, strength: float | None = None
     )
 
 
-def refuse_inpainting(config: Config) -> None:
-    channels, latents = config.unet.in_channels, config.vae.latent_channels
-    if channels == 2 * latents + 1:
-        raise SdjaxError(f"sd {config.name}: an inpainting model ({channels} channels), use inpaint")
-    if channels != latents:
-        raise SdjaxError(f"sd {config.name}: its UNet takes {channels} channels, {latents} expected")
-
-
-def read(config: Config, image, options: Options) -> tuple[Options, np.ndarray]:
+def read(config: Config, image, options: TaskOptions) -> tuple[TaskOptions, np.ndarray]:
     """The pictures [Q, H, W, 3] (or latents [Q, h, w, C]), and options with their size."""
     factor, channels = config.vae.factor, config.vae.latent_channels
     check_size(config, options)

@@ -10,7 +10,7 @@ two, see `sampler.plan`). The parameters are an argument: one file serves every 
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,17 @@ from jax import export
 
 from sdjax.conditioning.text import prompt_tower, read_prompts
 from sdjax.diffusion import noise
-from sdjax.diffusion.sampler import Plan
+from sdjax.diffusion.plan import Plan
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
+from sdjax.families.table import refuse_inpainting
 from sdjax.files import whole
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
 from sdjax.tasks.engine import Chunk, guide_of, prepare
-from sdjax.tasks.options import Options, Request, check
-from sdjax.tasks.plans import plan_of, refuse_inpainting
+from sdjax.tasks.options import OPTIONS, TaskOptions
+from sdjax.tasks.plans import plan_of
+from sdjax.tasks.request import Request, check
 from sdjax.text.prompt import Tokens, group
 from sdjax.text.tokenizer import as_list
 from sdjax.types import Array, Params
@@ -38,8 +40,6 @@ MAGIC = b"sdjax program 2\n"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 #: custom calls of ours that jax.export does not vouch for across versions: cuDNN's attention
 UNVOUCHED = ("__cudnn$fmhaSoftmax",)
-#: options of txt2img that a program has no place for
-WITHOUT = ("latents", "output", "progress", "preview", "guidance_fn", "variation_strength", "clip_skip")
 
 
 def image_program(
@@ -98,7 +98,7 @@ def save_program(
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
     refuse_inpainting(sd.config)
-    request = check(sd.config, "", Options(steps=steps, num_images=num_images, height=height, width=width))
+    request = check(sd.config, "", TaskOptions(steps=steps, num_images=num_images, height=height, width=width))
     with whole(path) as scratch:
         scratch.write_bytes(program_bytes(sd, request, platforms))
 
@@ -161,20 +161,21 @@ class Program:
         options: those of txt2img that need no other program, such as negative_prompt, seed, guidance_scale, sampler,
         eta, and steps up to the power of two. SdjaxError: all else.
         """
-        made, default = self.settings, Options()
+        made, default = self.settings, TaskOptions()
         prompts = as_list(prompt)
         if len(prompts) not in (1, made["num_images"]):
             raise SdjaxError(f"prompt: {len(prompts)} prompts, {self.path} draws {made['num_images']} pictures at once")
         fixed = {"height": made["height"], "width": made["width"], "num_images": made["num_images"] // len(prompts)}
+        without = {option.name for option in OPTIONS if not option.program}
         for name, value in options.items():
-            if name not in {field.name for field in fields(Options)}:
+            if name not in {option.name for option in OPTIONS}:
                 raise SdjaxError(f"{name}: not an option of txt2img")
-            if name in (*WITHOUT, *fixed) and (np.ndim(value) or value != fixed.get(name, getattr(default, name))):
+            if name in without and (np.ndim(value) or value != fixed.get(name, getattr(default, name))):
                 raise SdjaxError(
                     f"{name}: {self.path} has no other than {fixed.get(name, getattr(default, name))!r}; "
                     "txt2img takes it"
                 )
-        asked = Options(**{"steps": made["steps"]} | options | fixed)
+        asked = TaskOptions(**{"steps": made["steps"]} | options | fixed)
         theirs = computed(sd.config) | {"dtype": sd.dtype.name}
         for key, value in (made["config"] | {"dtype": made["dtype"]}).items():
             if theirs.get(key) != value:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax.diffusion.guidance import (
     Denoiser,
@@ -29,7 +30,9 @@ from sdjax.diffusion.noise import Draws, fresh
 from sdjax.diffusion.sampler import State, sample
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.diffusion.tables import Row
+from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
+from sdjax.families.table import refuse_inpainting
 from sdjax.model.functions import unet_output, vae_pixels, vae_posterior
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
@@ -68,8 +71,16 @@ def denoiser(
     """(x [B, h, w, 4], sigma) -> x0: the model as samplers see it, to be wrapped, differentiated or walked with.
 
     cond: `sdjax.encode_prompt`'s, of batch B. With `uncond`, of the same shape, guided by guidance_scale, a number or a
-    function of sigma (see denoise.py). Not for inpainting models.
+    function of sigma (see guidance.py). SdjaxError: inpainting models, and prompts composed with AND without `uncond`.
     """
+    refuse_inpainting(sd.config)
+    composed = uncond is not None and cond.mix is not None  # guidance composes the prompts of an AND
+    for name, value in (("cond", None if composed else cond), ("uncond", uncond)):
+        if value is not None and np.ndim(value.context) != 3:
+            raise SdjaxError(
+                f"{name}.context has shape {list(np.shape(value.context))}, should be [B, L, D]: prompts composed with "
+                "AND need guidance, give uncond"
+            )
     config = sd.config
     predict = lambda x, t, cond: unet_output(sd.params["unet"], x, t, cond.context, config.unet, sd.dtype)
     predict = at_timesteps(config.schedule, predict)

@@ -7,11 +7,13 @@ import numpy as np
 
 from sdjax.checks import is_number
 from sdjax.errors import SdjaxError
+from sdjax.families.table import refuse_inpainting
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
 from sdjax.tasks.engine import evaluations, plan_work, run
-from sdjax.tasks.options import Options, check, takes_options
-from sdjax.tasks.plans import given, plan_of, refuse_inpainting
+from sdjax.tasks.options import TaskOptions, takes_options
+from sdjax.tasks.plans import given, plan_of
+from sdjax.tasks.request import check
 
 UPSCALE = ("latents", "pixels")
 
@@ -19,7 +21,7 @@ HIRES = 2**32 - 1  # numbers the second walk's draws
 
 
 @takes_options
-def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: Options):
+def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: TaskOptions):
     """`num_images` pictures of each prompt, prompt by prompt: as `output` says, PIL images, pixels or latents."""
     refuse_inpainting(sd.config)
     return run(sd, check(sd.config, prompt, options), plan_of(sd, options))
@@ -32,7 +34,7 @@ def hires(
     scale: float = 2.0,
     strength: float = 0.6,
     upscale: str = "latents",
-    options: Options = None,
+    options: TaskOptions = None,
 ):
     """txt2img at height and width, enlarged `scale` times and refined by img2img with `strength`: large pictures whose
     composition a model can still hold together. Results as txt2img's; output "trajectory" is the second walk's.

@@ -91,7 +91,7 @@ def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: i
                 for item, row in zip(items, out, strict=True):
                     if not np.isfinite(row).all():
                         lost = source.files[item["index"]]
-                        raise SdjaxError(f"--model: its VAE's latents of {lost} are not finite in float16")
+                        raise SdjaxError(f"model: its VAE's latents of {lost} are not finite in float16")
                 yield out, {item["row"]: item["index"] for item in items if item["row"] != item["index"]}
 
         kind = f"latents-{height}x{width}-{view}-{digest(np.asarray(members), name)}"

@@ -110,7 +110,7 @@ class Checkpoints:
                 time.sleep(pause)
                 _remove(scratch)
             raise SdjaxError(
-                f"--out {self.folder.parent}: the checkpoint of step {step} could not be written ({_reason(error)}); "
+                f"out {self.folder.parent}: the checkpoint of step {step} could not be written ({_reason(error)}); "
                 "older ones are whole, and the same command goes on from them"
             ) from None
 
@@ -154,7 +154,7 @@ class Checkpoints:
                 log(f"damaged checkpoint, not used: {path}: {damage}")
         if steps:
             raise SdjaxError(
-                f"--out {self.folder.parent}: none of its checkpoints is whole ({reasons[0]}); name a new "
+                f"out {self.folder.parent}: none of its checkpoints is whole ({reasons[0]}); name a new "
                 "folder, or move checkpoints/ away to begin anew"
             )
         return None
@@ -174,7 +174,7 @@ class Checkpoints:
         if wrong := [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]:
             name, more = wrong[0], f" and {len(wrong) - 1} more" if wrong[1:] else ""
             raise SdjaxError(
-                f"--out {self.folder.parent}: its checkpoint of step {record['step']} is of another model or "
+                f"out {self.folder.parent}: its checkpoint of step {record['step']} is of another model or "
                 f"optimizer: {name} is {found.get(name, 'absent')}, should be {expected.get(name, 'absent')}{more}; "
                 "name a new folder or the options in its config.json"
             )

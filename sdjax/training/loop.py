@@ -211,7 +211,7 @@ class _Loop:
             on_primary(run.checkpoints.wait)
             raise SdjaxError(
                 f"step {step}: the loss or gradient was not finite for {bad} steps in a row "
-                f"(--max-bad-steps {options.max_bad_steps}); metrics.jsonl names their batches"
+                f"(`max_bad_steps` {options.max_bad_steps}); metrics.jsonl names their batches"
             )
         return asked
 
@@ -262,4 +262,4 @@ def on_primary(write: Callable[[], Any]) -> None:
     with device_errors():
         failed = agree(refusal is not None)
     if failed:
-        raise refusal or SdjaxError("--out: process 0 could not write there and says why")
+        raise refusal or SdjaxError("out: process 0 could not write there and says why")

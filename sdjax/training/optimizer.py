@@ -19,7 +19,7 @@ def make_optimizer(
         "linear": optax.linear_schedule(learning_rate, 0.0, max(steps - warmup, 1)),
     }
     if decay not in courses:
-        raise SdjaxError(f"--decay {decay}: expected one of {', '.join(courses)}")
+        raise SdjaxError(f"decay {decay}: expected one of {', '.join(courses)}")
     ramp = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else courses[decay]
     schedule = optax.join_schedules([ramp, courses[decay]], [warmup])
     makers = {
@@ -35,7 +35,7 @@ def make_optimizer(
         ),
     }
     if name not in makers:
-        raise SdjaxError(f"--optimizer {name}: expected one of {', '.join(makers)}")
+        raise SdjaxError(f"optimizer {name}: expected one of {', '.join(makers)}")
     return optax.chain(optax.clip_by_global_norm(clip), makers[name]()), schedule
 
 

@@ -88,24 +88,24 @@ class TrainOptions:
     def __post_init__(self):
         for name, least in LEAST.items():
             if getattr(self, name) < least:
-                raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least {least}")
+                raise SdjaxError(f"{name} {getattr(self, name)}: expected at least {least}")
         if not 0 <= self.seed < 2**32:
-            raise SdjaxError(f"--seed {self.seed}: expected an integer in [0, 2**32)")
+            raise SdjaxError(f"seed {self.seed}: expected an integer in [0, 2**32)")
         if not 0 <= self.ema_decay < 1:
-            raise SdjaxError(f"--ema-decay {self.ema_decay}: expected a number in [0, 1)")
+            raise SdjaxError(f"ema_decay {self.ema_decay}: expected a number in [0, 1)")
         if not 0 < self.learning_rate < float("inf"):
-            raise SdjaxError(f"--learning-rate {self.learning_rate}: expected a positive number")
+            raise SdjaxError(f"learning_rate {self.learning_rate}: expected a positive number")
         if not 0 <= self.keep_hours < float("inf"):
-            raise SdjaxError(f"--keep-hours {self.keep_hours}: expected a number from 0 on")
+            raise SdjaxError(f"keep_hours {self.keep_hours}: expected a number from 0 on")
         if not 0 <= self.max_bad <= 1:
-            raise SdjaxError(f"--max-bad {self.max_bad}: expected a share in [0, 1]")
+            raise SdjaxError(f"max_bad {self.max_bad}: expected a share in [0, 1]")
         if self.crop not in CROPS:
-            raise SdjaxError(f"--crop {self.crop}: expected {' or '.join(CROPS)}")
+            raise SdjaxError(f"crop {self.crop}: expected {' or '.join(CROPS)}")
         if self.parallel not in KINDS:
-            raise SdjaxError(f"--parallel {self.parallel}: expected {' or '.join(KINDS)}")
+            raise SdjaxError(f"parallel {self.parallel}: expected {' or '.join(KINDS)}")
         if self.replicas > 1 and self.parallel != "fsdp":
             raise SdjaxError(
-                f"--replicas {self.replicas}: needs --parallel fsdp; under {self.parallel} every device has a copy"
+                f"replicas {self.replicas}: needs `parallel` fsdp; under {self.parallel} every device has a copy"
             )
         self.make_optimizer()
 
@@ -122,7 +122,7 @@ def picture_size(size: int | None, config: Config, multiple: int) -> int:
     """--size, or the model's own when not given; SdjaxError unless it is a positive multiple of `multiple`."""
     size = config.size if size is None else size
     if size < 1 or size % multiple:
-        raise SdjaxError(f"--size {size}: expected a positive multiple of {multiple}")
+        raise SdjaxError(f"size {size}: expected a positive multiple of {multiple}")
     return size
 
 
@@ -131,7 +131,7 @@ def check_channels(model: str, config: Config) -> None:
     takes, latents = config.unet.in_channels, config.vae.latent_channels
     if takes != latents:
         raise SdjaxError(
-            f"--model {model}: its UNet has {takes} input channels; training takes models whose UNet "
+            f"model {model}: its UNet has {takes} input channels; training takes models whose UNet "
             f"has as many as the VAE's latents, {latents}"
         )
 
@@ -139,4 +139,4 @@ def check_channels(model: str, config: Config) -> None:
 def check_dtype(dtype: str) -> None:
     """SdjaxError unless training can compute in it: float16's gradients would need scaling."""
     if dtype not in ("float32", "bfloat16"):
-        raise SdjaxError(f"--dtype {dtype}: expected float32 or bfloat16")
+        raise SdjaxError(f"dtype {dtype}: expected float32 or bfloat16")

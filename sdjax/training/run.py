@@ -144,7 +144,7 @@ class Run:
         try:
             yield
         except OSError as error:
-            raise SdjaxError(f"--out {self.folder}: {name} cannot be written ({error.strerror})") from None
+            raise SdjaxError(f"out {self.folder}: {name} cannot be written ({error.strerror})") from None
 
     def _clean(self) -> None:
         """Removes what a killed process left half written."""
@@ -175,7 +175,7 @@ def _lock(folder: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise SdjaxError(f"--out {folder}: another process is training there") from None
+            raise SdjaxError(f"out {folder}: another process is training there") from None
         except OSError:
             pass  # a file system without locks
     return handle

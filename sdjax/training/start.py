@@ -33,15 +33,15 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     check_batch_size(options.batch_size)
     export = options.out / "export"
     if export.exists() and not (export / "model_index.json").is_file():
-        raise SdjaxError(f"--out {options.out}: {export} exists and is not a model folder; move it away")
+        raise SdjaxError(f"out {options.out}: {export} exists and is not a model folder; move it away")
     if not options.dry_run:
         on_primary(lambda: hold(options.out))  # before anything is cached there
     open_more_files()
     return_memory()
-    with prefixed("--model: "):
+    with prefixed("model: "):
         sd = create(options.model, options.seed, without)
     if tokenizer and sd.tokenizer is None:
-        raise SdjaxError(f"--model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
+        raise SdjaxError(f"model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd
 
 
@@ -63,7 +63,7 @@ def check_shared(out: Path, seconds: float = 60.0) -> None:
         mark.unlink(missing_ok=True)
     if not seen.all():
         raise SdjaxError(
-            f"--out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
+            f"out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
             "that all processes share is needed"
         )
 
@@ -72,7 +72,7 @@ def open_pictures(options: TrainOptions, size: int, multiple: int | None = None)
     """The pictures that --data names, `size` pixels a side; with --buckets of sides that are multiples of `multiple`
     (None: squares only)."""
     if options.buckets and multiple is None:
-        raise SdjaxError("--buckets: this model takes squares only")
+        raise SdjaxError("buckets: this model takes squares only")
     return open_data(
         options.data,
         size,

@@ -20,7 +20,7 @@ def test_axes_and_cells():
 @pytest.mark.parametrize(
     "texts, message",
     [
-        (["colour=red"], "NAME one of seed"),
+        (["colour=red"], "NAME one of steps, sampler, .*seed"),
         (["seed"], "'seed': whole numbers"),
         (["seed=1.5"], "whole numbers"),
         (["steps=20,,30"], "whole numbers"),
@@ -54,7 +54,7 @@ def test_sheet():
 
 
 def test_labels_are_the_values(monkeypatch):
-    monkeypatch.setattr("sdjax.image.sheets.labelled_sheet", lambda images, rows, columns: columns)
+    monkeypatch.setattr("sdjax.commands.grid.labelled_sheet", lambda images, rows, columns: columns)
     assert grid_sheet(read_axes(["seed=1234567,1234568"]), []) == ["seed\n1234567", "seed\n1234568"]
     assert grid_sheet(read_axes(["guidance_scale=7.5,8"]), []) == ["guidance scale\n7.5", "guidance scale\n8"]
 

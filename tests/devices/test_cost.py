@@ -92,12 +92,13 @@ def test_traffic_of_a_program_compiled_here():
     "said, expected",
     [
         (
-            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.76G of 15.75G hbm. Exceeded hbm "
-            "capacity by 7.6M.",
+            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 15.76G of 15.75G hbm. "
+            "Exceeded hbm capacity by 7.6M.",
             "15.76G of the chip's 15.75G",
         ),
         (
-            "Ran out of memory on HBM, the total memory required for HLO temporaries (16.88G) exceeds available HBM (15.75G).",
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (16.88G) exceeds available HBM "
+            "(15.75G).",
             "16.88G of the chip's 15.75G",
         ),
         ("In another way.", "RESOURCE_EXHAUSTED: In another way."),

@@ -226,7 +226,8 @@ def test_a_run_of_four_devices_goes_on_on_two_processes_and_on_fewer(found, tmp_
 def test_one_of_two_processes_is_lost(tmp_path):
     """Killed, the other ends too, within --patience; both go on. Told to stop, it tells the other: both end well."""
     script = (
-        "import sys; from tests.training.test_loop import *; from sdjax.devices.layouts import *\n"
+        "import sys; from tests.training.test_loop import *; from sdjax.devices.layouts import *; "
+        "from sdjax.devices.processes import *\n"
         "start_processes(sys.argv[1], 2, int(sys.argv[2]), 10)\n"
         "toy(options(sys.argv[3], steps=int(sys.argv[4]), sample_every=0), pause=0.1)"
     )

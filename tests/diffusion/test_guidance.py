@@ -15,7 +15,7 @@ from sdjax.diffusion.guidance import (
     with_guidance,
     with_known_region,
 )
-from sdjax.diffusion.process import add_noise, alpha_s_like
+from sdjax.diffusion.prediction import add_noise, alpha_s_like
 from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdjax.errors import SdjaxError
 from sdjax.types import Cond
@@ -142,3 +142,42 @@ def test_known_region():
         np.testing.assert_array_equal(out, np.where(mask == 0, x0, 0))
     np.testing.assert_array_equal(seen[0], noise)
     np.testing.assert_allclose(seen[1], np.where(mask == 0, add_noise(x0, eps, np.float32(2)), noise), rtol=1e-6)
+
+
+SIGMAS_OF_IMAGES = np.float32([14.0, 2.0, 0.4])
+WRAPPED = {
+    "guidance": lambda some: to_denoiser(ScheduleConfig(), with_guidance(scaled, *some(CONDS), 3.0, 0.5)),
+    "guidance by level, in an interval": lambda some: to_denoiser(
+        ScheduleConfig(prediction="v"),
+        with_guidance(scaled, *some(CONDS), in_interval(by_level(LEVELS, np.float32([2, 3, 4, 5, 9, 9])), 0.1, 5.0)),
+    ),
+    "rescale by level": lambda some: to_denoiser(
+        ScheduleConfig(), with_guidance(scaled, *some(CONDS), 3.0, by_level(LEVELS, np.float32([0, 1, 0.5, 1, 0, 0])))
+    ),
+    "prompts composed with AND": lambda some: to_denoiser(
+        ScheduleConfig(),
+        with_guidance(
+            scaled,
+            some(CONDS[0]),
+            some(Cond(jnp.stack([CONDS[1].context, 2 * CONDS[1].context], 1), jnp.full((3, 2), 0.5))),
+            by_level(LEVELS, np.float32([2, 3, 4, 5, 9, 9])),
+        ),
+    ),
+    "a function of one's own": lambda some: with_function(
+        lambda x, sigma: x / 2, lambda x, x0, step: x0 + jnp.reshape(step, (-1, 1, 1, 1)), LEVELS
+    ),
+    "a known region": lambda some: with_known_region(
+        lambda x, sigma: x / 2, some(x0), some(eps), np.eye(4, dtype=np.float32)[None, :, :, None], np.float32(5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_batch_of_different_sigmas_equals_each_alone(name):
+    """The denoiser's contract: sigma is a scalar or [B]."""
+    x = np.random.default_rng(2).normal(size=x0.shape).astype(np.float32)
+    together = WRAPPED[name](lambda tree: tree)(x, jnp.asarray(SIGMAS_OF_IMAGES))
+    for i, sigma in enumerate(SIGMAS_OF_IMAGES):
+        some = lambda tree, i=i: jax.tree.map(lambda leaf: leaf[i : i + 1], tree)
+        alone = WRAPPED[name](some)(x[i : i + 1], sigma)
+        np.testing.assert_allclose(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion.guidance import at_timesteps, to_denoiser
-from sdjax.diffusion.process import alpha_s, alpha_s_like
-from sdjax.diffusion.sampler import plan, sample, samplers, start
+from sdjax.diffusion.plan import plan
+from sdjax.diffusion.prediction import alpha_s_like
+from sdjax.diffusion.process import alpha_s
+from sdjax.diffusion.sampler import sample, start
 from sdjax.diffusion.schedule import ScheduleConfig, leading_timesteps, make_schedule
+from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -251,6 +254,13 @@ def test_a_user_s_denoiser_is_all_that_is_needed():
     np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), 1, atol=0.01)
     with pytest.raises(SdjaxError, match="noise_fn None"):
         sample(plan("ddpm", SCHEDULE, 20).rows, denoiser, start(table, x))
+    with pytest.raises(SdjaxError, match="noise_fn None"):
+        sample(jax.tree.map(jnp.asarray, plan("ddpm", SCHEDULE, 20).rows), denoiser, start(table, x))
+    walk = jax.jit(lambda rows: sample(rows, denoiser, start(table, x)).x)
+    assert np.isnan(walk(plan("ddpm", SCHEDULE, 20).rows)).all(), (
+        "no picture without its noise, even where it is traced"
+    )
+    np.testing.assert_allclose(jnp.linalg.norm(walk(table.rows), axis=-1), 1, atol=0.01)
 
 
 @pytest.mark.parametrize("name, sigmas", EVERY)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sdjax.diffusion.plan import make_grid
 from sdjax.diffusion.process import alpha_s
-from sdjax.diffusion.sampler import make_grid, samplers
 from sdjax.diffusion.schedule import (
     ScheduleConfig,
     karras_sigmas,
@@ -13,7 +13,7 @@ from sdjax.diffusion.schedule import (
     sigma_to_t,
     t_to_sigma,
 )
-from sdjax.diffusion.tables import ADAMS_BASHFORTH, HISTORY, lagrange_integrals
+from sdjax.diffusion.tables import ADAMS_BASHFORTH, HISTORY, lagrange_integrals, samplers
 
 SCHEDULE = make_schedule(ScheduleConfig())
 NOISE = np.random.default_rng(0).normal(size=8)
@@ -22,7 +22,7 @@ EVERY = [(name, sigmas) for name, sampler in samplers.items() for sigmas in ("de
 
 
 def table(name, steps, sigmas="default", spacing=None, eta=None):
-    """(grid, rows) as `sdjax.diffusion.sampler.plan` makes them, before they are rounded to float32."""
+    """(grid, rows) as `sdjax.diffusion.plan.plan` makes them, before they are rounded to float32."""
     sampler = samplers[name]
     grid = make_grid(sampler, SCHEDULE, steps, sigmas, spacing)
     eta = sampler.eta if eta is None else eta

@@ -116,7 +116,7 @@ def test_what_stays_float32(config, part, dtype):
 
 def test_this_test_can_fail(monkeypatch):
     wrong = lambda q, k, v, heads, causal=False, upcast=False: attention(q, k, v, heads, causal, False)
-    monkeypatch.setattr("sdjax.nn.kernels.attention.attention", wrong)
+    monkeypatch.setattr("sdjax.nn.transformer.attention", wrong)
     with pytest.raises(AssertionError):
         test_what_stays_float32(NARROW_V2, "unet", "float16")
 

@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from sdjax.diffusion import sampler  # noqa: E402
+from sdjax.diffusion import plan, sampler, tables  # noqa: E402
 from sdjax.diffusion.guidance import at_timesteps, to_denoiser  # noqa: E402
-from sdjax.diffusion.sampler import make_grid  # noqa: E402
+from sdjax.diffusion.plan import make_grid  # noqa: E402
 from sdjax.diffusion.schedule import (  # noqa: E402
     ScheduleConfig,
     make_schedule,
@@ -62,7 +62,7 @@ def walk(prediction: str, zero_terminal_snr: bool = False):
 
 
 def ours(name: str, prediction: str, steps: int, **options) -> np.ndarray:
-    return np.asarray(walk(prediction)(sampler.plan(name, make_schedule(ScheduleConfig()), steps, **options)))
+    return np.asarray(walk(prediction)(plan.plan(name, make_schedule(ScheduleConfig()), steps, **options)))
 
 
 def make(name: str, prediction: str = "epsilon", **settings):
@@ -133,7 +133,7 @@ def test_a_model_of_x0(name, monkeypatch):
     """
     scheduler = make(name, "x0")
     if name == "heun":
-        levels = make_grid(sampler.samplers[name], make_schedule(ScheduleConfig()), 10, "default", None).sigma
+        levels = make_grid(tables.samplers[name], make_schedule(ScheduleConfig()), 10, "default", None).sigma
         twice = torch.tensor([levels[0], *np.repeat(levels[1:-1], 2), levels[-1]])
         whole = scheduler.set_timesteps
         monkeypatch.setattr(scheduler, "set_timesteps", lambda n: (whole(n), setattr(scheduler, "sigmas", twice)))
@@ -168,12 +168,12 @@ def test_zero_terminal_snr(name, limit, monkeypatch):
     for steps in (5, 20, 50):
         scheduler = make(name, "v", timestep_spacing="trailing", rescale_betas_zero_snr=True)
         expected = theirs(scheduler, steps, monkeypatch)
-        found = np.asarray(walk("v", True)(sampler.plan(name, schedule, steps)))
+        found = np.asarray(walk("v", True)(plan.plan(name, schedule, steps)))
         assert relative(found, expected) < limit, steps
         abar = scheduler.alphas_cumprod.numpy()
         np.testing.assert_allclose(schedule.alphas_cumprod[:-1], abar[:-1], rtol=2e-3, atol=1e-7)
     plain = theirs(make(name, "v", timestep_spacing="trailing"), 20, monkeypatch)
-    found = np.asarray(walk("v", True)(sampler.plan(name, schedule, 20)))
+    found = np.asarray(walk("v", True)(plan.plan(name, schedule, 20)))
     assert relative(found, plain) > 10 * limit, "the schedules cannot be told apart"
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 import sdjax
 from sdjax.diffusion.schedule import make_schedule, t_to_sigma
 from sdjax.networks.unet.network import UNet
-from sdjax.nn.kernels import attention
+from sdjax.nn import transformer
 from sdjax.text.bpe import train_bpe
 from tests.narrow import NARROW, random_model_params
 from tests.text.test_tokenizer import captions
@@ -49,8 +49,8 @@ def by_hand(sd, x, t, context):
     t = np.broadcast_to(np.float32(t), len(x))
     _, found = jax.jit(apply)({"params": sd.params["unet"]}, x, t, context)
     maps = []
-    for name, transformer in found["intermediates"].items():
-        q, k = (np.asarray(transformer["block"]["cross"][part]["__call__"][0], np.float64) for part in "qk")
+    for name, one in found["intermediates"].items():
+        q, k = (np.asarray(one["block"]["cross"][part]["__call__"][0], np.float64) for part in "qk")
         level = len(sd.config.unet.channels) - 1 if name.startswith("mid") else int(name.split("_")[1])
         heads, factor = sd.config.unet.heads[level], 2**level
         total = 0
@@ -93,7 +93,7 @@ def test_nothing_is_computed_when_not_asked_for(sd, x, monkeypatch):
     def fail(*_):
         raise AssertionError
 
-    monkeypatch.setattr(attention, "attention_weights", fail)
+    monkeypatch.setattr(transformer, "attention_weights", fail)
     module, inputs = UNet(sd.config.unet), (x, np.zeros(2), np.zeros((2, 12, 24), np.float32))
     assert list(jax.eval_shape(module.init, jax.random.key(0), *inputs)) == ["params"]
     jax.eval_shape(module.apply, {"params": sd.params["unet"]}, *inputs)

@@ -13,11 +13,12 @@ import pytest
 
 from sdjax.devices import placement
 from sdjax.diffusion.noise import initial_noise
-from sdjax.diffusion.sampler import samplers
+from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.tasks import engine
 from sdjax.tasks.image_to_image import img2img, inpaint
-from sdjax.tasks.options import Options, check
+from sdjax.tasks.options import TaskOptions
+from sdjax.tasks.request import check
 from sdjax.tasks.text_to_image import txt2img
 from tests.tiny import tiny
 
@@ -76,7 +77,7 @@ def test_an_image_does_not_depend_on_the_shapes_of_other_prompts():
 
 def test_chunks_do_not_show(monkeypatch):
     whole = make(num_images=4)
-    monkeypatch.setattr(engine, "POSITIONS", 3 * 64)
+    monkeypatch.setattr(placement, "POSITIONS", 3 * 64)
     assert [placement.chunk_size(count, 64)[0] for count in (1, 3, 4, 5, 7)] == [1, 3, 2, 3, 3]
     copied, copy = [], engine.copy_over
     monkeypatch.setattr(engine, "copy_over", lambda *given: copied.append(given) or copy(*given))
@@ -93,8 +94,8 @@ def test_accelerators_take_what_their_memory_holds():
 
 
 def test_composed_prompts_go_through_fewer_at_a_time(monkeypatch):
-    monkeypatch.setattr(engine, "POSITIONS", 4 * 64)
-    options = Options(num_images=4)
+    monkeypatch.setattr(placement, "POSITIONS", 4 * 64)
+    options = TaskOptions(num_images=4)
     sizes = lambda prompt: [part.length for part in engine.plan_work(tiny(), check(tiny().config, prompt, options))]
     assert [sizes(prompt) for prompt in ("a", "a AND b", "a AND b AND c", " AND ".join("abcdefgh"))] == [
         [4],

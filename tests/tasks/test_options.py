@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax.tasks.options import Options, check, guidance_scales
+from sdjax.families.table import PRESETS
+from sdjax.tasks.options import OPTIONS, TaskOptions
+from sdjax.tasks.request import check, guidance_scales
 from tests.tiny import CONFIG, tiny
 
 PIXELS = np.zeros((16, 16, 3), np.float32)
@@ -132,12 +134,12 @@ def test_models_that_a_task_is_not_for():
             getattr(sdjax, task)(tiny(channels=9), "cat", **ARGUMENTS[task])
     with pytest.raises(sdjax.SdjaxError, match="5 channels, 4 or 9 expected"):
         sdjax.inpaint(tiny(channels=5), "cat", PIXELS, MASK)
-    with pytest.raises(sdjax.SdjaxError, match="its UNet takes 8 channels, 4 expected"):
+    with pytest.raises(sdjax.SdjaxError, match="its UNet takes 8 channels, 4 or 9 expected"):
         sdjax.txt2img(tiny(channels=8), "cat")
 
 
 def test_every_task_shows_the_shared_options():
-    shared = [field.name for field in fields(Options)]
+    shared = [field.name for field in fields(TaskOptions)]
     own = {
         "txt2img": [],
         "img2img": ["image", "strength"],
@@ -154,15 +156,42 @@ def test_every_task_shows_the_shared_options():
 
 
 def test_guidance_scales():
-    scales = lambda scale: guidance_scales(CONFIG, Options(steps=3, guidance_scale=scale)).tolist()
+    scales = lambda scale: guidance_scales(CONFIG, TaskOptions(steps=3, guidance_scale=scale)).tolist()
     assert scales(2) == [2, 2, 2] and scales([1, 2, 3]) == scales(np.arange(1, 4)) == [1, 2, 3]
     assert scales(lambda step: 10 - step) == [10, 9, 8] and scales(None) == [4, 4, 4]
     assert scales(jnp.arange(1, 4)) == scales(lambda step: jnp.float32(step + 1)) == [1, 2, 3]
     assert scales(jnp.float32(2)) == [2, 2, 2]
-    assert [sdjax.families.sd.PRESETS[name].guidance_scale for name in ("sd15", "sd21-base", "sd21")] == [7.5, 9.0, 9.0]
+    assert [PRESETS[name].guidance_scale for name in ("sd15", "sd21-base", "sd21")] == [
+        7.5,
+        9.0,
+        9.0,
+    ]
 
 
 def test_requests():
-    request = check(CONFIG, ["a", "b"], Options(num_images=2, seed=5, height=8))
+    request = check(CONFIG, ["a", "b"], TaskOptions(num_images=2, seed=5, height=8))
     assert request.prompts == ["a", "a", "b", "b"] and request.seeds.tolist() == [5, 6, 7, 8]
-    assert request.shape == (4, 8, 4) and check(CONFIG, "a", Options(), 3).prompts == ["a"] * 3
+    assert request.shape == (4, 8, 4) and check(CONFIG, "a", TaskOptions(), 3).prompts == ["a"] * 3
+
+
+def test_every_option_says_what_it_is():
+    """The signature, the docstring, the command line and the text are made of one row."""
+    names = [option.name for option in OPTIONS]
+    assert len(set(names)) == len(names) == len({option.text or option.name for option in OPTIONS})
+    for option in OPTIONS:
+        assert option.help.endswith(".") and (option.check is None) == (not option.right)
+        assert option.check is None or option.check(option.default)
+        assert (option.text is None) == (option.read is None)
+    assert list(inspect.signature(sdjax.txt2img).parameters)[2:] == names
+
+
+def test_the_help_of_the_sampler_names_all_of_them():
+    (sampler,) = (option for option in OPTIONS if option.name == "sampler")
+    assert set(sdjax.samplers) <= set(re.findall(r"\w+", sampler.help))
+
+
+@pytest.mark.parametrize("channels", [5, 7, 8])
+@pytest.mark.parametrize("task", ARGUMENTS)
+def test_a_model_that_no_task_takes_is_refused_by_every_task(task, channels):
+    with pytest.raises(sdjax.SdjaxError, match=f"sd tiny: its UNet takes {channels} channels, 4 or 9 expected"):
+        getattr(sdjax, task)(tiny(channels=channels), "cat", **ARGUMENTS[task])

@@ -7,8 +7,9 @@ import pytest
 
 import sdjax
 from sdjax.diffusion import noise
+from sdjax.diffusion.plan import plan
 from sdjax.diffusion.prediction import PREDICTIONS
-from sdjax.diffusion.sampler import plan, sample, start
+from sdjax.diffusion.sampler import sample, start
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.tasks import stages
 from tests.tiny import tiny
@@ -77,3 +78,28 @@ def test_gradient_through_a_whole_walk():
     there, back = moved(1), moved(-1)
     np.testing.assert_allclose(slope, (there - back) / (2 * h), rtol=2e-2)
     assert all(jnp.abs(g).max() > 1e-6 for g in gradient)
+
+
+def test_denoiser_refuses_by_name_what_it_cannot_take():
+    sd, inpainting = tiny(), tiny(channels=9)
+    cond, composed = sdjax.encode_prompt(sd, ["cat"]), sdjax.encode_prompt(sd, ["cat AND dog"])
+    with pytest.raises(sdjax.SdjaxError, match=r"sd tiny: an inpainting model \(9 channels\)"):
+        sdjax.denoiser(inpainting, cond)
+    with pytest.raises(sdjax.SdjaxError, match=r"cond.context has shape \[1, 2, 8, 16\].*AND.*uncond"):
+        sdjax.denoiser(sd, composed)
+    with pytest.raises(sdjax.SdjaxError, match=r"uncond.context has shape \[1, 2, 8, 16\]"):
+        sdjax.denoiser(sd, cond, composed)
+    assert sdjax.denoiser(sd, composed, cond, 2.0)(A[:1], 2.0).shape == A[:1].shape
+
+
+def test_a_model_s_name_and_size_are_not_compiled_for():
+    """The same weights under another name, such as every training's export, run the programs that there are."""
+    from dataclasses import replace
+
+    draw = lambda sd: sdjax.txt2img(sd, "cat", steps=2, height=16, width=16, output="pixels")
+    sd = tiny()
+    before = draw(sd)
+    sizes = [function._cache_size() for function in (stages.walk, stages.finish, stages.encode)]
+    other = replace(sd, config=replace(sd.config, name="export", size=32, guidance_scale=3.0))
+    np.testing.assert_array_equal(draw(other), before)
+    assert [function._cache_size() for function in (stages.walk, stages.finish, stages.encode)] == sizes

@@ -163,7 +163,7 @@ def test_trajectory(progress):
     latents = txt2img(tiny(), TWO, steps=5, sampler="euler", output="latents")
     np.testing.assert_allclose(walk.latents, latents, atol=1e-5)
     np.testing.assert_allclose(walk.x0[-1], latents, atol=1e-5)
-    table = sdjax.diffusion.sampler.plan("euler", sdjax.diffusion.schedule.make_schedule(tiny().config.schedule), 5)
+    table = sdjax.diffusion.plan.plan("euler", sdjax.diffusion.schedule.make_schedule(tiny().config.schedule), 5)
     noise = sdjax.diffusion.noise.initial_noise(np.uint32([0, 1]), (8, 8, 4))
     np.testing.assert_allclose(walk.x[0], table.start * noise, atol=1e-6)
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import sdjax
 from sdjax.errors import SdjaxError
 from sdjax.families.sd import EMOJI, SD15, SD21, SD21_BASE
-from sdjax.families.table import PRESETS
+from sdjax.families.table import PRESETS, family_of
 from sdjax.model.load import bundled_tokenizer
 from sdjax.text.bpe import train_bpe
 from sdjax.text.tokenizer import clip_tokenizer
@@ -102,7 +102,7 @@ def test_presets_differ_in_what_a_file_shows():
     assert {config.name for config in CANDIDATES} == {*PRESETS, "sd2-inpaint"}
     for config in CANDIDATES:
         expected = {SD21, SD21_BASE} if config in (SD21, SD21_BASE) else {config}
-        assert set(single.recognise(single.probes(config))) == expected
+        assert set(single.recognise(family_of(config).probes(config))) == expected
 
 
 def test_other_models_are_refused_with_what_was_seen():

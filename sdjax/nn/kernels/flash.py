@@ -43,7 +43,7 @@ class Blocks(NamedTuple):
 
 
 def blocks(length: int, most: int, piece: int) -> Blocks:
-    """Blocks of at most `most` tokens, whole pieces of at most `piece`, both multiples of 128 where there are several."""
+    """Blocks of at most `most` tokens, whole pieces of at most `piece`, both multiples of 128 if there are several."""
     if length <= piece:
         return Blocks(length, 1, length, length)
     pieces = math.ceil(length / piece)

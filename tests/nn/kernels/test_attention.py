@@ -90,7 +90,7 @@ SMALL = ((128, 128, 128), (256, 256, 128))  # (most of a block, of a piece) for 
 
 @pytest.fixture(params=[None, 0, 1], ids=["as planned", "blocks", "pieces"])
 def planned(request, monkeypatch):
-    """The TPU kernels in Pallas' interpreter, with several blocks, or several pieces in a block, at small lengths too."""
+    """The TPU kernels in Pallas' interpreter, with several blocks or pieces in a block, at small lengths too."""
     from sdjax.nn.kernels import flash as kernels
 
     if request.param is not None:

@@ -3,10 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdjax.diffusion.sampler import samplers
+from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
-from sdjax.image.parameters import OTHERS, describe, parameters_text, parse_parameters, read_parameters, understand
+from sdjax.image.parameters import parameters_text, parse_parameters, read_parameters
 from sdjax.image.png import save_png
+from sdjax.tasks.parameters import FIELDS, describe, understand
 
 prompts = st.text(st.characters(codec="utf-8")).filter(lambda text: "Negative prompt:" not in text)
 #: as AUTOMATIC1111's web UI writes it (modules/processing.py create_infotext)
@@ -62,12 +63,12 @@ def test_all_arguments_come_back(embedding):
         "steps": 9,
         "sampler": "unipc",
         "guidance_scale": -1e-7,
-        **{name: kind("3") for name, kind, _ in OTHERS.values() if name not in several},
+        **{option.name: option.read("3") for option in FIELDS if not option.write and option.name not in several},
         **several,
     }
     found, rest = understand(describe(arguments, 0, (8, 8), "m", "folder, of: models"))
     assert arguments.items() <= found.items() and rest == {"Model": "m", "Source": "folder, of: models"}
-    defaults = {name: default for name, _, default in OTHERS.values()}
+    defaults = {option.name: option.default for option in FIELDS if not option.write}
     assert describe(arguments | defaults, 0, (8, 8), "m", "m").endswith("Seed: 0, Size: 8x8, Model: m")
 
 

@@ -1,0 +1,96 @@
+"""What one call asks for, checked against the model and in arrays' form."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sdjax.checks import is_number, is_whole
+from sdjax.errors import SdjaxError
+from sdjax.families.config import Config
+from sdjax.tasks.options import OPTIONS, TaskOptions
+
+
+class Request(NamedTuple):
+    """The options of one call, checked and in arrays' form."""
+
+    prompts: list[str]  # one an image
+    negative: str
+    seeds: np.ndarray  # uint32 [B]
+    shape: tuple[int, int, int]  # of one image's latents
+    scales: np.ndarray  # float32 [steps]
+    options: TaskOptions
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+
+def check(config: Config, prompt: str | Sequence[str], options: TaskOptions, pictures: int = 1) -> Request:
+    """Refuses what no task can do. `pictures` is how many pictures a task starts from: one, or one a prompt."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise SdjaxError(f"prompt {prompt!r}: a string or a list of at least one string")
+    if pictures != 1 and len(prompts) not in (1, pictures):
+        raise SdjaxError(f"prompt: {len(prompts)} prompts for {pictures} images, one or {pictures} expected")
+    for option in OPTIONS:
+        if option.check is not None and not option.check(value := getattr(options, option.name)):
+            raise SdjaxError(f"{option.name} {value!r}: {option.right}")
+    prompts = prompts * (pictures if len(prompts) == 1 else 1)
+    prompts = [p for p in prompts for _ in range(options.num_images)]
+    count = len(prompts)
+    if not is_whole(options.seed, 0, 2**32 - count):
+        raise SdjaxError(f"seed {options.seed!r}: a whole number from 0 to {2**32 - count} for {count} images")
+    if options.guidance_fn is not None and type(options.guidance_fn).__hash__ is None:
+        raise SdjaxError(f"guidance_fn {options.guidance_fn!r}: not hashable, a plain function expected")
+    height, width = check_size(config, options)
+    factor = config.vae.factor
+    shape = (height // factor, width // factor, config.vae.latent_channels)
+    if options.latents is not None:
+        latents = np.asarray(options.latents)
+        if latents.shape != (count, *shape):
+            raise SdjaxError(f"latents of shape {latents.shape}: {(count, *shape)} for {count} images of this size")
+        if latents.dtype.kind not in "fiuV":  # V is bfloat16
+            raise SdjaxError(f"latents are {latents.dtype}: numbers expected")
+    seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
+    return Request(prompts, options.negative_prompt, seeds, shape, guidance_scales(config, options), options)
+
+
+def check_size(config: Config, options: TaskOptions) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    multiple = config.multiple
+    for name, side in (("height", options.height), ("width", options.width)):
+        if side is not None and (not is_whole(side, multiple) or side % multiple):
+            raise SdjaxError(f"{name} {side!r}: a positive multiple of {multiple} pixels for {config.name}")
+    return tuple(config.size if side is None else int(side) for side in (options.height, options.width))
+
+
+def guidance_scales(config: Config, options: TaskOptions) -> np.ndarray:
+    """guidance_scale as one finite number a step."""
+    scale, steps, interval = options.guidance_scale, options.steps, options.guidance_interval
+    if interval is not None and not (
+        isinstance(interval, Sequence)
+        and len(interval) == 2
+        and all(is_number(s, 0) for s in interval)
+        and interval[0] <= interval[1]
+    ):
+        raise SdjaxError(f"guidance_interval {interval!r}: two sigmas (low, high), 0 <= low <= high, or None")
+    if not is_whole(steps, 1, config.schedule.timesteps):
+        raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {config.schedule.timesteps}")
+    if scale is None:
+        scale = config.guidance_scale
+    if callable(scale):
+        values = [scale(n) for n in range(steps)]
+    elif (isinstance(scale, Sequence) and not isinstance(scale, str)) or np.ndim(scale) == 1:
+        values = list(scale)
+    else:
+        values = [scale] * steps
+    values = [value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value for value in values]
+    if len(values) != steps:
+        raise SdjaxError(f"guidance_scale of {len(values)} numbers: one, or one for each of {steps} steps")
+    for value in values:
+        if not is_number(value):
+            raise SdjaxError(
+                f"guidance_scale {value!r}: a finite number, [steps] of them, a function of the step or None"
+            )
+    return np.asarray(values, np.float32)
