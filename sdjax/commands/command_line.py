@@ -101,4 +101,5 @@ def _one_line(box: str) -> str:
     text = re.split(r"\n│ ─+ │\n", re.sub(r"\x1b\[[0-9;]*m", "", box))[0]
     lines = [line for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     sentence = " ".join(" ".join(re.sub(r"[─-╿]+", " ", line) for line in lines).split())
+    sentence = re.sub(r"^Error parsing \w+: ", "", sentence)  # a dataclass' own refusal, which names the argument
     return sentence or "the command line could not be read: see --help"
