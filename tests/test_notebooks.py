@@ -39,7 +39,7 @@ def test_runs_and_shows_what_it_has_kept(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_imports_only_what_is_public(path):
-    """A notebook is read as an example: `import sdjax`, and names that sdjax.sampling, sdjax.pictures and so on list."""
+    """A notebook is read as an example: it has `import sdjax`, and names that sdjax, sdjax.sampling and so on list."""
     modules = {"sdjax", *(f"sdjax.{name}" for name in sdjax.__all__ if ismodule(getattr(sdjax, name)))}
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
