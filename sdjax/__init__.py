@@ -11,6 +11,7 @@ import importlib
 from sdjax.errors import SdjaxError
 
 _HOME = {
+    "types": ("Cond",),
     "model.value": ("StableDiffusion",),
     "model.load": ("create", "load", "save"),
     "model.functions": ("predict", "vae_moments", "encode", "decode"),
@@ -24,8 +25,10 @@ _HOME = {
     "tasks.program": ("save_program", "load_program"),
     "tasks.safety": ("load_safety_checker", "check_safety"),
     "diffusion.tables": ("samplers",),
+    "devices.host": ("keep_programs",),
 }
-_MODULES = {"watermark": "image.watermark"}  # public as they are: sdjax.watermark.embed
+#: modules that are public as they are: sdjax.sampling.plan, sdjax.pictures.contact_sheet, sdjax.watermark.embed
+_MODULES = {"sampling": "sampling", "pictures": "pictures", "watermark": "image.watermark"}
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["SdjaxError", *_MODULE, *_MODULES]

@@ -23,6 +23,7 @@ FLOORS = (
     ("tasks", "adapters"),
     ("training",),
     ("commands",),
+    ("sampling", "pictures"),
 )
 
 
@@ -54,7 +55,7 @@ def circle(arrows: dict[str, set[str]]) -> list[str] | None:
 MODULES = {
     module_name(path): imports(path)
     for path in sorted(ROOT.rglob("*.py"))
-    if path.parent != ROOT or path.stem in ("errors", "checks", "types", "files")
+    if path.parent != ROOT or path.stem in ("errors", "checks", "types", "files", "sampling", "pictures")
 }
 room = lambda module: module.split(".")[0]
 

@@ -1,11 +1,16 @@
 """The notebooks run, and show what they have kept: pictures where they kept pictures, text where they kept text."""
 
+import ast
+import importlib
 import json
 import runpy
+from inspect import ismodule
 from pathlib import Path
 
 import nbformat
 import pytest
+
+import sdjax
 
 FOLDER = Path(__file__).parent.parent / "sample" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -30,6 +35,22 @@ def test_runs_and_shows_what_it_has_kept(path):
     assert sum("image/png" in shown for cell in kinds(kept) for shown in cell) >= 3
     counts = [cell["execution_count"] for cell in kept["cells"] if cell["cell_type"] == "code"]
     assert counts == list(range(1, len(counts) + 1)), "kept as run, from top to bottom"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_only_what_is_public(path):
+    """A notebook is read as an example: it has `import sdjax`, and names that sdjax, sdjax.sampling and so on list."""
+    modules = {"sdjax", *(f"sdjax.{name}" for name in sdjax.__all__ if ismodule(getattr(sdjax, name)))}
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            assert {alias.name for alias in node.names if alias.name.split(".")[0] == "sdjax"} <= modules
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "sdjax":
+            assert node.module in modules
+            assert {alias.name for alias in node.names} <= set(importlib.import_module(node.module).__all__)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sdjax":
+            assert node.attr in sdjax.__all__
 
 
 def test_format_and_size():

@@ -1,4 +1,4 @@
-"""README's example: the bundled model learns a word from the example pictures (slow)."""
+"""The example in sample/guide/training.md: the bundled model learns a word from the example pictures (slow)."""
 
 import json
 import shutil
