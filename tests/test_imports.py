@@ -80,7 +80,7 @@ def test_no_import_goes_in_a_circle():
         assert circle({module: names for module, names in MODULES.items() if room(module) == name}) is None
 
 
-@pytest.mark.parametrize("folder", ["sdjax"])
+@pytest.mark.parametrize("folder", ["sdjax", "train", "sample"])
 def test_every_file_is_short(folder):
     files = (ROOT.parent / folder).rglob("*.py")
     assert not {path.name: n for path in files if (n := len(path.read_text().splitlines())) > 350}

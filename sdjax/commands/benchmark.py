@@ -10,63 +10,19 @@ and torch come with the extra `parity`; with `--peer none` sdjax runs alone.
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from sdjax.commands.command_line import run
-from sdjax.devices import tpu
+from sdjax.commands.benchmark_options import PARTS, PROMPT, Options, inputs
+from sdjax.commands.benchmark_process import Worker
+from sdjax.commands.benchmark_tpu import aot, work_of
 from sdjax.errors import SdjaxError
-
-PARTS, PROMPT = ("unet", "decode", "image"), "a red apple"
-
-
-@dataclass(frozen=True)
-class Options:
-    model: str = "SD15"
-    """A preset (SD15, SD21, ...) with random parameters, a diffusers folder, or emoji."""
-    sizes: tuple[int, ...] = ()
-    """Pixels a side; the model's own if left out."""
-    batch_size: int = 1
-    """Pictures at once; the UNet is called with twice as many, as guidance needs."""
-    steps: int = 20
-    """Of a whole image, ddim."""
-    parts: tuple[str, ...] = PARTS
-    """What is measured: unet (sdjax.predict), decode (sdjax.decode), image (sdjax.txt2img)."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the computation; with random parameters theirs too."""
-    peer: tuple[Literal["eager", "compile", "graphs", "none"], ...] = ("eager",)
-    """diffusers as it is, through torch.compile, through torch.compile with CUDA graphs, or not at all."""
-    runs: int = 5
-    """Turns that each takes after a first one, which compiles."""
-    aot_tpu: str | None = None
-    """v5e, v5p or v6e: only compile, for one such chip."""
-    cache: bool = False
-    """Take compiled programs from where other scripts keep them; then compile times are not those of a first run."""
-
-
-# ---- the two sides: (part, pixels a side) -> a function that computes it and gives numpy back
-
-
-def inputs(config, options: Options, size: int) -> dict[str, np.ndarray]:
-    """The same for both."""
-    batch, side = options.batch_size, size // config.vae.factor
-    draw = lambda seed, *shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    return {
-        "latents": draw(0, batch, side, side, config.vae.latent_channels),
-        "x": draw(1, 2 * batch, side, side, config.unet.in_channels),
-        "t": np.full(2 * batch, 500.0, np.float32),
-        "context": draw(2, 2 * batch, config.text.length, config.unet.context_dim),
-    }
 
 
 def ours(folder: str, options: Options) -> Callable:
@@ -163,178 +119,6 @@ def write_random(name: str, dtype: str, folder: str) -> None:
     sdjax.save(sdjax.StableDiffusion(config, params, bundled_tokenizer(config.text)), folder)
 
 
-# ---- processes that take turns
-
-
-def serve(pipe, make: Callable, *arguments) -> None:
-    """A worker: answers (part, size) with (seconds, bytes held at most, result)."""
-    try:
-        begin, calls = time.perf_counter(), {}
-        side = make(*arguments)
-        pipe.send((time.perf_counter() - begin, peak_memory(make), None))
-        while True:
-            asked = pipe.recv()
-            calls = calls if asked in calls else {asked: side(*asked)}
-            forget_peak()
-            begin = time.perf_counter()
-            result = calls[asked]()
-            pipe.send((time.perf_counter() - begin, peak_memory(make), result))
-    except EOFError:  # no more questions
-        return
-    except Exception as error:  # so that the other side says it instead of waiting
-        pipe.send(error if isinstance(error, SdjaxError) else SdjaxError(f"{make.__name__}: {error!r}"))
-
-
-class Worker:
-    def __init__(self, make: Callable, *arguments):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, make, *arguments), daemon=True)
-        self.process.start()
-        other.close()
-        self.loaded = self.answer()
-
-    def answer(self):
-        try:
-            answer = self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            raise SdjaxError(f"a process ended (status {self.process.exitcode}): out of memory?") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def ask(self, part: str, size: int):
-        self.pipe.send((part, size))
-        return self.answer()
-
-
-def forget_peak() -> None:
-    """On Linux the highest memory use can be set back to the present one."""
-    if os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory(make: Callable) -> float:
-    """Bytes: the accelerator's where there is one, else the process'."""
-    if make is ours and (stats := sys.modules["jax"].local_devices()[0].memory_stats()):
-        return stats["peak_bytes_in_use"]
-    if make is theirs and (cuda := sys.modules["torch"].cuda).is_available():
-        return cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0.0)
-
-
-# ---- what they compute, traced: for counting, and for compiling elsewhere
-
-
-def traced(config, options: Options, size: int, part: str) -> tuple:
-    """(function, shapes of its arguments)."""
-    import jax
-    import jax.numpy as jnp
-
-    import sdjax
-    from sdjax.model import functions as model
-    from sdjax.networks.table import param_shapes
-    from sdjax.tasks import program
-    from sdjax.tasks.options import TaskOptions as Arguments
-    from sdjax.tasks.request import check
-
-    dtype = jnp.dtype(options.dtype)
-    typed = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
-    params = {name: typed(param_shapes(getattr(config, name))) for name in ("text", "unet", "vae")}
-    given = inputs(config, options, size)
-    if part == "unet":
-        return (
-            lambda *args: model.unet_output(*args, config.unet, dtype),
-            (params["unet"], given["x"], given["t"], given["context"]),
-        )
-    if part == "decode":
-        return lambda *args: model.vae_pixels(*args, config.vae, dtype), (params["vae"], given["latents"])
-    sd = sdjax.StableDiffusion(config, params, lambda prompts, **_: {"input_ids": [[1]] * len(prompts)}, dtype)
-    arguments = Arguments(steps=options.steps, num_images=options.batch_size, height=size, width=size)
-    request = check(config, "", arguments)
-    return (
-        lambda *args: program.image_program(*args, config=config, dtype=dtype, shape=request.shape),
-        (params, *program.program_inputs(sd, request)),
-    )
-
-
-def work_of(config, options: Options, size: int) -> dict[str, float]:
-    """FLOPs of the model in each part."""
-    from sdjax.devices.cost import flops
-
-    count = {
-        part: flops(function, *args)
-        for part in ("unet", "decode")
-        for function, args in [traced(config, options, size, part)]
-    }
-    return count | {"image": options.steps * count["unet"] + count["decode"]}  # the text tower's are less than 1%
-
-
-def aot(options: Options, config, sizes: list[int]) -> None:
-    """Compiles the parts for one TPU chip."""
-    from sdjax.devices import cost as measure
-
-    if options.aot_tpu not in tpu.CHIPS:
-        raise SdjaxError(f"--aot-tpu {options.aot_tpu}: one of {', '.join(tpu.CHIPS)}")
-    chip = tpu.CHIPS[options.aot_tpu]
-    device = tpu.topology_devices(chip.topology)[0]
-    print(
-        f"{options.model}, batch {options.batch_size}, {options.dtype}, {options.steps} steps, compiled for one "
-        f"{device.device_kind}; jax {version('jax')}"
-    )
-    row = "{:8s}{:>6s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>10s}{:>11s}".format
-    print(
-        row(
-            "part",
-            "px",
-            "GFLOP",
-            "model's",
-            "GB, XLA's",
-            "renamed",
-            "GB moved",
-            "GB args",
-            "GB temp",
-            "ms",
-            "Mcycles",
-            "compile s",
-        ),
-        flush=True,
-    )
-    for size in sizes:
-        work = work_of(config, options, size)
-        for part in options.parts:
-            begin = time.perf_counter()
-            function, shapes = traced(config, options, size, part)
-            compiled = tpu.compile_for(device, function, *shapes)
-            seconds, costs, text = time.perf_counter() - begin, measure.Costs(compiled), compiled.as_text()
-            moved = measure.main_memory_traffic(text)
-            least = max(costs.flops / measure.peak_flops(device.device_kind), moved / chip.bandwidth)
-            whole = part != "image"  # XLA counts a loop's body once
-            print(
-                row(
-                    part,
-                    f"{size}",
-                    f"{costs.flops / 1e9:.0f}" if whole else "",
-                    f"{work[part] / 1e9:.0f}",
-                    *(f"{count / 1e9:.2f}" if whole else "" for count in (costs.bytes, measure.renamed(text), moved)),
-                    f"{costs.memory['arguments'] / 1e9:.2f}",
-                    f"{costs.memory['temporary'] / 1e9:.2f}",
-                    f"{1e3 * least:.1f}" if whole else "",
-                    f"{measure.cycles(text) / 1e6:.1f}" if whole else "",
-                    f"{seconds:.0f}",
-                ),
-                flush=True,
-            )
-    print(
-        "GFLOP: XLA's count; model's: of matrix products and convolutions; GB, XLA's: read and written by its "
-        "operations, in on-chip memory too; renamed: of these, neither read nor written; GB moved: to and from main "
-        "memory; ms: at least, by FLOP/s and bytes/s; Mcycles: XLA's estimate, without attention's kernels"
-    )
-
-
 # ---- the table
 
 
@@ -424,7 +208,3 @@ def compare(options: Options, config, sizes: list[int], folder: str) -> None:
         "compile: what the first call took longer; share: of the speed of a matrix product, by the model's own "
         "FLOPs; ratio: sdjax' time by the other's, median of turns; apart: largest difference by largest value"
     )
-
-
-if __name__ == "__main__":
-    run(main, Options)

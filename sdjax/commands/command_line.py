@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
@@ -17,17 +17,24 @@ from sdjax.errors import SdjaxError, out_of_memory, with_flags
 Options = TypeVar("Options")
 
 
-def parse(options: type[Options], description: str, default: Options | None = None) -> Options:
-    """Reads sys.argv into the dataclass `options`; tyro's error box becomes one line, exit status 2.
+def parse(
+    options: type[Options],
+    description: str,
+    default: Options | None = None,
+    arguments: Sequence[str] | None = None,
+    program: str | None = None,
+) -> Options:
+    """Reads `arguments` (sys.argv's) into the dataclass `options`; tyro's error box becomes one line, exit status 2.
 
-    `default`: an instance whose values stand where the command line says nothing.
+    `default`: an instance whose values stand where the command line says nothing. `program`: its name in --help.
     """
     import tyro
 
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(options, description=description, **({} if default is None else {"default": default}))
+            default = {} if default is None else {"default": default}
+            return tyro.cli(options, description=description, args=arguments, prog=program, **default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -40,19 +47,24 @@ def flag_names(options: type) -> set[str]:
 
 
 def run(
-    main: Callable[[Options], None], options: type[Options], defaults: Callable[[Options], Options | None] | None = None
+    main: Callable[[Options], None],
+    options: type[Options],
+    defaults: Callable[[Options], Options | None] | None = None,
+    arguments: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> None:
     """Parses, calls `main`, and turns every refusal into one line and exit status 2.
 
-    defaults(parsed) may return other defaults, which options on the command line override.
+    defaults(parsed) may return other defaults, which options on the command line override. `arguments`, `program`: see
+    `parse`.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     gc.set_threshold(50_000)  # imports and traces make millions of objects that stay: looking through them took a tenth
-    parsed = parse(options, main.__doc__ or "")
+    parsed = parse(options, main.__doc__ or "", None, arguments, program)
     handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         if defaults and (default := defaults(parsed)) is not None:
-            parsed = parse(options, main.__doc__ or "", default)
+            parsed = parse(options, main.__doc__ or "", default, arguments, program)
         if getattr(parsed, "cache", True):
             keep_programs()
         main(parsed)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sample import benchmark
+from sdjax.commands import benchmark
 from sdjax.errors import SdjaxError
 from tests.commands.test_command_line import ROOT
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 pytest.importorskip("diffusers")
+from sdjax.commands import train_benchmark as benchmark
 from sdjax.errors import SdjaxError
 from tests.scripts import CONFIG
-from train import benchmark
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
 

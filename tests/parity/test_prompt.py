@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 import sdjax  # noqa: E402
-from sdjax.text.tokenizer import train_bpe  # noqa: E402
+from sdjax.text.bpe import train_bpe  # noqa: E402
 from tests.narrow import NARROW, random_model_params  # noqa: E402
 from tests.text.test_tokenizer import captions  # noqa: E402
 

@@ -138,7 +138,7 @@ def test_train_vae(script, place):
 
 def test_the_scaling_is_found_in_small_parts(place, monkeypatch):
     """It is that of all pictures, and no more than a step's share of a device goes through at once."""
-    from train import train_vae
+    from sdjax.commands import train_vae
 
     vae, seen, posterior = sdjax.load(place / "model").params["vae"], [], train_vae.vae_posterior
     monkeypatch.setattr(train_vae, "vae_posterior", lambda *args: seen.append(len(args[1])) or posterior(*args))
@@ -203,7 +203,7 @@ def test_train_clip(script, place, monkeypatch):
 
 
 def test_half_of_a_clip_batch_is_alike(script, place, monkeypatch, tmp_path, capfd):
-    from train.train_clip import Options, half_alike
+    from sdjax.commands.train_clip import Options, half_alike
 
     records = [{"file_name": "x", "text": f"thing {i % 40}", "style": i % 3, "ground": i % 2} for i in range(600)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))

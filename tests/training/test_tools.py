@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdjax.commands import compile_for
+from sdjax.commands import train_benchmark as benchmark
 from sdjax.errors import SdjaxError
 from tests.scripts import CONFIG
-from train import benchmark, compile_for
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The smallest model under a preset's name."""
-    monkeypatch.setitem(sys.modules["sdjax.families.sd"].NAMED, "EMOJI", CONFIG)
+    monkeypatch.setitem(sys.modules["sdjax.families.table"].NAMED, "EMOJI", CONFIG)
 
 
 @pytest.fixture

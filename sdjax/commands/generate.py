@@ -15,8 +15,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sdjax.commands.command_line import Progress, run
-from sdjax.commands.generate_options import NAMES, Options, check_options, settings_of_picture
+from sdjax.commands.command_line import Progress
+from sdjax.commands.generate_options import NAMES, Options, check_options
+from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
 from sdjax.devices.host import return_memory
 from sdjax.errors import SdjaxError, flags_of, prefixed
 from sdjax.files import check_folder
@@ -235,7 +236,3 @@ def save_next(image, folder: Path, seed: int, text: str) -> Path:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-
-
-if __name__ == "__main__":
-    run(main, Options, settings_of_picture)

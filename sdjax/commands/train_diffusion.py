@@ -5,26 +5,20 @@ python train/train_diffusion.py --data DIR --model FOLDER --out RUN --steps 1000
 
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import sdjax
-from sdjax.commands import command_line as cli
 from sdjax.data.order import Chosen, Order, read_ahead
-from sdjax.data.source import Pictures
 from sdjax.devices.processes import is_primary, local_part
 from sdjax.errors import SdjaxError
-from sdjax.families.config import Config
 from sdjax.families.table import NAMED
 from sdjax.model.load import initial_params
-from sdjax.model.value import StableDiffusion
-from sdjax.training.cache import cached_latents, cached_states
+from sdjax.training.captions import Table, batch_shapes, hold_out, validation_batches
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import dry_run, export, fit
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
@@ -92,54 +86,6 @@ class Options(TrainOptions):
         return self.flip or self.crop == "random"
 
 
-class Table:
-    """Latents and text states of a source's rows, computed once."""
-
-    def __init__(self, sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1):
-        self.latents = cached_latents(sd, source, folder, views)
-        self.states, self.caption_of = cached_states(sd, source.texts, folder)
-
-    def batch(self, chosen: Chosen, index: np.ndarray) -> Batch:
-        """index: the examples' numbers, on which their draws hang."""
-        moments, rows = self.latents(chosen)
-        return Batch(moments, self.states[self.caption_of[rows]], index)
-
-
-def hold_out(options: Options, source: Pictures) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The rows of each group to train on, and those that --validation, where it is a number, holds out of them."""
-    groups, count, held_out = [np.asarray(rows) for rows in source.groups], len(source), np.array([], int)
-    if options.validation is not None and options.validation.lstrip("-").isdecimal():
-        number = int(options.validation)
-        if not 1 <= number < count:
-            raise SdjaxError(
-                f"--validation {number}: expected a folder or a number from 1 to {count - 1}, of the "
-                f"{count} pictures in {options.data}"
-            )
-        held_out = np.random.default_rng(options.seed).permutation(count)[:number]
-    return tuple([rows[np.isin(rows, held_out, invert=invert)] for rows in groups] for invert in (True, False))
-
-
-def validation_batches(options: Options, table: Table, groups: list[np.ndarray]) -> Iterator[tuple[Batch, np.ndarray]]:
-    """(batch, weights) after batch of this process' part of the rows; each group's last is filled up with weight 0."""
-    mine, number = local_part(options.batch_size), 0
-    for group, rows in enumerate(groups):
-        for first in range(0, len(rows), options.batch_size):
-            place = np.arange(first, first + options.batch_size)[mine]
-            chosen = Chosen(rows[np.minimum(place, len(rows) - 1)], np.zeros(len(place), int), group)
-            yield table.batch(chosen, (number + place).astype(np.uint32)), np.float32(place < len(rows))
-        number += len(rows)
-
-
-def batch_shapes(config: Config, count: int) -> Batch:
-    """A batch without its values."""
-    side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
-    return Batch(
-        shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
-        shape((count, config.text.length, config.text.width), np.float16),
-        shape((count,), np.uint32),
-    )
-
-
 def main(options: Options) -> None:
     """Train the UNet of a latent diffusion model on a folder of captioned pictures."""
     sd = start_model(options, without="unet")
@@ -159,7 +105,7 @@ def main(options: Options) -> None:
     config = replace(sd.config, schedule=schedule, size=picture_size(options.size, sd.config, multiple))
     sd = replace(sd, config=config)
     source = open_pictures(options, config.size, multiple)
-    kept, held_out = hold_out(options, source)
+    kept, held_out = hold_out(options.validation, options.seed, source, options.data)
     other = None
     if options.validation and not any(map(len, held_out)):
         others = replace(options, data=Path(options.validation), crop="center", flip=False, views=1)
@@ -194,13 +140,10 @@ def main(options: Options) -> None:
         index = np.arange(options.examples, dtype=np.uint32) + np.uint32(step * options.examples % 2**32)
         return table.batch(choose(step).part(mine), index[mine])
 
-    validation = list(validation_batches(options, table, held_out))
+    validation = list(validation_batches(options.batch_size, table, held_out))
     if other:
-        validation = list(
-            validation_batches(
-                options, Table(sd, other, options.out / "cache"), [np.asarray(rows) for rows in other.groups]
-            )
-        )
+        groups = [np.asarray(rows) for rows in other.groups]
+        validation = list(validation_batches(options.batch_size, Table(sd, other, options.out / "cache"), groups))
 
     prompts = [source.texts[i] for i in range(0, len(source), max(1, len(source) // options.sample_prompts))]
 
@@ -214,7 +157,3 @@ def main(options: Options) -> None:
     name_batch = lambda step: [source.files[i] for i in choose(step).rows]
     params = fit(options, params, loss_fn, lambda start: read_ahead(batch, start), on_sample, name_batch, validation)
     export(options, replace(sd, params=sd.params | {"unet": params}))
-
-
-if __name__ == "__main__":
-    cli.run(main, Options)

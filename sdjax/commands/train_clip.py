@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdjax
-from sdjax.commands import command_line as cli
 from sdjax.data.order import Chosen, Order, read_ahead
 from sdjax.data.picture import to_pixels
 from sdjax.devices.layouts import make_layout
@@ -118,7 +117,3 @@ def main(options: Options) -> None:
     sd = replace(sd, params=sd.params | {"text": params.pop("text")}, tokenizer=tokenizer)
     export(options, sd)
     on_primary(lambda: sdjax.save_clip(params, vision, options.out / "export" / "clip"))
-
-
-if __name__ == "__main__":
-    cli.run(main, Options)

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.commands import command_line as cli
 from sdjax.data.order import Order, read_ahead
 from sdjax.data.picture import to_pixels
 from sdjax.devices.layouts import make_layout
@@ -145,7 +144,3 @@ def unit_scaling(vae: Params, config: VAEConfig, batches: Iterable[np.ndarray], 
     parts = (pixels[i : i + count] for pixels in batches for i in range(0, len(pixels), count))
     means = [np.ravel(vae_posterior(vae, part, config)[0]) for part in parts]
     return round(float(1 / np.std(np.concatenate(means))), 5)
-
-
-if __name__ == "__main__":
-    cli.run(main, Options)

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from sdjax import errors
-from sdjax.commands import command_line as cli
 from sdjax.devices.cost import Costs, array_sizes, cycles, main_memory_traffic, operations
 from sdjax.devices.layouts import KINDS, FsdpLayout
 from sdjax.devices.tpu import compile_lowered, topology_devices
@@ -128,7 +127,3 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             counts[name] += 1  # the type of a start holds its operands too
             sizes[name] += sum(results) if name == operation else max(results, default=0)
     return {name: (counts[name], sizes[name]) for name in COLLECTIVES if counts[name]}
-
-
-if __name__ == "__main__":
-    cli.run(main, Options)

@@ -19,10 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sdjax.commands import command_line as cli
-
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-
 FILLS = (0.84, 0.89, 0.94)
 BORDER = 2  # pixels
 
@@ -168,12 +164,16 @@ def main(options: Options) -> None:
     """Evaluate a model on prompts of the emoji data."""
     import jax
     from PIL import Image
-    from prepare_emoji import STYLES, caption, compose
 
     import sdjax
     from sdjax.errors import SdjaxError
     from sdjax.image.sheets import contact_sheet
 
+    sys.path += [str(folder / "train") for folder in (Path(sdjax.__file__).parents[1], Path.cwd())]
+    try:
+        from prepare_emoji import STYLES, caption, compose
+    except ImportError:
+        raise SdjaxError("evaluate: no train/prepare_emoji.py here; start it in a checkout of the repository") from None
     if not (options.data / "held_out.json").is_file():
         raise SdjaxError(f"--data {options.data}: no held_out.json there; expected a folder of train/prepare_emoji.py")
     sd = sdjax.load(options.model)
@@ -223,7 +223,3 @@ def main(options: Options) -> None:
     print("| prompts | n | " + " | ".join(columns) + " |\n|---|" + "---:|" * (len(columns) + 1))
     for row, values in table.items():
         print(f"| {row} | {len(sets[row][0])} | " + " | ".join(f"{100 * values[name]:.1f}" for name in columns) + " |")
-
-
-if __name__ == "__main__":
-    cli.run(main, Options)

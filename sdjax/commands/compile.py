@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sdjax.commands.command_line import run
 from sdjax.errors import flags_of, prefixed
 
 
@@ -42,7 +41,3 @@ def main(options: Options) -> None:
             sd, options.out, options.steps, options.num_images, options.height, options.width, options.platforms
         )
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB for {', '.join(options.platforms)}")
-
-
-if __name__ == "__main__":
-    run(main, Options)

@@ -20,7 +20,6 @@ from typing import Literal
 import jax
 import numpy as np
 
-from sdjax.commands import command_line as cli
 from sdjax.devices.cost import flops, matmul_ceiling
 from sdjax.devices.layouts import check_batch_size, make_layout
 from sdjax.diffusion.schedule import make_schedule
@@ -204,7 +203,3 @@ def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str, pee
         return done.synchronize
 
     return run, lambda seconds: ""
-
-
-if __name__ == "__main__":
-    cli.run(main, Options)

@@ -1,0 +1,60 @@
+"""The command `sdjax`: its first words name a command, the others are that command's options.
+
+Nothing is imported before it is known which command is asked for, so that a list of them or a refusal takes no time.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+#: words -> (module of this room with `main`, `Options` and perhaps `defaults`, what it does)
+COMMANDS = {
+    "generate": ("generate", "Draw pictures of a prompt."),
+    "batch": ("generate", "Draw a picture of each line of a file; go on after a kill (generate --prompts-file FILE)."),
+    "compile": ("compile", "Write a generation program to a file."),
+    "evaluate": ("evaluate", "Measure how well a model draws the emoji (needs a checkout)."),
+    "benchmark": ("benchmark", "Time sdjax beside diffusers."),
+    "train diffusion": ("train_diffusion", "Train the UNet."),
+    "train vae": ("train_vae", "Train the VAE."),
+    "train clip": ("train_clip", "Train CLIP's towers."),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that `arguments` (sys.argv's) name."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = arguments[: 2 if arguments[:1] == ["train"] else 1]
+    name = " ".join(words)
+    if not words or words[-1] in ("-h", "--help"):
+        print(usage(name.split(" ")[0] if len(words) == 2 else ""))
+        sys.exit(0)
+    if name not in COMMANDS:
+        refuse(name)
+    module, _ = COMMANDS[name]
+    rest = arguments[len(words) :]
+    if name == "batch" and not (rest and rest[0] in ("-h", "--help")):
+        if not rest or rest[0].startswith("-"):
+            print("error: batch: a file with a prompt a line is needed: sdjax batch FILE [OPTIONS]", file=sys.stderr)
+            sys.exit(2)
+        rest = ["--prompts-file", *rest]
+    from sdjax.commands.command_line import run
+
+    command = importlib.import_module(f"sdjax.commands.{module}")
+    run(command.main, command.Options, getattr(command, "defaults", None), rest, f"sdjax {name}")
+
+
+def usage(first: str = "") -> str:
+    """The list of commands, or of those that begin with the word `first`."""
+    shown = {name: what for name, (_, what) in COMMANDS.items() if name.split(" ")[0] == first or not first}
+    lines = [f"  {name:<{max(map(len, shown))}}  {what}" for name, what in shown.items()]
+    return "\n".join(["usage: sdjax COMMAND [OPTIONS]", "", *lines, "", "sdjax COMMAND --help lists its options."])
+
+
+def refuse(name: str) -> None:
+    """One line for words that name no command, with the nearest one, and exit status 2."""
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    begun = [command for command in COMMANDS if command.startswith(f"{name} ")]
+    known = f"did you mean {near[0]}?" if near and not begun else f"one of {', '.join(begun or COMMANDS)}"
+    print(f"error: sdjax {name}: no such command; {known}", file=sys.stderr)
+    sys.exit(2)
