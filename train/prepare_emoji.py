@@ -28,9 +28,11 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from emoji_words import FORMS, STYLES, caption
 from PIL import Image
 from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).parent))
+from emoji_words import FORMS, STYLES, caption
 
 PACKAGES = {  # what it brings: (npm package, where that comes from)
     "noto": ("@iconify-json/noto@1.2.9", "Google Noto Emoji, Apache-2.0, github.com/googlefonts/noto-emoji"),
