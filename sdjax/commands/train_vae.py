@@ -1,4 +1,5 @@
-"""Trains the VAE: L1 or L2, LPIPS where its files are given, KL, and a patch discriminator; see sdjax/autoencoder.py.
+"""Trains the VAE: L1 or L2, LPIPS where its files are given, KL, and a patch discriminator; see
+sdjax/training/autoencoder.py.
 
     python train/train_vae.py --data DIR --model FOLDER --out RUN --vgg vgg16.pth --lpips vgg.pth \
         --discriminator-weight 0.5 --discriminator-start 50001

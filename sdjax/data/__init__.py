@@ -11,18 +11,16 @@
 The batch of step n is a function of (source, seed, n) alone, so that the data's state is the step number.
 """
 
-from sdjax.data.order import Chosen, Order, batches, read_ahead
+from sdjax.data.order import Chosen, Order, read_ahead
 from sdjax.data.picture import load_square, to_pixels
-from sdjax.data.source import Pictures, open_data, open_folder
+from sdjax.data.source import Pictures, open_data
 
 __all__ = [
     "Chosen",
     "Order",
     "Pictures",
-    "batches",
     "load_square",
     "open_data",
-    "open_folder",
     "read_ahead",
     "to_pixels",
 ]

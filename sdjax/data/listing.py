@@ -119,11 +119,11 @@ def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
     return Listing(names, paths, [member.text for member in members], open_member, digest.hexdigest(), known)
 
 
-def list_dataset(dataset: Any, image: str | None = None, text: str | None = None) -> Listing:
+def list_dataset(dataset: Any) -> Listing:
     """A `datasets.Dataset`, or whatever has its length, column_names and rows: dataset[i][column], dataset[column].
 
-    image, text: names of columns; when not given "image" (else "jpg", "png", "webp", "img") and "text" (else
-    "caption", "txt"). Pictures are Pillow images, bytes, paths, or {"bytes": ..., "path": ...}.
+    Columns: "image" (else "jpg", "png", "webp", "img") and "text" (else "caption", "txt"). Pictures are Pillow images,
+    bytes, paths, or {"bytes": ..., "path": ...}.
     """
     try:
         columns, count = list(dataset.column_names), len(dataset)
@@ -132,8 +132,8 @@ def list_dataset(dataset: Any, image: str | None = None, text: str | None = None
             f"data is a {type(dataset).__name__}, should be a path or a datasets.Dataset (not a "
             "DatasetDict, nor an iterable one)"
         ) from None
-    image = _column(columns, image, ("image", "jpg", "png", "webp", "img"))
-    text = _column(columns, text, ("text", "caption", "txt"))
+    image = _column(columns, ("image", "jpg", "png", "webp", "img"))
+    text = _column(columns, ("text", "caption", "txt"))
     if not count:
         raise SdjaxError("data has no rows")
     texts, known = list(dataset[text]), {}
@@ -162,8 +162,8 @@ def list_dataset(dataset: Any, image: str | None = None, text: str | None = None
     return Listing(names, names, texts, open_row, digest, known)
 
 
-def _column(columns: list[str], asked: str | None, usual: tuple[str, ...]) -> str:
-    name = asked or next((name for name in usual if name in columns), None)
-    if name not in columns:
-        raise SdjaxError(f"data has the columns {', '.join(columns)}, should have {asked or ' or '.join(usual)}")
-    return name
+def _column(columns: list[str], usual: tuple[str, ...]) -> str:
+    for name in usual:
+        if name in columns:
+            return name
+    raise SdjaxError(f"data has the columns {', '.join(columns)}, should have {' or '.join(usual)}")

@@ -10,7 +10,7 @@ import numpy as np
 from sdjax.checks import is_number, is_whole
 from sdjax.data.bad import BadData
 from sdjax.data.buckets import bucket_shapes, nearest_shapes, picture_sizes
-from sdjax.data.listing import Listing, list_data, list_folder
+from sdjax.data.listing import Listing, list_data
 from sdjax.data.picture import CROPS, Unreadable, decode, fit
 from sdjax.errors import SdjaxError
 
@@ -107,15 +107,6 @@ def open_data(
         raise SdjaxError(f"max_bad {max_bad!r}: a share in [0, 1]")
     cache = Path(run) / "cache" if run else None
     listing = list_data(data, cache / "index" if cache else None)
-    return _open(listing, size, max_bad, run, crop, flip, buckets, seed, process)
-
-
-def open_folder(folder: str | Path, size: int) -> Pictures:
-    """The pictures of `folder/metadata.jsonl` as squares; any bad one is refused."""
-    return _open(list_folder(Path(folder)), size)
-
-
-def _open(listing, size, max_bad=0.0, run=None, crop="center", flip=False, buckets=None, seed=0, process=0) -> Pictures:
     name = f"bad_data-{process}.jsonl" if process else "bad_data.jsonl"
     bad = BadData(len(listing), max_bad, Path(run) / name if run else None)
     pictures = Pictures(listing, (size, size), bad, crop, flip, seed)

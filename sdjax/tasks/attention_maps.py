@@ -47,7 +47,7 @@ def attention_maps(
         if not hasattr(x, "sigma"):
             raise SdjaxError('t is None: latents need their timesteps; only a walk (output="trajectory") knows them')
         steps, at = x.x, sigma_to_t(make_schedule(sd.config.schedule), np.asarray(x.sigma, np.float64))
-        at = np.where(np.abs(at - np.round(at)) < 1e-3, np.round(at), at)  # as denoise.py does
+        at = np.where(np.abs(at - np.round(at)) < 1e-3, np.round(at), at)  # as guidance.py does
     elif hasattr(x, "sigma"):
         raise SdjaxError("t: x is a walk, which knows its timesteps; leave t out")
     else:

@@ -84,12 +84,6 @@ def parse(prompt: str) -> tuple[list[Piece], list[str]]:
     return merged, notes
 
 
-def escape(text: str) -> str:
-    """`text` such that `parse` gives it back as it is, with weight 1."""
-    text = re.sub(r"([\\()\[\]])", r"\\\1", text)
-    return AND.sub(r"A\\ND", BREAK.sub(r"B\\REAK", text))
-
-
 def compose(prompt: str) -> list[tuple[str, float]]:
     """The prompts that AND joins, with their weights: "a AND b:0.7" -> [("a", 1.0), ("b", 0.7)]."""
     texts = AND.split(prompt)

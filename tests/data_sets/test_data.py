@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdjax.data.order import batches
 from sdjax.data.picture import load_square
-from sdjax.data.source import open_folder
+from sdjax.data.source import open_data
 from sdjax.errors import SdjaxError
+from tests.data_sets.batching import batches
 
 EMOJI300 = Path(__file__).parents[1] / "data" / "emoji300"
 
@@ -64,15 +64,15 @@ def line(**fields):
 def test_a_broken_line_is_named_by_its_number(folder, broken):
     write(folder, line(), "", line(text="x\u2028y"), broken, line())
     with pytest.raises(SdjaxError, match=r"metadata\.jsonl line 4: ") as caught:
-        open_folder(folder, 4)
+        open_data(folder, 4)
     assert len(str(caught.value)) < 6000
 
 
 def test_good_lines_are_read(folder):
-    source = open_folder(write(folder, line(), "  ", line(text="é\u2028\x85 b", more=[1]) + "\r", ""), 4)
+    source = open_data(write(folder, line(), "  ", line(text="é\u2028\x85 b", more=[1]) + "\r", ""), 4)
     assert len(source) == 2 and source.texts == ("a", "é\u2028\x85 b") and source[1]["index"] == 1
     assert source[1]["pixels"].shape == (4, 4, 3) and source[1]["pixels"].dtype == np.uint8
-    assert len(open_folder(EMOJI300, 64)) == 300
+    assert len(open_data(EMOJI300, 64)) == 300
 
 
 junk = st.one_of(
@@ -94,16 +94,16 @@ junk = st.one_of(
 def test_arbitrary_lines_are_read_or_refused(folder, lines):
     write(folder, *lines)
     try:
-        assert set(open_folder(folder, 4).files) == {"a.png"}
+        assert set(open_data(folder, 4).files) == {"a.png"}
     except SdjaxError as error:
         assert "metadata.jsonl" in str(error)
 
 
 def test_folders_without_pictures_are_refused(tmp_path):
     with pytest.raises(SdjaxError, match=r"no metadata\.jsonl there"):
-        open_folder(tmp_path, 4)
+        open_data(tmp_path, 4)
     with pytest.raises(SdjaxError, match="no pictures listed"):
-        open_folder(write(tmp_path, "", " "), 4)
+        open_data(write(tmp_path, "", " "), 4)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", (EMOJI300 / "00000.webp").read_bytes()[:200]])
@@ -111,7 +111,7 @@ def test_an_unreadable_picture_is_named(tmp_path, content):
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(SdjaxError, match=r"bad\.png: not a readable picture"):
         load_square(tmp_path / "bad.png", 4)
-    source = open_folder(write(tmp_path, line(file_name="bad.png")), 4)
+    source = open_data(write(tmp_path, line(file_name="bad.png")), 4)
     with pytest.raises(SdjaxError, match=r"bad\.png: not a readable picture"):  # through grain's threads too
         next(batches(source, 2, seed=0))
 
@@ -135,7 +135,7 @@ def test_every_picture_comes_once_an_epoch():
 
 
 def test_batches_of_pictures_keep_pixels_and_captions_together():
-    source = open_folder(EMOJI300, 8)
+    source = open_data(EMOJI300, 8)
     collate = lambda items: [(item["index"], item["text"], item["pixels"]) for item in items]
     first, again = (next(batches(source, 4, seed=3, start=2, collate=collate)) for _ in range(2))
     for (i, text, pixels), (j, _, same) in zip(first, again, strict=True):

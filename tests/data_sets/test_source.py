@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.data.order import batches
-from sdjax.data.source import open_data, open_folder
+from sdjax.data.source import open_data
 from sdjax.errors import SdjaxError
+from tests.data_sets.batching import batches
 
 EMOJI300 = Path(__file__).parents[1] / "data" / "emoji300"
 
@@ -120,7 +120,7 @@ def test_too_many_are_refused_by_share(tmp_path):
     items = [item for batch in drawn(open_data(data, 2, 0.2, run), 5, 8) for item in batch]  # 8 of 40 are 20 %
     assert len(items) == 40 and named(run) == numbers
     for _ in range(2):  # a restart finds them again: what an earlier start wrote down does not excuse them
-        with pytest.raises(SdjaxError, match=r"png: .* 8 of 40 pictures, more than --max-bad 0\.19; they are"):
+        with pytest.raises(SdjaxError, match=r"png: .* 8 of 40 pictures, more than `max_bad` 0\.19; they are"):
             drawn(open_data(data, 2, 0.19, run), 5, 8)
     assert named(run) == numbers
     for number in numbers:
@@ -141,7 +141,7 @@ def test_the_refusal_comes_to_every_thread(tmp_path):
     source = open_data(tmp_path, 2, 0.5)
 
     def view(i):
-        with pytest.raises(SdjaxError, match=r"11 of 20 pictures, more than --max-bad 0\.5") as caught:
+        with pytest.raises(SdjaxError, match=r"11 of 20 pictures, more than `max_bad` 0\.5") as caught:
             source.view(i)
         return str(caught.value)
 
@@ -171,7 +171,7 @@ def test_a_fifo_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "0.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": ""}')
     with pytest.raises(SdjaxError, match="line 1: no such picture"):  # opening it would wait for ever
-        open_folder(tmp_path, 2)
+        open_data(tmp_path, 2)
 
 
 # views: crops, flips, buckets
@@ -243,7 +243,7 @@ def test_batches_of_buckets_have_one_shape_and_bad_pictures_stand_ins(shapes, tm
 def test_bucket_arguments(shapes):
     with pytest.raises(SdjaxError, match="multiple of 24"):
         open_data(shapes, 32, buckets=24)
-    with pytest.raises(SdjaxError, match="--crop left: expected center or random"):
+    with pytest.raises(SdjaxError, match="crop left: expected center or random"):
         open_data(shapes, 32, crop="left")
 
 
@@ -303,5 +303,5 @@ def test_a_dataset_object(tmp_path):
 
 
 def test_emoji300_is_whole():
-    source = open_folder(EMOJI300, 16)
+    source = open_data(EMOJI300, 16)
     assert len({source[i]["pixels"].tobytes() for i in range(0, 300, 25)}) == 12

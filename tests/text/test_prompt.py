@@ -32,6 +32,12 @@ class Words:
         return {"input_ids": [[sum(map(ord, word)) % 500 for word in re.findall(r",|[^\s,]+", t)] for t in texts]}
 
 
+def escape(text: str) -> str:
+    """`text` such that `parse` gives it back as it is, with weight 1."""
+    text = re.sub(r"([\\()\[\]])", r"\\\1", text)
+    return syntax.AND.sub(r"A\\ND", syntax.BREAK.sub(r"B\\REAK", text))
+
+
 def ids(text):
     return Words()([text])["input_ids"][0]
 
@@ -140,9 +146,9 @@ def test_no_string_is_refused(text):
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(SPECIAL, st.text(max_size=60)))
 def test_an_escaped_text_is_read_as_it_is(text):
-    pieces, notes = syntax.parse(syntax.escape(text))
+    pieces, notes = syntax.parse(escape(text))
     assert pieces == ([syntax.Piece(text, 1.0)] if text else []) and not notes
-    assert len(syntax.compose(syntax.escape(text))) == 1
+    assert len(syntax.compose(escape(text))) == 1
 
 
 @settings(max_examples=100, deadline=None)
