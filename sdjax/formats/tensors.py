@@ -1,4 +1,4 @@
-"""Tensors of one file of a stranger: safetensors, or torch's pickles (torch_files.py); the content decides, not the suffix.
+"""Tensors of one file of a stranger: safetensors, or torch's pickles (torch_files.py); the content decides which.
 
 A safetensors file is: the header's length (8 bytes, little-endian), the header (JSON), the data.
 """

@@ -296,7 +296,7 @@ except SdjaxError as error:
     ]
     for child, folder in zip(children, folders, strict=True):
         said = child.communicate(timeout=120)[0].strip().splitlines()[-1]
-        assert said.startswith(f"--out {folder}: process 1 does not see there what process 0 writes; a folder that all")
+        assert said.startswith(f"out {folder}: process 1 does not see there what process 0 writes; a folder that all")
     assert not [*folders[0].iterdir(), *folders[1].iterdir()]
 
 
@@ -368,22 +368,22 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     check_batch_size(8)
     for size in (6, 2, 0, -4):
-        with pytest.raises(SdjaxError, match=f"--batch-size {size}: expected a positive multiple of the 4"):
+        with pytest.raises(SdjaxError, match=f"batch_size {size}: expected a positive multiple of the 4"):
             check_batch_size(size)
 
 
 @pytest.mark.parametrize(
     "where, message",
     [
-        ((None, 2, 0), "--coordinator: is missing"),
-        ((None, None, 1), "--coordinator: is missing"),
-        (("auto", 2, None), "--coordinator auto: the cluster tells"),
-        (("auto", None, 0), "--coordinator auto"),
-        (("host", 2, 0), "--coordinator host: expected HOST:PORT"),
-        (("host:x", 2, 0), "--coordinator host:x"),
-        (("host:80", None, 0), "--num-processes None"),
-        (("host:80", 2, None), "--process-id None"),
-        (("host:80", 2, 2), "--process-id 2: expected a number from 0 to 1"),
+        ((None, 2, 0), "coordinator: is missing"),
+        ((None, None, 1), "coordinator: is missing"),
+        (("auto", 2, None), "coordinator auto: the cluster tells"),
+        (("auto", None, 0), "coordinator auto"),
+        (("host", 2, 0), "coordinator host: expected HOST:PORT"),
+        (("host:x", 2, 0), "coordinator host:x"),
+        (("host:80", None, 0), "num_processes None"),
+        (("host:80", 2, None), "process_id None"),
+        (("host:80", 2, 2), "process_id 2: expected a number from 0 to 1"),
     ],
 )
 def test_processes_that_cannot_be_are_refused(where, message):
@@ -392,7 +392,7 @@ def test_processes_that_cannot_be_are_refused(where, message):
 
 
 def test_unknown_layouts_are_refused():
-    with pytest.raises(SdjaxError, match="--parallel ddp: expected pmap or fsdp"):
+    with pytest.raises(SdjaxError, match="parallel ddp: expected pmap or fsdp"):
         make_layout("ddp")
-    with pytest.raises(SdjaxError, match=f"--replicas {jax.device_count() + 1}: expected a divisor"):
+    with pytest.raises(SdjaxError, match=f"replicas {jax.device_count() + 1}: expected a divisor"):
         make_layout("fsdp", jax.device_count() + 1)

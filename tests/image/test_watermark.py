@@ -1,4 +1,4 @@
-"""The invisible watermark: bytes and pixels as the package has them (tests/watermark_reference.py)."""
+"""The invisible watermark: bytes and pixels as the package has them (watermark_reference.py)."""
 
 import hashlib
 import json

@@ -2,7 +2,7 @@
 
     pip download --no-deps invisible-watermark==0.2.0 && unzip invisible_watermark-0.2.0-py3-none-any.whl
     pip install numpy PyWavelets opencv-python-headless
-    python tests/watermark_reference.py
+    python tests/image/watermark_reference.py
 
 in an environment of its own: the package wants torch, but only for a method that is left out here.
 """

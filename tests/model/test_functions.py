@@ -1,6 +1,7 @@
 """A random narrow model: saved, loaded, run. tests/parity compares the numbers with torch."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,3 +247,17 @@ def test_a_data_folder_of_the_bundled_name_is_no_model(tmp_path, monkeypatch):
 def test_a_model_is_shown_without_its_parameters():
     sd = sdjax.StableDiffusion(NARROW, random_model_params(NARROW), None)
     assert len(repr(sd)) < 2000 and repr(NARROW) in repr(sd) and "Array" not in repr(sd)
+
+
+def test_a_model_keeps_the_class_that_it_came_with(folder, tmp_path):
+    """diffusers' image-to-image pipeline of the same networks; a model from elsewhere gets its family's class."""
+    index = lambda path: json.loads((path / "model_index.json").read_text())["_class_name"]
+    shutil.copytree(folder, tmp_path / "given")
+    change = lambda name: json.loads((tmp_path / "given" / "model_index.json").read_text()) | {"_class_name": name}
+    (tmp_path / "given" / "model_index.json").write_text(json.dumps(change("StableDiffusionImg2ImgPipeline")))
+    sd = sdjax.load(tmp_path / "given")
+    sdjax.save(sd, tmp_path / "saved")
+    assert index(tmp_path / "saved") == "StableDiffusionImg2ImgPipeline"
+    for channels, name in ((4, "StableDiffusionPipeline"), (9, "StableDiffusionInpaintPipeline")):
+        config = replace(NARROW, unet=replace(NARROW.unet, in_channels=channels))
+        assert folder_configs(config)["model_index.json"]["_class_name"] == name

@@ -1,4 +1,4 @@
-"""The arithmetic that tests/test_measure.py holds us to is what torch counts in diffusers' UNet."""
+"""The arithmetic that tests/devices/test_cost.py holds us to is what torch counts in diffusers' UNet."""
 
 import diffusers
 import pytest

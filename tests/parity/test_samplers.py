@@ -1,6 +1,6 @@
 """Samplers against diffusers' schedulers, from the same noise and the same nonlinear model.
 
-The table at the top of sdjax/tables.py says with which settings a peer is exact; these tests are its proof.
+The table at the top of sdjax/diffusion/tables.py says with which settings a peer is exact; these tests are its proof.
 """
 
 from functools import cache
@@ -144,7 +144,7 @@ def test_a_model_of_x0(name, monkeypatch):
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("name", ["euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_karras(name, prediction, monkeypatch):
-    """diffusers has no ancestral Euler with Karras sigmas; tests/test_tables.py has k-diffusion's."""
+    """diffusers has no ancestral Euler with Karras sigmas; tests/diffusion/test_tables.py has k-diffusion's."""
     for steps in (3, 5, 20, 33):
         expected = theirs(make(name, prediction, use_karras_sigmas=True), steps, monkeypatch)
         assert relative(ours(name, prediction, steps, sigmas="karras"), expected) < DIFFUSERS[name][2], steps

@@ -186,7 +186,7 @@ def test_overflow_names_the_picture(sd, data, tmp_path, monkeypatch):
         return mean.at[0].set(1e6), logvar
 
     monkeypatch.setattr(cache, "vae_moments", overflow)
-    with pytest.raises(SdjaxError, match=r"--model: its VAE's latents of 0\.png are not finite in float16"):
+    with pytest.raises(SdjaxError, match=r"model: its VAE's latents of 0\.png are not finite in float16"):
         cached_latents(sd, open_data(data, 8), tmp_path)
     assert not list(tmp_path.glob("latents-*/*"))
 

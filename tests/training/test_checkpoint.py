@@ -71,7 +71,7 @@ def test_the_newest_comes_back_bit_for_bit(tmp_path, monkeypatch):
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, other):
     checkpoints = saved(tmp_path)
-    with pytest.raises(SdjaxError, match=f"--out {tmp_path}: its checkpoint of step 3 is of another model") as caught:
+    with pytest.raises(SdjaxError, match=f"out {tmp_path}: its checkpoint of step 3 is of another model") as caught:
         checkpoints.restore(STATE | other)
     assert "\n" not in str(caught.value) and names(tmp_path) == ["2", "3"]
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert f"--out {tmp_path}: the checkpoint of step 4 could not be written (File too large)" in str(caught.value)
+    assert f"out {tmp_path}: the checkpoint of step 4 could not be written (File too large)" in str(caught.value)
     assert "\n" not in str(caught.value) and names(tmp_path) == before
     assert equal(checkpoints.restore(STATE)[1], state(3))
     checkpoints.save(4, large)

@@ -276,21 +276,21 @@ def test_before_the_first_step_it_says_what_there_is(tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"steps": 0}, "--steps 0: expected at least 1"),
-        ({"batch_size": -8}, "--batch-size -8"),
-        ({"checkpoint_every": 0}, "--checkpoint-every 0"),
-        ({"log_every": 0}, "--log-every 0"),
-        ({"sample_every": -1}, "--sample-every -1"),
-        ({"warmup": -1}, "--warmup -1"),
-        ({"ema_decay": 1.0}, "--ema-decay 1.0"),
-        ({"learning_rate": 0.0}, "--learning-rate 0.0"),
-        ({"learning_rate": float("nan")}, "--learning-rate nan"),
-        ({"seed": -1}, "--seed -1"),
-        ({"optimizer": "adam"}, "--optimizer adam"),
-        ({"decay": "step"}, "--decay step"),
+        ({"steps": 0}, "steps 0: expected at least 1"),
+        ({"batch_size": -8}, "batch_size -8"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0"),
+        ({"log_every": 0}, "log_every 0"),
+        ({"sample_every": -1}, "sample_every -1"),
+        ({"warmup": -1}, "warmup -1"),
+        ({"ema_decay": 1.0}, "ema_decay 1.0"),
+        ({"learning_rate": 0.0}, "learning_rate 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate nan"),
+        ({"seed": -1}, "seed -1"),
+        ({"optimizer": "adam"}, "optimizer adam"),
+        ({"decay": "step"}, "decay step"),
     ],
 )
-def test_refusals_name_the_flag_and_leave_nothing(tmp_path, changes, message):
+def test_refusals_name_the_option_and_leave_nothing(tmp_path, changes, message):
     with pytest.raises(SdjaxError, match=message):
         toy(options(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
@@ -298,5 +298,5 @@ def test_refusals_name_the_flag_and_leave_nothing(tmp_path, changes, message):
 
 def test_another_optimizer_does_not_go_on(tmp_path):
     toy(options(tmp_path, steps=1))
-    with pytest.raises(SdjaxError, match=f"--out {tmp_path}: its checkpoint of step 1 is .* another .* optimizer"):
+    with pytest.raises(SdjaxError, match=f"out {tmp_path}: its checkpoint of step 1 is .* another .* optimizer"):
         toy(options(tmp_path, optimizer="lion"))

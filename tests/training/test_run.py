@@ -99,14 +99,14 @@ def test_restore(tmp_path, capsys):
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(SdjaxError, match=f"--out {folder}: cannot be written"):
+        with pytest.raises(SdjaxError, match=f"out {folder}: cannot be written"):
             open_run(folder)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_two_jobs_in_one_folder_are_refused(tmp_path):
     run = open_run(tmp_path)
-    with pytest.raises(SdjaxError, match=f"--out {tmp_path}: another process is training there"):
+    with pytest.raises(SdjaxError, match=f"out {tmp_path}: another process is training there"):
         open_run(tmp_path)
     run.close()
     open_run(tmp_path).close()
@@ -191,7 +191,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(SdjaxError, match=rf"--out {tmp_path}: metrics.jsonl cannot be written .File too large"):
+        with pytest.raises(SdjaxError, match=rf"out {tmp_path}: metrics.jsonl cannot be written .File too large"):
             run.log(1, {"loss": 0.5}, 8)
         with pytest.raises(SdjaxError, match=rf"{tmp_path}/samples/1.png: cannot be written .File too large"):
             run.save_sheet(1, [noise])

@@ -135,9 +135,9 @@ def test_no_ema_is_no_copy():
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(SdjaxError, match="--optimizer adam: expected one of adamw, adafactor, lion, muon"):
+    with pytest.raises(SdjaxError, match="optimizer adam: expected one of adamw, adafactor, lion, muon"):
         make_optimizer("adam", 0.1, 10, 2, "cosine")
-    with pytest.raises(SdjaxError, match="--decay step: expected one of constant, cosine, linear"):
+    with pytest.raises(SdjaxError, match="decay step: expected one of constant, cosine, linear"):
         make_optimizer("adamw", 0.1, 10, 2, "step")
 
 
