@@ -1,7 +1,7 @@
 """All samplers and tasks against diffusers' pipelines in float64: the same random model, noise and settings.
 
 txt2img: every sampler, of eps and of v. img2img and both kinds of inpainting are exact, whatever the strength, for all
-but plms and lms, with the settings of the table in sdjax/diffusion/tables.py. Below strength 1 these two are not diffusers':
+but plms and lms, with the settings of diffusion/tables.py. Below strength 1 these two are not diffusers':
 cutting its list of timesteps loses PNDM's repeated one, and LMS then takes weights of order 4 for an empty history.
 """
 
