@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from sdjax.errors import SdjaxError
@@ -66,3 +67,31 @@ def read_prompts(path: str | Path) -> list[str]:
     if not (prompts := [line for line in lines if line]):
         raise SdjaxError(f"{path}: no prompts there; one a line expected")
     return prompts
+
+
+def lock(file: int | IO, refusal: str) -> None:
+    """Locks an open file or folder for this process, until it is closed; SdjaxError(refusal) where another has it."""
+    with contextlib.suppress(ImportError):  # no fcntl on Windows
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SdjaxError(refusal) from None
+        except OSError:  # a file system without locks
+            pass
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cuts off what follows the last line break: a line that a kill or a full disk left unfinished."""
+    with open(path, "rb+") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 2**16)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)

@@ -14,12 +14,12 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from PIL.Image import Image
 
 from sdjax.errors import SdjaxError
-from sdjax.files import writing
+from sdjax.files import lock, writing
 from sdjax.image.parameters import read_parameters
 from sdjax.image.png import save_png
 
@@ -103,7 +103,7 @@ class Manifest:
         with writing(self.path):
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in __exit__
         try:
-            lock(self.file, self.path)
+            lock(self.file, f"{self.path}: another run writes in this folder")
             for path in sorted(out.glob("manifest*.jsonl")):
                 whole = self._read(path, out, prompts)
                 if path == self.path:
@@ -172,16 +172,3 @@ class Manifest:
         ]
         if different:
             raise SdjaxError(f"{path}: a run with other settings ({'; '.join(different)}); name an empty folder")
-
-
-def lock(file: TextIO, path: Path) -> None:
-    """Refuses a file that another process has locked; the lock goes with the process."""
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SdjaxError(f"{path}: another run writes in this folder") from None
-        except OSError:  # a file system without locks
-            pass

@@ -15,11 +15,16 @@ def initial_noise(seeds: Array, shape: tuple[int, int, int]) -> Array:
     return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
 
 
+def posterior_sample(mean: Array, logvar: Array, eps: Array) -> Array:
+    """A sample of a Gaussian posterior from unit noise: mean + exp(logvar / 2) eps (arXiv 1312.6114)."""
+    return mean + jnp.exp(0.5 * logvar) * eps
+
+
 @jax.jit
-def posterior_sample(mean: Array, logvar: Array, seed: Array) -> Array:
-    """mean + exp(logvar / 2) eps (arXiv 1312.6114); eps of image i is drawn from seed + i alone."""
+def seeded_posterior_sample(mean: Array, logvar: Array, seed: Array) -> Array:
+    """`posterior_sample` of a batch; eps of image i is drawn from seed + i alone."""
     seeds = seed + jnp.arange(len(mean), dtype=jnp.uint32)
-    return mean + jnp.exp(0.5 * logvar) * initial_noise(seeds, mean.shape[1:])
+    return posterior_sample(mean, logvar, initial_noise(seeds, mean.shape[1:]))
 
 
 class Draws(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.diffusion.noise import posterior_sample
+from sdjax.diffusion.noise import seeded_posterior_sample
 from sdjax.errors import SdjaxError
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.clip.config import TextConfig
@@ -116,7 +116,7 @@ def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array
     if seed is not None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= 2**32 - len(mean):
             raise SdjaxError(f"seed is {seed!r}, should be None or an integer from 0 to {2**32 - len(mean)}")
-        mean = posterior_sample(mean, logvar, np.uint32(seed))
+        mean = seeded_posterior_sample(mean, logvar, np.uint32(seed))
     return mean * sd.config.vae.scaling
 
 

@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax.diffusion.noise import example_keys
+from sdjax.diffusion.noise import example_keys, posterior_sample
 from sdjax.image.quality import psnr, ssim
 from sdjax.networks.lpips.network import lpips
 from sdjax.networks.vae.config import VAEConfig
 from sdjax.networks.vae.network import VAE
 from sdjax.nn.layers import precise
-from sdjax.training.diffusion import posterior_sample
 from sdjax.training.discriminator import PatchDiscriminator
 from sdjax.types import Array, Params
 
@@ -67,7 +66,7 @@ def vae_loss(
         size = pixels[0].size
         mean, logvar = vae.apply({"params": parts}, pixels, method="encode")
         noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(example_keys(key, batch["index"]))
-        latents = posterior_sample(jnp.concatenate([mean, logvar], -1), noise)
+        latents = posterior_sample(mean.astype(jnp.float32), logvar.astype(jnp.float32), noise)
 
         def decode(last: Params) -> Array:
             decoder = parts["decoder"] | {"conv_out": last}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdjax.diffusion.noise import example_keys
+from sdjax.diffusion.noise import example_keys, posterior_sample
 from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.families.config import Config
@@ -30,10 +30,9 @@ class Noised(NamedTuple):
     weight: Array  # [B]
 
 
-def posterior_sample(moments: Array, noise: Array) -> Array:
+def latents_of(moments: Array, noise: Array) -> Array:
     """moments [B, h, w, 8] = (mean, log variance) and unit noise -> latents, unscaled."""
-    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    return mean + jnp.exp(0.5 * logvar) * noise
+    return posterior_sample(*jnp.split(moments.astype(jnp.float32), 2, axis=-1), noise)
 
 
 def noise_batch(
@@ -108,7 +107,7 @@ def diffusion_loss(
     abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)
 
     def loss_fn(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        x0 = lambda noise: config.vae.scaling * posterior_sample(batch.moments, noise)
+        x0 = lambda noise: config.vae.scaling * latents_of(batch.moments, noise)
         shape = (*batch.moments.shape[:3], config.vae.latent_channels)
         noised = noise_batch(
             x0, shape, batch.index, key, abar, config.schedule.prediction, min_snr_gamma, logit_normal, noise_offset

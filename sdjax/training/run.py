@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdjax.devices.processes import agree, is_primary
 from sdjax.errors import SdjaxError
-from sdjax.files import check_folder, whole
+from sdjax.files import check_folder, cut_torn_line, lock, whole
 from sdjax.image.png import save_png
 from sdjax.image.sheets import contact_sheet
 from sdjax.training.checkpoint import Checkpoints
@@ -155,7 +155,7 @@ class Run:
                 path.unlink()
         path = self.folder / "metrics.jsonl"
         if path.is_file():
-            _cut_torn_line(path)
+            cut_torn_line(path)
 
 
 def hold(folder: Path) -> None:
@@ -168,16 +168,11 @@ def hold(folder: Path) -> None:
 def _lock(folder: Path) -> int:
     """Holds `folder` until the handle is closed or the process is gone; SdjaxError where another one holds it."""
     handle = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(ImportError):  # no fcntl on Windows
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise SdjaxError(f"out {folder}: another process is training there") from None
-        except OSError:
-            pass  # a file system without locks
+    try:
+        lock(handle, f"out {folder}: another process is training there")
+    except SdjaxError:
+        os.close(handle)
+        raise
     return handle
 
 
@@ -195,18 +190,3 @@ def _report_changes(folder: Path, path: Path, settings: dict[str, Any]) -> None:
     ]
     if changes:
         print(f"--out {folder} goes on with other options than it began with: {', '.join(changes)}", file=sys.stderr)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cuts off what follows the last line break: a line that a kill or a full disk left unfinished."""
-    with open(path, "rb+") as file:
-        end = size = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 2**16)
-            file.seek(start)
-            if (found := file.read(end - start).rfind(b"\n")) >= 0:
-                end = start + found + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)

@@ -13,7 +13,7 @@ from sdjax.diffusion.noise import example_keys
 from sdjax.networks.lpips.network import LPIPS, lpips, unit
 from sdjax.networks.vae.network import VAE
 from sdjax.training.autoencoder import Weights, gaussian_kl, hinge, init_critic, reconstruction, vae_loss, with_slope
-from sdjax.training.diffusion import posterior_sample
+from sdjax.training.diffusion import latents_of
 from sdjax.training.discriminator import PatchDiscriminator
 from tests.narrow import NARROW, random_params
 
@@ -55,7 +55,7 @@ def reconstruct(params, data=BATCH):
     vae = VAE(CONFIG)
     mean, logvar = vae.apply({"params": params}, data["pixels"], method="encode")
     noise = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in example_keys(KEY, data["index"])])
-    latents = posterior_sample(jnp.concatenate([mean, logvar], -1), noise)
+    latents = latents_of(jnp.concatenate([mean, logvar], -1), noise)
     return vae.apply({"params": params}, latents, method="decode"), gaussian_kl(mean, logvar)
 
 

@@ -10,7 +10,7 @@ import pytest
 from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdjax.training.autoencoder import gaussian_kl, reconstruction
 from sdjax.training.clip import clip_contrastive
-from sdjax.training.diffusion import diffusion_loss, drop_captions, noise_batch, posterior_sample
+from sdjax.training.diffusion import diffusion_loss, drop_captions, latents_of, noise_batch
 from sdjax.types import Batch
 from tests.narrow import NARROW, random_params
 
@@ -135,7 +135,7 @@ def test_posterior_sample_and_kl_in_closed_form():
     mean, logvar = RNG.normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
     unit = RNG.normal(size=mean.shape).astype(np.float32)
     moments = np.concatenate([mean, logvar], -1)
-    np.testing.assert_allclose(posterior_sample(moments, unit), mean + np.exp(logvar / 2) * unit, rtol=1e-5)
+    np.testing.assert_allclose(latents_of(moments, unit), mean + np.exp(logvar / 2) * unit, rtol=1e-5)
     sigma = np.exp(logvar.astype(float) / 2)  # KL(N(m, s) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - ln s
     np.testing.assert_allclose(
         gaussian_kl(mean, logvar), ((mean**2 + sigma**2 - 1) / 2 - np.log(sigma)).sum((1, 2, 3)), rtol=1e-4
