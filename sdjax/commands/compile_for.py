@@ -20,14 +20,13 @@ from sdjax.devices.cost import Costs, array_sizes, cycles, main_memory_traffic, 
 from sdjax.devices.layouts import KINDS, FsdpLayout
 from sdjax.devices.tpu import compile_lowered, topology_devices
 from sdjax.errors import SdjaxError
-from sdjax.families.config import Config
 from sdjax.families.table import NAMED
 from sdjax.model.load import initial_params
+from sdjax.training.captions import batch_shapes
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import build, state_shapes
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
 from sdjax.training.report import describe_memory, describe_state, megabytes
-from sdjax.types import Batch
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -89,7 +88,7 @@ def main(options: Options) -> None:
     make, step = build(settings, diffusion_loss(config, null, options.dtype, options.remat, 0.1), layout)
     shapes = state_shapes(make, partial(initial_params, config, "unet"))
     print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
-    batch = batch_shapes(config, settings.examples)
+    batch = batch_shapes(config, settings.examples), jax.ShapeDtypeStruct((settings.examples,), np.float32)
     lowered = layout.step(step, shapes).lower(shapes, batch, np.uint32(0))
     with errors.prefixed(f"--batch-size {options.batch_size}: "):
         compiled = compile_lowered(lowered)
@@ -106,15 +105,6 @@ def main(options: Options) -> None:
     )
     for name, (count, size) in collectives(text).items():
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
-
-
-def batch_shapes(config: Config, count: int) -> tuple[Batch, jax.ShapeDtypeStruct]:
-    side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
-    return Batch(
-        shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
-        shape((count, config.text.length, config.text.width), np.float16),
-        shape((count,), np.uint32),
-    ), shape((count,), np.float32)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:

@@ -53,6 +53,11 @@ def usage(first: str = "") -> str:
 
 def refuse(name: str) -> None:
     """One line for words that name no command, with the nearest one, and exit status 2."""
+    if name.split(" ")[-1].startswith("-"):
+        print(
+            f"error: {name.split(' ')[-1]}: an option comes after a command; sdjax --help lists them", file=sys.stderr
+        )
+        sys.exit(2)
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     begun = [command for command in COMMANDS if command.startswith(f"{name} ")]
     known = f"did you mean {near[0]}?" if near and not begun else f"one of {', '.join(begun or COMMANDS)}"

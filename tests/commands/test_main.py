@@ -7,9 +7,11 @@ import time
 
 import pytest
 
+import sdjax
 from sdjax.commands import main as command
 from tests.scripts import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 LAUNCHERS = [
     *("sample/generate.py", "sample/compile.py", "sample/evaluate.py", "sample/benchmark.py", "train/benchmark.py"),
     *("train/compile_for.py", "train/train_diffusion.py", "train/train_vae.py", "train/train_clip.py"),
@@ -21,6 +23,22 @@ def call(*arguments, cwd=None):
         [sys.executable, "-m", "sdjax", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
     )
     return found.returncode, found.stdout, found.stderr
+
+
+@pytest.fixture
+def sdjax_command(place, monkeypatch):
+    """sdjax_command("train", "vae"): runs it in `place` and returns its exit status."""
+
+    def run(*words):
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("SDJAX_CACHE", "off")  # JAX's settings are the whole process'
+        try:
+            command.main([str(word) for word in words])
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    return run
 
 
 def test_help_lists_every_command_without_jax():
@@ -46,7 +64,9 @@ finally:
         (["genrate", "a cat"], "sdjax genrate: no such command; did you mean generate?"),
         (["train", "vea"], "sdjax train vea: no such command; did you mean train vae?"),
         (["train"], "sdjax train: no such command; one of train diffusion, train vae, train clip"),
-        (["--steps", "4"], "sdjax --steps: no such command; one of generate, batch"),
+        (["--steps", "4"], "--steps: an option comes after a command"),
+        (["train", "--steps", "4"], "--steps: an option comes after a command"),
+        (["xyz"], "sdjax xyz: no such command; one of generate, batch, compile"),
         (["batch"], "batch: a file with a prompt a line is needed"),
         (["batch", "--steps", "4"], "batch: a file with a prompt a line is needed"),
         (["generate", "a cat", "--stepps", "4"], "--stepps"),
@@ -66,12 +86,31 @@ def test_a_command_s_help_is_its_own(tmp_path):
         assert status == 0 and f"usage: sdjax {name}" in " ".join(out.split())
 
 
-def test_batch_is_generate_with_a_file_of_prompts(monkeypatch):
-    seen = []
-    monkeypatch.setattr("sdjax.commands.command_line.run", lambda *given: seen.append(given))
-    command.main(["batch", "prompts.txt", "--steps", "4"])
-    command.main(["generate", "--prompts-file", "prompts.txt", "--steps", "4"])
-    assert seen[0][:4] == seen[1][:4] and seen[0][4] == "sdjax batch"
+def test_batch_is_generate_with_a_file_of_prompts(sdjax_command, script, place, capfd):
+    """And what the script does: the same bytes."""
+    (place / "prompts.txt").write_text("a red apple\na cat\n")
+    options = "--model", "model", "--steps", 2, "--seed", 3
+    assert sdjax_command("batch", "prompts.txt", *options, "--out", "a") == 0
+    assert sdjax_command("generate", "--prompts-file", "prompts.txt", *options, "--out", "b") == 0
+    assert script("sample/generate.py", "--prompts-file", "prompts.txt", *options, "--out", "c") == 0
+    assert capfd.readouterr().out.splitlines() == [f"{name}: 2 pictures drawn" for name in "abc"]
+    for name in ("00000-seed3.png", "00001-seed4.png", "manifest.jsonl"):
+        first, *others = [(place / folder / name).read_bytes() for folder in "abc"]
+        assert others == [first, first]
+
+
+def test_a_command_repeats_a_picture(sdjax_command, place):
+    options = "--model", "model", "--steps", 2, "--sampler", "euler", "--seed", 5
+    assert sdjax_command("generate", "a cat", *options, "--out", "first") == 0
+    first = place / "first" / "00000-seed5.png"
+    assert sdjax_command("generate", "--from", first, "--out", "again") == 0
+    assert (place / "again" / first.name).read_bytes() == first.read_bytes()
+
+
+def test_training_leaves_an_export(sdjax_command, place):
+    words = "--model model --data pictures --out vae --steps 1 --batch-size 8 --sample-every 0 --freeze-encoder"
+    assert sdjax_command("train", "vae", *words.split()) == 0
+    assert sdjax.load(place / "vae" / "export").config.size == 8
 
 
 def test_evaluate_without_a_checkout(monkeypatch, tmp_path):

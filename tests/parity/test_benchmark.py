@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
 
 
 def test_the_benchmark(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules["sdjax.families.sd"].NAMED, "EMOJI", CONFIG)
+    monkeypatch.setitem(sys.modules["sdjax.families.table"].NAMED, "EMOJI", CONFIG)
     benchmark.main(benchmark.Options("EMOJI", batch_size=2, steps=2))
     first, title, *rows = capsys.readouterr().out.splitlines()
     assert float(re.fullmatch(r"outputs differ by (\S+) \(largest, relative\)", first)[1]) < 5e-6
