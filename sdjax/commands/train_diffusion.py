@@ -4,6 +4,7 @@ python train/train_diffusion.py --data DIR --model FOLDER --out RUN --steps 1000
 """
 
 import math
+import re
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -112,7 +113,7 @@ def main(options: Options) -> None:
         try:
             other = open_pictures(others, config.size, multiple)
         except SdjaxError as error:
-            raise SdjaxError(str(error).replace("--data ", "--validation ", 1)) from None
+            raise SdjaxError(re.sub("^data ", "validation ", str(error))) from None
     null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
     loss_fn = diffusion_loss(
         config,

@@ -15,8 +15,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from sdjax.checks import DTYPES
 from sdjax.errors import SdjaxError
 
@@ -46,6 +44,8 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
 
 def read_parameters(path: str | Path) -> str:
     """The `parameters` text of a picture; SdjaxError naming the file when there is none."""
+    from PIL import Image  # the command line needs this file's other half at once
+
     try:
         with Image.open(path) as image:
             text = image.info.get("parameters")

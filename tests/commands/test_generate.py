@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from sample.generate import save_next
+from sdjax.commands.generate import save_next
 from sdjax.commands.generate_options import Options, settings_of_picture
 from tests.scripts import CONFIG
 

@@ -160,7 +160,7 @@ def test_train_vae_with_every_term(script, place, monkeypatch, tmp_path):
         files[name][row.diffusers] = np.ascontiguousarray(OPERATIONS[row.operation][1](np.asarray(value)))
     for name, tensors in files.items():
         save_file(tensors, tmp_path / name)
-    monkeypatch.setattr("sdjax.weights.lpips.read_lpips", lambda vgg, heads: read_lpips(vgg, heads, widths))
+    monkeypatch.setattr("sdjax.commands.train_vae.read_lpips", lambda vgg, heads: read_lpips(vgg, heads, widths))
     name = "train/train_vae.py"
     settings = TRAIN | {
         "--out": tmp_path / "run",
@@ -191,7 +191,7 @@ def test_train_vae_with_every_term(script, place, monkeypatch, tmp_path):
 
 
 def test_train_clip(script, place, monkeypatch):
-    monkeypatch.setattr("sdjax.families.sd.EMOJI_VISION", NARROW_VISION)
+    monkeypatch.setattr("sdjax.commands.train_clip.EMOJI_VISION", NARROW_VISION)
     out, records, trained = train(script, place, "train/train_clip.py", 2)
     assert changed(sdjax.load(place / "model"), trained) == {"text"}
     assert all(0 <= record["retrieval"] <= 1 for record in records)
@@ -216,7 +216,7 @@ def test_half_of_a_clip_batch_is_alike(script, place, monkeypatch, tmp_path, cap
         assert len({r["text"] for r in alike}) == 16
     assert len({tuple((records[rows[0]][name]) for name in ("style", "ground")) for rows in others}) > 3
     np.testing.assert_array_equal(first, choose(0).rows)
-    monkeypatch.setattr("sdjax.families.sd.EMOJI_VISION", NARROW_VISION)
+    monkeypatch.setattr("sdjax.commands.train_clip.EMOJI_VISION", NARROW_VISION)
     name = "train/train_clip.py"
     assert script(name, *arguments(name, TRAIN, {"--alike": "colour"})) == 2
     assert "--alike colour: no line of metadata.jsonl has a field 'colour'" in capfd.readouterr().err
