@@ -95,7 +95,7 @@ def scaled_by(factor):
     def wrong(q, k, v, heads, *rest, formula=attention.attention):
         return formula(q * factor(q.shape[-1], heads), k, v, heads, *rest)
 
-    return [(attention, "attention", wrong)]
+    return [(transformer, "attention", wrong)]
 
 
 def swapped_moments(self, pixels):
@@ -140,12 +140,12 @@ MISTAKES = {
     "ResBlock eps 1e-6": ([(unet, "ResBlock", changed(layers.ResBlock, eps=1e-6))], peers.unet_error, UNET),
     "UNet's last norm eps 1e-6": ([(unet, "GroupNorm", changed(layers.GroupNorm, eps=1e-6))], peers.unet_error, UNET),
     "transformer GroupNorm eps 1e-5": (
-        [(attention, "GroupNorm", changed(layers.GroupNorm, eps=1e-5))],
+        [(transformer, "GroupNorm", changed(layers.GroupNorm, eps=1e-5))],
         peers.unet_error,
         UNET,
     ),
-    "UNet LayerNorm eps 1e-6": ([(attention, "LayerNorm", SMALL_EPS)], peers.unet_error, UNET),
-    "tanh gelu": ([(attention, "ACTIVATIONS", TANH)], peers.unet_error, UNET),
+    "UNet LayerNorm eps 1e-6": ([(transformer, "LayerNorm", SMALL_EPS)], peers.unet_error, UNET),
+    "tanh gelu": ([(transformer, "ACTIVATIONS", TANH)], peers.unet_error, UNET),
     "sin before cos": ([(unet, "timestep_embedding", embedding(swap=True))], peers.unet_error, UNET),
     "timestep divisor half - 1": ([(unet, "timestep_embedding", embedding(divisor=1))], peers.unet_error, UNET),
     "half the heads": ([], lambda config: peers.unet_error(config, HALVED), UNET),
@@ -174,7 +174,7 @@ MISTAKES = {
         UNET,
     ),
     "gate before value": (
-        [(attention, "jnp", shim(split=lambda *args, **kwargs: jnp.split(*args, **kwargs)[::-1]))],
+        [(transformer, "jnp", shim(split=lambda *args, **kwargs: jnp.split(*args, **kwargs)[::-1]))],
         peers.unet_error,
         UNET,
     ),
