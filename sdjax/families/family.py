@@ -1,7 +1,7 @@
 """What a family of models is, as data."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdjax.families.config import Config
 from sdjax.networks.part import Part
@@ -39,7 +39,3 @@ class Family(NamedTuple):
         """How many channels the UNet of such a model takes."""
         latents = config.vae.latent_channels
         return latents + {None: 0, "mask": 1 + latents}[self.concat]
-
-    def of(self, config: Config) -> dict[str, Any]:
-        """The configs of the model's parts."""
-        return {name: getattr(config, name) for name in self.parts}
