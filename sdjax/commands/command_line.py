@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
@@ -58,6 +58,27 @@ def run(
     defaults(parsed) may return other defaults, which options on the command line override. `arguments`, `program`: see
     `parse`.
     """
+    with reader_may_leave():
+        _run(main, options, defaults, arguments, program)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Ends the process quietly, with status 141 as a shell reports it, when a pipe's reader has closed standard output.
+
+    `sdjax --help | head -3` is the usual case.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        sys.exit(128 + 13)
+
+
+def _run(main, options, defaults, arguments, program) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
     gc.set_threshold(50_000)  # imports and traces make millions of objects that stay: looking through them took a tenth
     parsed = parse(options, main.__doc__ or "", None, arguments, program)
@@ -68,6 +89,8 @@ def run(
         if getattr(parsed, "cache", True):
             keep_programs()
         main(parsed)
+    except BrokenPipeError:
+        raise
     except (SdjaxError, OSError) as error:
         refuse(with_flags(str(error), flag_names(options)))
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sdjax.commands.command_line import reader_may_leave, run
+
 #: words -> (module of this room with `main`, `Options` and perhaps `defaults`, what it does)
 COMMANDS = {
     "generate": ("generate", "Draw pictures of a prompt."),
@@ -23,7 +25,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that `arguments` (sys.argv's) name."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with reader_may_leave():
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _dispatch(arguments: list[str]) -> None:
     words = arguments[: 2 if arguments[:1] == ["train"] else 1]
     name = " ".join(words)
     if not words or words[-1] in ("-h", "--help"):
@@ -38,8 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("error: batch: a file with a prompt a line is needed: sdjax batch FILE [OPTIONS]", file=sys.stderr)
             sys.exit(2)
         rest = ["--prompts-file", *rest]
-    from sdjax.commands.command_line import run
-
     command = importlib.import_module(f"sdjax.commands.{module}")
     run(command.main, command.Options, getattr(command, "defaults", None), rest, f"sdjax {name}")
 

@@ -1,6 +1,7 @@
 """The command `sdjax`: its list of commands, what it refuses, and that the scripts are the same commands."""
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -138,3 +139,13 @@ def test_the_installed_command_is_this_one():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"sdjax": "sdjax.commands.main:main"}
+
+
+@pytest.mark.parametrize("words", ["--help", "generate --help", "generate prompt --out /proc/nowhere/x.png"])
+def test_a_reader_that_leaves_is_no_fault(words):
+    reading, writing = os.pipe()
+    os.close(reading)  # as after `| head -3`, however little was read
+    call = subprocess.run([sys.executable, "-m", "sdjax", *words.split()], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert b"Traceback" not in call.stderr and b"Broken pipe" not in call.stderr
+    assert call.returncode == (141 if "--help" in words else 2)
