@@ -1,11 +1,13 @@
 """Files that are there whole or not at all, and what is said of one that cannot be written."""
 
 import contextlib
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 from sdjax.errors import SdjaxError
@@ -40,6 +42,17 @@ def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """Returns a record as one line of a JSON Lines file, its line end included. Floats that JSON cannot say become null
+    (RFC 8259 has no NaN and no infinity)."""
+    lost = lambda value: isinstance(value, float) and not math.isfinite(value)
+    record = {key: None if lost(value) else value for key, value in record.items()}
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    with contextlib.suppress(UnicodeEncodeError):
+        return line.encode().decode()
+    return json.dumps(record, allow_nan=False) + "\n"  # a name with bytes that are not UTF-8 is written in escapes
 
 
 def check_folder(folder: str | Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from PIL.Image import Image
 
 from sdjax.errors import SdjaxError
-from sdjax.files import lock, writing
+from sdjax.files import json_line, lock, writing
 from sdjax.image.parameters import read_parameters
 from sdjax.image.png import save_png
 
@@ -130,7 +130,7 @@ class Manifest:
 
     def _write(self, record: dict[str, Any]) -> None:
         with writing(self.path):
-            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self.file.write(json_line(record))
             self.file.flush()
 
     def _read(self, path: Path, out: Path, prompts: Sequence[str]) -> int:

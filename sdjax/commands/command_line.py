@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import TypeVar
@@ -80,6 +81,7 @@ def reader_may_leave() -> Iterator[None]:
 
 def _run(main, options, defaults, arguments, program) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF, palettes, sizes: what matters is refused by name
     gc.set_threshold(50_000)  # imports and traces make millions of objects that stay: looking through them took a tenth
     parsed = parse(options, main.__doc__ or "", None, arguments, program)
     handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}

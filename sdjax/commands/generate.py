@@ -77,6 +77,7 @@ class Task:
     def finish(self, images: list) -> list:
         """Pictures as they are saved: black where --safety-checker flags them, with --watermark's bytes."""
         import sdjax
+        from sdjax.families.table import family_of
         from sdjax.image import watermark
 
         if self.checker is not None:
@@ -85,7 +86,7 @@ class Task:
             if flags.any():
                 print(f"--safety-checker: {flags.sum()} of {len(flags)} pictures made black", file=sys.stderr)
         if self.options.watermark:
-            content = watermark.V2 if self.sd.config.unet.context_dim == 1024 else watermark.V1
+            content = family_of(self.sd.config).watermark(self.sd.config)
             images = [watermark.embed(image, content) for image in images]
         return images
 

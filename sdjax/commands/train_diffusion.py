@@ -151,7 +151,7 @@ def main(options: Options) -> None:
     def on_sample(step, params, run):
         trained = replace(sd, params=sd.params | {"unet": params})
         pictures = sdjax.txt2img(
-            trained, prompts[: options.sample_prompts], steps=20, guidance_scale=4.0, seed=options.seed, syntax="plain"
+            trained, prompts[: options.sample_prompts], steps=20, guidance_scale=None, seed=options.seed, syntax="plain"
         )  # as the captions were encoded
         run.save_sheet(step, pictures)
 

@@ -2,27 +2,42 @@
 
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sdjax.conditioning.text import encode_prompt, tokenize
+from sdjax.conditioning.text import prompt_tower, read_prompts, text_context
+from sdjax.devices.placement import on_all_devices
 from sdjax.image.pixels import to_rgb, whole_picture
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.clip.network import ImageTower, pool_text
 from sdjax.nn.layers import precise
+from sdjax.text.prompt import Tokens, stack
 from sdjax.types import Array, Params
+
+PHRASES = 256  # that go through the text tower at once
 
 
 def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array) -> Array:
     """Unit embeddings [N, D] of phrases, read literally, in the space of the CLIP image tower that `projection`
     ([width, D], `load_clip`'s "text_projection") belongs to (arXiv 2103.00020, section 2.4)."""
-    eos = sd.config.text.eos_token
-    pooled = lambda some: pool_text(encode_prompt(sd, some, syntax="plain").context, tokenize(sd, some), eos)
-    words = [pooled(phrases[first : first + 256]) @ projection for first in range(0, len(phrases), 256)]
+    text, vectors = prompt_tower(sd)
+    tokens = stack(read_prompts(sd, phrases, "plain"), text)
+
+    def embed(params: tuple, tokens: Tokens) -> Array:
+        params, projection = params
+        states = text_context(params, tokens, text, sd.dtype, vectors).context
+        return pool_text(states, tokens.ids[:, 0, 0], text.eos_token) @ projection
+
+    some = lambda first: jax.tree.map(itemgetter(slice(first, first + PHRASES)), tokens)
+    starts, full = range(0, len(phrases), PHRASES), len(phrases) // PHRASES
+    params = sd.params["text"], projection
+    words = [*on_all_devices(embed, params, map(some, starts[:full]))]
+    words += [np.asarray(embed(params, some(first))) for first in starts[full:]]
     words = jnp.concatenate(words)
     return words / jnp.linalg.norm(words, axis=1, keepdims=True)
 

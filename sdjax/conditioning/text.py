@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.checks import is_whole
 from sdjax.errors import SdjaxError, log
 from sdjax.model.functions import text_states
 from sdjax.model.value import FLOAT32, StableDiffusion
@@ -56,8 +57,7 @@ def read_prompts(
 def prompt_tower(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, Array | None]:
     """The text tower's config without its last clip_skip - 1 layers, and the vectors of sd.embeddings."""
     config, vectors = sd.config.text, list(sd.embeddings.values())
-    whole = isinstance(clip_skip, (int, np.integer)) and not isinstance(clip_skip, bool)
-    if not whole or not 1 <= clip_skip <= config.layers:
+    if not is_whole(clip_skip, 1, config.layers):
         raise SdjaxError(f"clip_skip {clip_skip!r}: a whole number from 1, the last layer, to {config.layers}")
     return replace(config, layers=config.layers + 1 - int(clip_skip)), np.concatenate(vectors) if vectors else None
 

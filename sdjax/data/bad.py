@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from sdjax.errors import SdjaxError, log
-from sdjax.files import writing
+from sdjax.files import json_line, writing
 
 
 class BadData:
@@ -57,7 +57,7 @@ class BadData:
             with writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "a", encoding="utf-8") as file:
-                    file.write(self.before + json.dumps({"path": name, "reason": reason}, ensure_ascii=False) + "\n")
+                    file.write(self.before + json_line({"path": name, "reason": reason}))
             self.before = ""
 
     def _judge(self, name: str, reason: str) -> None:

@@ -5,7 +5,6 @@ modes become RGB. Of animations and of files with several pages the first pictur
 """
 
 import errno
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -47,8 +46,6 @@ SUFFIXES = frozenset(
 CROPS = ("center", "random")
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter of a gigabyte as RGB
-
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF, palettes, sizes: what matters becomes a reason here
 
 
 class Unreadable(SdjaxError):

@@ -13,13 +13,15 @@ from typing import Any
 
 import jax
 
-#: Dense bfloat16 FLOP/s of a device, from the makers' data sheets, by a part of `device_kind`; first match counts.
+#: Dense bfloat16 FLOP/s (float16 on V100 and T4) of a device, from the makers' data sheets, by its name in
+#: `device_kind`.
 PEAK = {
-    "TPU v6": 918e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
     "TPU v5p": 459e12,
+    "TPU v5": 459e12,  # as JAX calls v5p
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
-    "TPU v5": 459e12,
     "TPU v4": 275e12,
     "TPU v3": 61.5e12,
     "TPU v2": 22.5e12,  # v2 and v3: a device is one of a chip's two cores
@@ -37,10 +39,20 @@ PEAK = {
     "RTX 3090": 71e12,
 }
 
+MAKERS, FORMS = (
+    r"(?:NVIDIA |Tesla |GeForce )*",
+    r"(?:[ -](?:SXM\d*|PCIe|\d+GB|HBM\d+e?))*",
+)  # around a name; memory's size
+
 
 def peak_flops(kind: str) -> float | None:
-    """Of one device of this `device_kind`, None where it is not known."""
-    return next((flops for name, flops in PEAK.items() if name.lower() in kind.lower()), None)
+    """Returns the peak of one device of this `device_kind`; None for a device that is not in the table.
+
+    A maker's name, a form factor and the memory's size may stand around a name of PEAK and nothing else: an L40 is no
+    L4, an RTX A1000 no A100, a laptop's or a part of a GPU (MIG) not the whole one.
+    """
+    fits = lambda name: re.fullmatch(f"{MAKERS}{re.escape(name)}{FORMS}", kind, re.IGNORECASE)
+    return next((flops for name, flops in PEAK.items() if fits(name)), None)
 
 
 class Costs:

@@ -204,7 +204,8 @@ class FsdpLayout:
         wanted = everywhere or jax.process_index() == 0
 
         def fetch(leaf):  # one at a time: no more than one of them is whole on a device
-            whole = leaf if leaf.is_fully_addressable else gather(leaf).addressable_data(0)
+            # every process waits for each gather: one that ran ahead would hold a thread of a small pool for each
+            whole = leaf if leaf.is_fully_addressable else jax.block_until_ready(gather(leaf)).addressable_data(0)
             copy = np.array(whole) if wanted else None
             if free:
                 leaf.delete()

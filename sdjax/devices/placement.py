@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import jax
@@ -28,6 +30,28 @@ def over(devices: list[jax.Device]) -> contextlib.AbstractContextManager:
     if len(devices) == 1:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(Mesh(np.array(devices), (AXIS,)).abstract_mesh)
+
+
+def on_all_devices(function: Callable[[Any, Any], Any], params: Any, chunks: Iterable[Any]) -> Iterator[Any]:
+    """Yields function(params, chunk) of each chunk in turn, as many computed at once as this process has devices.
+
+    chunks: arrays, or trees of arrays, of the same shapes [n, ...]. function: (params, rows [m, ...]) -> array, or a
+    tree of arrays, [m, ...], in which a row depends on its own row alone. Every device computes with n rows, as one
+    device alone would, so that results are the same to the bit. They are numpy arrays.
+    """
+    chunks, placed = iter(chunks), None
+    devices = jax.local_devices()
+    while group := list(islice(chunks, len(devices))):
+        if placed is None:
+            devices = devices[: len(group)]  # two chunks in all need two devices
+            placed = copy_over(params, devices)
+        filled = group + group[-1:] * (len(devices) - len(group))
+        rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *filled)
+        with over(devices):
+            found = jax.tree.map(np.asarray, function(placed, split_over(rows, devices)))
+        leaves, tree = jax.tree.flatten(found)
+        parts = zip(*(np.split(leaf, len(filled)) for leaf in leaves), strict=True)
+        yield from (jax.tree.unflatten(tree, part) for part in islice(parts, len(group)))
 
 
 def _sharding(devices: list[jax.Device], *axes: str) -> NamedSharding:

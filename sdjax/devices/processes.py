@@ -1,6 +1,7 @@
 """Several processes of one job: how they start, who is the first, how they agree."""
 
 import contextlib
+import itertools
 import os
 import sys
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from sdjax.errors import SdjaxError, out_of_memory
 
-# ---- processes
+_MEETINGS = itertools.count()  # how often this process has called `meet`: all processes count alike
+
+A_YEAR = 365 * 24 * 3600 * 1000  # in milliseconds: a limit that nobody meets
 
 
 def start_processes(coordinator: str | None, count: int | None, index: int | None, patience: int = 100) -> None:
@@ -57,13 +60,32 @@ def local_part(count: int) -> slice:
     return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
+def meet() -> None:
+    """Waits until every process of the job has called this as often as this one has, however long that takes.
+
+    Processes that arrive at different times wait here, in the job's coordination service, before they enter a
+    collective: on CPUs a collective gives up after 30 seconds. A process that is gone ends the wait after the
+    `patience` of `start_processes`, with a JaxRuntimeError.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=f"sdjax-{next(_MEETINGS)}", timeout_ms=A_YEAR)
+
+
 def agree(value: int) -> int:
-    """Process 0's value, on all of them."""
+    """Returns process 0's value on all processes, which may come here at different times."""
+    return everyone(value)[0]
+
+
+def everyone(value: int) -> list[int]:
+    """Returns the int32 values of all processes, by process, on each of them; they may come at different times."""
     if jax.process_count() == 1:
-        return value
+        return [value]
     from jax.experimental import multihost_utils
 
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    meet()
+    return multihost_utils.process_allgather(np.int32(value)).tolist()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sdjax.checks import is_number, is_whole
 from sdjax.diffusion.process import alpha_s
 from sdjax.diffusion.schedule import NoiseSchedule, karras_sigmas, sigma_to_t, t_to_sigma
 from sdjax.diffusion.tables import HISTORY, Grid, Row, Sampler, samplers
@@ -44,10 +45,9 @@ def plan(
     """
     if not isinstance(name, str) or name not in samplers:
         raise SdjaxError(f"sampler {name!r}: unknown, one of {', '.join(samplers)}")
-    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-    if not whole or not 1 <= steps <= schedule.timesteps:
+    if not is_whole(steps, 1, schedule.timesteps):
         raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {schedule.timesteps}")
-    if eta is not None and not (isinstance(eta, (int, float, np.number)) and 0.0 <= eta <= 1.0):
+    if eta is not None and not is_number(eta, 0, 1):
         raise SdjaxError(f"eta {eta!r}: a number from 0 to 1")
     if not isinstance(sigmas, str) or sigmas not in SIGMAS:
         raise SdjaxError(f"sigmas {sigmas!r}: one of {', '.join(SIGMAS)}")
@@ -95,7 +95,7 @@ def table(rows: Sequence[Row], length: int) -> Row:
 
 def steps_of(strength: float, steps: int) -> int:
     """int(steps strength), the steps that are walked. SdjaxError: outside (0, 1], or not even one step."""
-    if isinstance(strength, bool) or not (isinstance(strength, (int, float, np.number)) and 0.0 < strength <= 1.0):
+    if not is_number(strength, 0, 1) or strength == 0:
         raise SdjaxError(f"strength {strength!r}: a number above 0 and up to 1")
     if int(steps * strength) < 1:
         raise SdjaxError(

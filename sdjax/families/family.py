@@ -32,6 +32,7 @@ class Family(NamedTuple):
     concat: str | None  # what stands beside x: None, or "mask" (a mask and the masked picture's latents)
     pipeline: str  # diffusers' class
     probes: Callable[[Config], dict[str, tuple[int, ...]]]  # names and shapes by which a single file is told
+    watermark: Callable[[Config], bytes]  # what the official scripts of such a model write into its pictures
     presets: tuple[Config, ...]  # published configurations
     others: tuple[Config, ...] = ()  # configurations that a single file may have and that have no name of their own
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.families.config import Config
 from sdjax.families.family import Family, Place, Tower
+from sdjax.image import watermark
 from sdjax.networks.clip.config import TextConfig, VisionConfig
 from sdjax.networks.clip.part import CLIP_TEXT
 from sdjax.networks.unet.config import UNetConfig
@@ -73,6 +74,11 @@ def probes(config: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
+def watermark_of(config: Config) -> bytes:
+    """Returns what CompVis' script for SD 1 and Stability's for SD 2, whose text tower is OpenCLIP's, write."""
+    return watermark.V2 if config.text.activation == "gelu" else watermark.V1
+
+
 SD = Family(
     name="sd",
     parts={
@@ -85,6 +91,7 @@ SD = Family(
     concat=None,
     pipeline="StableDiffusionPipeline",
     probes=probes,
+    watermark=watermark_of,
     presets=(SD15, SD21_BASE, SD21, EMOJI),
 )
 

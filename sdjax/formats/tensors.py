@@ -14,7 +14,7 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 from sdjax.formats.mapped import MAX_TENSORS, check_name, check_truth, is_count, map_file, refusals, shown, view
-from sdjax.formats.torch_files import ZIP, read_pickle_checkpoint
+from sdjax.formats.torch_files import ZIP, read_pickle
 
 MAX_HEADER = 8 << 20  # bytes; 60,000 tensors, Stable Diffusion has 1,200. Parsed, it may take 20 times as much
 
@@ -47,16 +47,24 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises SdjaxError naming the file. Values are not looked at: from_file_tensors refuses those that are not finite.
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns `read_tensors` and the metadata of a safetensors file's header, {} for a torch checkpoint."""
     if not isinstance(path, (str, Path)):
         raise SdjaxError(f"path is {type(path).__name__}: the name of a file expected")
     path = Path(path)
     with refusals(path):
-        head = map_file(path)[:32]
+        data = map_file(path)
+        head = data[:32]
         if head.startswith(LFS):
             raise SdjaxError("a pointer of Git LFS, not the file itself; run `git lfs pull`")
         if head[8:9] != b"{" and not head.startswith((ZIP, b"\x80")):
             raise SdjaxError("neither safetensors nor a torch checkpoint")
-    return (read_safetensors if head[8:9] == b"{" and head[:4] != ZIP else read_pickle_checkpoint)(path)
+        if head[8:9] != b"{" or head[:4] == ZIP:
+            return read_pickle(data), {}
+        return _read_safetensors(data)
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -66,23 +74,27 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     with refusals(path):
-        data = map_file(path)
-        start, header = read_header(data)
-        entries = {name: read_entry(name, entry) for name, entry in header.items()}
-        pos = start
-        for begin, end in sorted((begin, end) for *_, begin, end in entries.values()):
-            if start + begin != pos:
-                raise SdjaxError("its tensors overlap, or leave a hole")
-            pos = start + end
-        if pos != len(data):
-            raise SdjaxError(f"should have {pos} bytes, has {len(data)}; is it cut off?")
-        for dtype, _, begin, end in entries.values():
-            check_truth(data, dtype, start + begin, end - begin)
-        return {name: view(data, dtype, start + begin, shape) for name, (dtype, shape, begin, _) in entries.items()}
+        return _read_safetensors(map_file(path))[0]
 
 
-def read_header(data: mmap.mmap) -> tuple[int, dict[str, Any]]:
-    """(where the data begin, the header without its __metadata__)."""
+def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    start, header, metadata = read_header(data)
+    entries = {name: read_entry(name, entry) for name, entry in header.items()}
+    pos = start
+    for begin, end in sorted((begin, end) for *_, begin, end in entries.values()):
+        if start + begin != pos:
+            raise SdjaxError("its tensors overlap, or leave a hole")
+        pos = start + end
+    if pos != len(data):
+        raise SdjaxError(f"should have {pos} bytes, has {len(data)}; is it cut off?")
+    for dtype, _, begin, end in entries.values():
+        check_truth(data, dtype, start + begin, end - begin)
+    tensors = {name: view(data, dtype, start + begin, shape) for name, (dtype, shape, begin, _) in entries.items()}
+    return tensors, metadata
+
+
+def read_header(data: mmap.mmap) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Returns where the data begin, the header without its __metadata__, and these."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 10 or size > min(len(data) - 8, MAX_HEADER) or data[8:9] != b"{":
         raise SdjaxError("no safetensors header at its beginning, or one that goes beyond the file")
@@ -95,7 +107,7 @@ def read_header(data: mmap.mmap) -> tuple[int, dict[str, Any]]:
         raise SdjaxError("its __metadata__ has values that are not text")
     if not 0 < len(header) <= MAX_TENSORS:
         raise SdjaxError(f"has {len(header)} tensors, should be 1 to {MAX_TENSORS}")
-    return 8 + size, header
+    return 8 + size, header, metadata
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -36,17 +36,21 @@ def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     with refusals(path):
-        data = map_file(path)
-        value, place = (read_zip if data[:4] == ZIP else read_legacy)(data)
-        places, arrays = {}, {}
-        for name, tensor in find_tensors(value).items():
-            key, dtype, numel = tensor.storage
-            if key not in places:
-                places[key] = place(key)
-                check_truth(data, dtype, places[key], numel * dtype.itemsize)
-            start = places[key] + tensor.offset * dtype.itemsize
-            arrays[name] = view(data, dtype, start, tensor.shape, tensor.strides)
-        return arrays
+        return read_pickle(map_file(path))
+
+
+def read_pickle(data: mmap.mmap) -> dict[str, np.ndarray]:
+    """`read_pickle_checkpoint` of a mapped file; its errors do not name the file."""
+    value, place = (read_zip if data[:4] == ZIP else read_legacy)(data)
+    places, arrays = {}, {}
+    for name, tensor in find_tensors(value).items():
+        key, dtype, numel = tensor.storage
+        if key not in places:
+            places[key] = place(key)
+            check_truth(data, dtype, places[key], numel * dtype.itemsize)
+        start = places[key] + tensor.offset * dtype.itemsize
+        arrays[name] = view(data, dtype, start, tensor.shape, tensor.strides)
+    return arrays
 
 
 def find_tensors(value: Any) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ picture to give all bits back; the package reads no more out of it.
 import numpy as np
 from PIL import Image
 
+from sdjax.checks import is_whole
 from sdjax.errors import SdjaxError
 from sdjax.image.pixels import whole_picture
 
@@ -44,7 +45,7 @@ def embed(image: Image.Image, content: bytes = V1) -> Image.Image:
 
 def decode(image: Image.Image, length: int) -> bytes:
     """The `length` bytes that a picture holds: each bit is what most of its blocks say. SdjaxError as `embed`."""
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+    if not is_whole(length, 1):
         raise SdjaxError(f"length {length!r}: a whole number of bytes from 1 on")
     u = _to_yuv(_pixels(image))[1]
     _, _, values = _largest(_haar(u[: len(u) // 4 * 4, : u.shape[1] // 4 * 4])[0])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.checks import is_whole
 from sdjax.diffusion.noise import seeded_posterior_sample
 from sdjax.errors import SdjaxError
 from sdjax.model.value import FLOAT32, StableDiffusion
@@ -114,7 +115,7 @@ def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array
     """
     mean, logvar = vae_moments(sd, pixels)
     if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= 2**32 - len(mean):
+        if not is_whole(seed, 0, 2**32 - len(mean)):
             raise SdjaxError(f"seed is {seed!r}, should be None or an integer from 0 to {2**32 - len(mean)}")
         mean = seeded_posterior_sample(mean, logvar, np.uint32(seed))
     return mean * sd.config.vae.scaling

@@ -3,19 +3,17 @@
 import contextlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.checks import DTYPES
 from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.families.sd import EMOJI, SD, SD15
 from sdjax.families.table import NAMED
 from sdjax.files import writing
-from sdjax.model.value import FLOAT32, StableDiffusion
+from sdjax.model.value import FLOAT32, StableDiffusion, known_dtype
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.table import random_params
 from sdjax.text.tokenizer import clip_tokenizer, load_tokenizer
@@ -122,13 +120,6 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
 
 
 # ---- arguments
-
-
-def known_dtype(dtype: Any) -> jnp.dtype:
-    with contextlib.suppress(TypeError):
-        if (found := jnp.dtype(dtype)).name in DTYPES:
-            return found
-    raise SdjaxError(f"dtype is {dtype!r}, should be one of {', '.join(DTYPES)}")
 
 
 def bundled_tokenizer(text: TextConfig):

@@ -1,5 +1,6 @@
 """One loaded model as a value."""
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.checks import DTYPES
+from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.types import Params
 
@@ -26,6 +29,17 @@ class StableDiffusion:
     tokenizer: Any = field(repr=False)
     dtype: jnp.dtype = FLOAT32
     embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", known_dtype(self.dtype))
+
+
+def known_dtype(dtype: Any) -> jnp.dtype:
+    """Returns a dtype that models compute in, from its name or itself. SdjaxError: any other."""
+    with contextlib.suppress(TypeError):
+        if dtype is not None and (found := jnp.dtype(dtype)).name in DTYPES:
+            return found
+    raise SdjaxError(f"dtype is {dtype!r}, should be one of {', '.join(DTYPES)}")
 
 
 def digest(params: Any, text: str = "") -> str:

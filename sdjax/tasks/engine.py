@@ -30,7 +30,7 @@ from sdjax.networks.clip.config import TextConfig
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
 from sdjax.tasks.request import Request
-from sdjax.text.prompt import Tokens, group
+from sdjax.text.prompt import Prompt, Tokens, group
 from sdjax.types import Array, Cond
 
 
@@ -63,13 +63,25 @@ class Work(NamedTuple):
     devices: list
 
 
-def plan_work(sd: StableDiffusion, request: Request) -> list[Work]:
+class Texts(NamedTuple):
+    """The prompts of a request, read."""
+
+    prompts: list[Prompt]  # one an image
+    negative: Prompt
+
+
+def read_texts(sd: StableDiffusion, request: Request) -> Texts:
+    """Reads the prompts of a request, each once; what one of them has to say of itself is logged here."""
+    syntax, prompts = request.options.syntax, [*dict.fromkeys(request.prompts)]
+    (negative,) = read_prompts(sd, request.negative, syntax, composed=False)
+    read = dict(zip(prompts, read_prompts(sd, prompts, syntax), strict=True))
+    return Texts([read[prompt] for prompt in request.prompts], negative)
+
+
+def plan_work(sd: StableDiffusion, request: Request, texts: Texts) -> list[Work]:
     """Images whose prompts have one shape go together, as many at a time as the devices hold."""
-    options, prompts = request.options, [*dict.fromkeys(request.prompts)]
-    (negative,) = read_prompts(sd, request.negative, options.syntax, composed=False)
-    read, work = dict(zip(prompts, read_prompts(sd, prompts, options.syntax), strict=True)), []
-    text = prompt_tower(sd, options.clip_skip)[0]
-    for places, tokens, null in group([read[prompt] for prompt in request.prompts], negative, text):
+    text, work = prompt_tower(sd, request.options.clip_skip)[0], []
+    for places, tokens, null in group(texts.prompts, texts.negative, text):
         called = 1 + tokens.mix.shape[1]  # without a prompt, and with each that AND composes: usually 2
         size, devices = chunk_size(len(places), request.shape[0] * request.shape[1] * called // 2)
         for first in range(0, len(places), size):
@@ -94,18 +106,21 @@ def run(
     stream: int | None = None,
     before: int = 0,
     after: int = 0,
+    texts: Texts | None = None,
 ):
     """All images of a request, in the form that options.output says.
 
     pictures, masks: float32 arrays as `image.read_images` and `read_masks` give them, of one or as many images. stream:
-    see `stages.image_draws`. before, after: evaluations of other walks, for `progress`.
+    see `stages.image_draws`. before, after: evaluations of other walks, for `progress`. texts: the request's prompts,
+    where they were read before.
     """
     options, count = request.options, request.count
     each = partial(for_each, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     whole = Chunk(None, request.seeds, latents, each(pictures), each(masks))
     whole = jax.tree.map(np.asarray, whole)
-    work, rows, results = plan_work(sd, request), evaluations(plan), [None] * count
+    work = plan_work(sd, request, texts or read_texts(sd, request))
+    rows, results = evaluations(plan), [None] * count
     params, where = None, None
     for n, part in enumerate(work):
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(tokens=part.tokens)
@@ -158,7 +173,7 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
     )
     walk = partial(
         stages.walk,
-        params["unet"],
+        stages.cast_unet(params["unet"], sd.dtype),  # once: every call of the walk would make a copy of its own
         cond,
         uncond,
         guide_of(request, plan),

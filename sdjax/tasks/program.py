@@ -166,6 +166,7 @@ class Program:
         if len(prompts) not in (1, made["num_images"]):
             raise SdjaxError(f"prompt: {len(prompts)} prompts, {self.path} draws {made['num_images']} pictures at once")
         fixed = {"height": made["height"], "width": made["width"], "num_images": made["num_images"] // len(prompts)}
+        fixed |= {"output": "pixels"}
         without = {option.name for option in OPTIONS if not option.program}
         for name, value in options.items():
             if name not in {option.name for option in OPTIONS}:

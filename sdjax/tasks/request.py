@@ -52,6 +52,8 @@ def check(config: Config, prompt: str | Sequence[str], options: TaskOptions, pic
             raise SdjaxError(f"latents of shape {latents.shape}: {(count, *shape)} for {count} images of this size")
         if latents.dtype.kind not in "fiuV":  # V is bfloat16
             raise SdjaxError(f"latents are {latents.dtype}: numbers expected")
+        if not np.isfinite(latents.astype(np.float32)).all():
+            raise SdjaxError("latents have NaN or infinite values: unit noise expected")
     seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
     return Request(prompts, options.negative_prompt, seeds, shape, guidance_scales(config, options), options)
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sdjax.conditioning.clip import clip_pixels, image_embedding
+from sdjax.devices.placement import on_all_devices
 from sdjax.errors import SdjaxError
 from sdjax.image.pixels import pixels_to_pil
 from sdjax.networks.clip.config import VisionConfig
@@ -75,11 +76,12 @@ def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) 
         return np.zeros(0, bool)
     pixels = np.stack([clip_pixels(image, checker.config.size) for image in images])
     size = min(CHUNK, len(pixels))
-    found = []
-    for first in range(0, len(pixels), size):
-        chosen = np.minimum(np.arange(first, first + size), len(pixels) - 1)  # the last chunk is filled up, then cut
-        found.append(np.asarray(image_embedding(checker.params, pixels[chosen], checker.config)))
-    return decide(checker, np.concatenate(found)[: len(pixels)])
+    places = np.arange(-(-len(pixels) // size) * size).clip(
+        max=len(pixels) - 1
+    )  # the last chunk is filled up, then cut
+    chunks = np.split(pixels[places], len(places) // size)
+    embed = lambda params, pixels: image_embedding(params, pixels, checker.config)
+    return decide(checker, np.concatenate([*on_all_devices(embed, checker.params, chunks)])[: len(pixels)])
 
 
 def decide(checker: SafetyChecker, embedding: np.ndarray) -> np.ndarray:

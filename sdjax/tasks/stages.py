@@ -37,7 +37,7 @@ from sdjax.model.functions import unet_output, vae_pixels, vae_posterior
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
 from sdjax.nn.layers import precise
-from sdjax.types import Array, Cond
+from sdjax.types import Array, Cond, Params
 
 
 class Guide(NamedTuple):
@@ -87,6 +87,17 @@ def denoiser(
     if uncond is None:
         return to_denoiser(config.schedule, lambda x, sigma: predict(x, sigma, cond))
     return to_denoiser(config.schedule, with_guidance(predict, uncond, cond, guidance_scale, rescale))
+
+
+def cast_unet(params: Params, dtype) -> Params:
+    """Returns UNet parameters as the layers compute with them (`computed_in`); without a copy where they are so."""
+    shapes = jax.eval_shape(partial(computed_in, dtype=dtype), params)
+    if all(jax.tree.leaves(jax.tree.map(lambda leaf, cast: leaf.dtype == cast.dtype, params, shapes))):
+        return params
+    return _cast_unet(params, dtype)
+
+
+_cast_unet = jax.jit(computed_in, static_argnames="dtype")
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))

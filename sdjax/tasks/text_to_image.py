@@ -10,7 +10,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.table import refuse_inpainting
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
-from sdjax.tasks.engine import evaluations, plan_work, run
+from sdjax.tasks.engine import evaluations, plan_work, read_texts, run
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of
 from sdjax.tasks.request import check
@@ -54,8 +54,9 @@ def hires(
     sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
     size = {"height": sides[0] * factor, "width": sides[1] * factor}
     large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))
-    walks = [len(plan_work(sd, request)) * evaluations(plan) for request, plan in ((small, first), (large, second))]
-    pictures = run(sd, small, first, after=walks[1])
+    texts = read_texts(sd, small)
+    count = lambda request, plan: len(plan_work(sd, request, texts)) * evaluations(plan)
+    pictures = run(sd, small, first, after=count(large, second), texts=texts)
     sides = sides if upscale == "latents" else [*size.values()]
     pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])
-    return run(sd, large, second, pictures, stream=HIRES, before=walks[0])
+    return run(sd, large, second, pictures, stream=HIRES, before=count(small, first), texts=texts)

@@ -20,9 +20,10 @@ from sdjax.conditioning.text import tokenize
 from sdjax.data.order import Chosen, read_ahead
 from sdjax.data.picture import to_pixels
 from sdjax.data.source import Pictures
+from sdjax.devices.placement import on_all_devices
 from sdjax.errors import SdjaxError
 from sdjax.files import whole
-from sdjax.model.functions import text_states, vae_moments
+from sdjax.model.functions import text_states, vae_posterior
 from sdjax.model.value import StableDiffusion, digest
 
 CHUNK = 128  # rows that go through a network at once
@@ -84,10 +85,18 @@ def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: i
                 chosen = members[start + k * chunk : min(start + (k + 1) * chunk, stop)]
                 return [source.view(int(row), view, group) | {"row": int(row)} for row in chosen]
 
-            for items in read_ahead(read, stop=-(-(stop - start) // chunk)):
-                pixels = np.stack([item["pixels"] for item in items + items[-1:] * (chunk - len(items))])
+            waiting = []
+
+            def chunks() -> Iterator[np.ndarray]:
+                for items in read_ahead(read, stop=-(-(stop - start) // chunk)):
+                    waiting.append(items)
+                    yield to_pixels(np.stack([item["pixels"] for item in items + items[-1:] * (chunk - len(items))]))
+
+            encode = lambda params, pixels: vae_posterior(params, pixels, config, sd.dtype)
+            for moments in on_all_devices(encode, sd.params["vae"], chunks()):
+                items = waiting.pop(0)
                 with np.errstate(over="ignore"):
-                    out = np.concatenate(vae_moments(sd, to_pixels(pixels)), axis=-1)[: len(items)].astype(np.float16)
+                    out = np.concatenate(moments, axis=-1)[: len(items)].astype(np.float16)
                 for item, row in zip(items, out, strict=True):
                     if not np.isfinite(row).all():
                         lost = source.files[item["index"]]
@@ -115,11 +124,11 @@ def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tu
 
     def compute(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[int, int]]]:
         chunk = min(CHUNK, len(unique))
-        for first in range(start, stop, chunk):
-            prompts = unique[first : min(first + chunk, stop)]
-            ids = tokenize(sd, prompts + [""] * (chunk - len(prompts)))
-            states = text_states(sd.params["text"], ids, config, sd.dtype)
-            yield np.asarray(states)[: len(prompts)].astype(np.float16), {}
+        pieces = [unique[first : min(first + chunk, stop)] for first in range(start, stop, chunk)]
+        ids = (tokenize(sd, piece + [""] * (chunk - len(piece))) for piece in pieces)
+        encode = lambda params, ids: text_states(params, ids, config, sd.dtype)
+        for piece, states in zip(pieces, on_all_devices(encode, sd.params["text"], ids), strict=True):
+            yield states[: len(piece)].astype(np.float16), {}
 
     rows = cached_rows(folder / f"states-{name}", len(unique), (config.length, config.width), compute, "text states")
     return rows, np.array([place[text] for text in texts])

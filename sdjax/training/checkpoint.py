@@ -38,7 +38,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, keep_hours: float = 0.0):
         self.folder, self.keep, self.keep_hours = folder, keep, keep_hours
-        self._pool, self._writing = ThreadPoolExecutor(1), None
+        self._pool, self._writing, self._restore_hook = ThreadPoolExecutor(1), None, None
 
     def steps(self) -> list[int]:
         """Of all checkpoints, rising."""
@@ -57,6 +57,7 @@ class Checkpoints:
     def save(self, step: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
         """Begins to write `tree`, of numpy arrays that nobody changes any more, and waits for the one before."""
         self.wait()
+        self._ignore_late_callbacks()
         self._writing = self._pool.submit(self._write, step, tree, notes or {})
 
     def check(self) -> None:
@@ -76,6 +77,25 @@ class Checkpoints:
             self.wait()
         finally:
             self._pool.shutdown()
+            if self._restore_hook is not None:
+                self._restore_hook()
+
+    def _ignore_late_callbacks(self) -> None:
+        """Until `close`, Python does not report what tensorstore calls back after Orbax has given up."""
+        if self._restore_hook is not None:
+            return
+        before = sys.unraisablehook
+
+        def hook(fault):
+            if "Event loop is closed" not in str(fault.exc_value):
+                before(fault)
+
+        def restore():
+            if sys.unraisablehook is hook:  # else somebody has put another one over it, which calls this one
+                sys.unraisablehook = before
+
+        sys.unraisablehook = hook
+        self._restore_hook = restore
 
     def _write(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
         scratch, final = self.folder / f".{step}.tmp", self.folder / str(step)
@@ -144,6 +164,7 @@ class Checkpoints:
         SdjaxError where all are damaged, or where one is of another model or another optimiser.
         """
         steps, reasons = self.steps() if steps is None else steps, []
+        self._ignore_late_callbacks()
         log = log or (lambda line: print(line, file=sys.stderr))
         for step in reversed(steps):
             path = self.folder / str(step)
@@ -305,10 +326,8 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Orbax reports through absl's log what it then raises, and tensorstore calls back after Orbax has given up."""
-    log, hook = logging.getLogger("absl"), sys.unraisablehook
-    if hook is sys.__unraisablehook__:  # for good: the calls come late
-        sys.unraisablehook = lambda fault: "Event loop is closed" in str(fault.exc_value) or hook(fault)
+    """Orbax reports through absl's log what it then raises."""
+    log = logging.getLogger("absl")
     before = log.level
     log.setLevel(logging.CRITICAL)
     try:

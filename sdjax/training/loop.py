@@ -13,7 +13,7 @@ import numpy as np
 
 from sdjax.devices.cost import Costs
 from sdjax.devices.layouts import Layout, check_batch_size, make_layout
-from sdjax.devices.processes import agree, device_errors, is_primary, local_part
+from sdjax.devices.processes import agree, device_errors, is_primary, local_part, meet
 from sdjax.errors import SdjaxError, out_of_memory
 from sdjax.model.load import save
 from sdjax.model.value import StableDiffusion
@@ -109,7 +109,7 @@ class _Loop:
             losses, _ = loss_fn(params, batch, jax.random.key(seed))
             return layout.average({"loss": (weights * losses).sum(), "weight": weights.sum()})
 
-        self.evaluate = layout.evaluate(evaluate)
+        self.evaluate, self.compiled = layout.evaluate(evaluate), set()
 
     def train(self, stream, on_sample, name_batch, validation) -> Params:
         from tqdm import tqdm
@@ -130,6 +130,7 @@ class _Loop:
                 batch = layout.put((next(batches), np.full(local, self.stop.asked, np.float32)))
                 if step == self.start + 1:
                     self.begin(batch)
+                self.compile("step", self.step, self.state, batch)
                 self.state, metrics = self.step(self.state, batch, self.seed)
                 run.checkpoints.check()
                 stopping = self.settle(*waiting) if waiting else False  # of the step before, while this one runs
@@ -146,8 +147,7 @@ class _Loop:
                 with run.aside():
                     if draw and not stopping:  # before the checkpoint, after which a restart would not come here again
                         drawn = layout.fetch(trained_params(self.state), everywhere=False)
-                        if is_primary():
-                            self.draw(on_sample, step, drawn)
+                        on_primary(partial(self.draw, on_sample, step, drawn))
                     if save:
                         self.save(step)
                 if stopping:
@@ -178,7 +178,7 @@ class _Loop:
         memory does not have to hold it twice."""
         last = step == self.options.steps and jax.process_count() == 1
         whole = self.layout.fetch(self.state, everywhere=False, free=last)
-        self.run.save(step, whole, {"examples": step * self.options.examples})
+        on_primary(partial(self.run.save, step, whole, {"examples": step * self.options.examples}))
         if last:
             self.state = whole
 
@@ -190,6 +190,18 @@ class _Loop:
             for line in _summary(self.options, self.shapes, self.layout, self.costs):
                 self.bar.write(line)
         self.run.start(self.start)
+
+    def compile(self, name: str, function: Callable, state: Any, batch: Any) -> None:
+        """Compiles `function` for a batch of new shapes on every process before any of them calls it.
+
+        Some compile longer than others, who would wait in the function's collectives. One process alone compiles when
+        it calls.
+        """
+        shapes = name, *(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shapes not in self.compiled and jax.process_count() > 1:
+            function.lower(state, batch, self.seed).compile()
+            meet()
+        self.compiled.add(shapes)
 
     def settle(self, step: int, metrics: Any, extra: dict[str, float] | None = None) -> bool:
         """Waits for a step, logs what is due, and says whether the run was asked to stop."""
@@ -225,8 +237,9 @@ class _Loop:
     def validate(self, validation: Sequence[tuple[Any, Any]]) -> float:
         """The weighted mean loss of the held out examples."""
         params, sums = trained_params(self.state), []
-        for batch in validation:
-            sums.append(self.layout.fetch(self.evaluate(params, self.layout.put(batch), self.seed)))
+        for batch in map(self.layout.put, validation):
+            self.compile("validation", self.evaluate, params, batch)
+            sums.append(self.layout.fetch(self.evaluate(params, batch, self.seed)))
         return float(sum(s["loss"] for s in sums) / sum(s["weight"] for s in sums))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdjax.devices.processes import agree, is_primary
 from sdjax.errors import SdjaxError
-from sdjax.files import check_folder, cut_torn_line, lock, whole
+from sdjax.files import check_folder, cut_torn_line, json_line, lock, whole
 from sdjax.image.png import save_png
 from sdjax.image.sheets import contact_sheet
 from sdjax.training.checkpoint import Checkpoints
@@ -99,7 +99,8 @@ class Run:
             self.checkpoints.save(step, state, {"options": self.settings} | (notes or {}))
 
     def log(self, step: int, metrics: dict[str, Any], images: int, notes: dict[str, Any] | None = None) -> dict:
-        """Appends a line to metrics.jsonl. Floats are float32 written so that they read back to the same bits.
+        """Appends a line to metrics.jsonl and returns it. Floats are float32, written so that they read back to the
+        same bits. NaN and infinity, which JSON does not have, are written as null.
 
         `images` is the number of pictures since the last call, for images_per_second; `notes` are written as they are.
         """
@@ -110,7 +111,7 @@ class Run:
         record |= notes or {}
         if self.primary:
             with self._writing("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json_line(record))
             for name, value in record.items() if self._board else ():
                 if isinstance(value, float):
                     self._board.add_scalar(name, value, step)

@@ -5,12 +5,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import jax
-import numpy as np
 
 from sdjax.data.source import Pictures, open_data
 from sdjax.devices.host import open_more_files, return_memory
 from sdjax.devices.layouts import check_batch_size
-from sdjax.devices.processes import agree, is_primary, start_processes
+from sdjax.devices.processes import agree, everyone, is_primary, start_processes
 from sdjax.errors import SdjaxError, prefixed
 from sdjax.files import check_folder
 from sdjax.model.load import create
@@ -49,8 +48,6 @@ def check_shared(out: Path, seconds: float = 60.0) -> None:
     """SdjaxError, on all processes, where one does not see what process 0 writes to `out`: it would wait for that."""
     if jax.process_count() == 1:
         return
-    from jax.experimental import multihost_utils
-
     mark = out / f".shared-{agree(uuid4().int % 2**31)}.tmp"
     if is_primary():
         mark.touch()
@@ -58,12 +55,12 @@ def check_shared(out: Path, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds  # for file systems that take their time
     while not mark.exists() and time.monotonic() < until:
         time.sleep(0.5)
-    seen = multihost_utils.process_allgather(np.int32(mark.exists()))
+    seen = everyone(mark.exists())
     if is_primary():
         mark.unlink(missing_ok=True)
-    if not seen.all():
+    if not all(seen):
         raise SdjaxError(
-            f"out {out}: process {np.argmin(seen)} does not see there what process 0 writes; a folder "
+            f"out {out}: process {seen.index(0)} does not see there what process 0 writes; a folder "
             "that all processes share is needed"
         )
 

@@ -5,7 +5,6 @@ but SD 2.x base and 768-v: these differ in what the UNet predicts, which `predic
 metadata, or at last a guess. What follows from no shape (heads, VAE scaling, schedule) is the recognised preset's.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -94,16 +93,6 @@ def predicting(found: list[Config], prediction: str | None) -> Config:
     return replace(config, schedule=replace(config.schedule, prediction=prediction))
 
 
-def stored_prediction(path: Path) -> str | None:
-    """What a safetensors file's ModelSpec metadata says, if anything."""
-    from safetensors import SafetensorError, safe_open
-
-    with contextlib.suppress(OSError, SafetensorError), safe_open(path, "numpy") as file:
-        value = (file.metadata() or {}).get(PREDICTION_KEY)
-        return value if value in PREDICTIONS else None
-    return None
-
-
 def read_scale(tensors: Mapping[str, np.ndarray], config: Config, source: Path) -> Config:
     """CompVis' `scale_factor` buffer wins over the preset's scaling, but for its rounding to a small dtype."""
     scale = np.asarray(tensors.get("scale_factor", config.vae.scaling), np.float64)
@@ -130,14 +119,16 @@ def read_single(
     `prediction` "epsilon" or "v" overrules the file and the preset; `prefer_ema` takes the UNet from `model_ema.*`
     where there is one; `config` is for files of no preset. Raises SdjaxError with one report of all that does not fit.
     """
-    from sdjax.formats.tensors import read_tensors
+    from sdjax.formats.tensors import read_checkpoint
 
     path, prediction, tensors = Path(path), known_prediction(prediction), {}
-    for name, value in read_tensors(path).items():
+    found, metadata = read_checkpoint(path)
+    for name, value in found.items():
         if (current := current_name("single", name)) in tensors:
             raise SdjaxError(f"{path}: {current} is there twice, once as {name}")
         tensors[current] = value
-    prediction = prediction or stored_prediction(path)
+    stored = metadata.get(PREDICTION_KEY)
+    prediction = prediction or (stored if stored in PREDICTIONS else None)
     if config is None:
         config = detect(tensors, prediction, path)
     elif prediction:
