@@ -1,1 +1,2 @@
-"""Files of other projects <-> our parameter trees: names (the table), convert (the arithmetic), folder (the layout)."""
+"""Files of other projects <-> our parameter trees: diffusers folders, CompVis' single files, the hub, CLIP and
+LPIPS."""
