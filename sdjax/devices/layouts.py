@@ -37,6 +37,7 @@ class PmapLayout:
 
     @property
     def count(self) -> int:
+        """The number of this process' devices."""
         return jax.local_device_count()
 
     def average(self, tree: Any) -> Any:
@@ -166,6 +167,7 @@ class FsdpLayout:
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
     def shardings(self, tree: Any) -> Any:
+        """Returns the tree of `sharding` of every leaf."""
         return jax.tree.map(self.sharding, tree)
 
     def create(self, make: Callable[[Any], Any], params: Any, seed: np.uint32) -> Any:

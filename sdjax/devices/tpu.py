@@ -14,8 +14,7 @@ from sdjax.errors import SdjaxError, out_of_memory
 
 
 class Chip(NamedTuple):
-    """A TPU chip. The figures are those of cloud.google.com/tpu/docs, system architecture; FLOP/s are in PEAK
-    (cost.py)."""
+    """A TPU chip. The figures are from cloud.google.com/tpu/docs, system architecture; FLOP/s are in cost.PEAK."""
 
     topology: str  # the smallest slice that libtpu knows
     bandwidth: float  # bytes a second

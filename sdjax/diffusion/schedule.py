@@ -36,6 +36,7 @@ class NoiseSchedule:
 
     @property
     def timesteps(self) -> int:
+        """N, the number of timesteps."""
         return len(self.betas)
 
     @property

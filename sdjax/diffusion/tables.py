@@ -87,8 +87,10 @@ def eps_row(sigma: float, a: float, b: tuple[float, ...], push: bool = True) -> 
 
 
 def eps_step(sigma: float, then: float) -> tuple[float, float]:
-    """Returns (a, h) of DDIM's step written with eps, x' = a x + h eps. It is y' = y + (sigma' - sigma) eps times
-    alpha'."""
+    """Returns (a, h) of DDIM's step written with eps: x' = a x + h eps.
+
+    It follows from y' = y + (sigma' - sigma) eps, multiplied by alpha'.
+    """
     (alpha, _), (alpha_, _) = alpha_s(sigma), alpha_s(then)
     return alpha_ / alpha, alpha_ * (then - sigma)
 
@@ -118,8 +120,7 @@ def improved_euler_rows(sigma: float, then: float) -> list[Row]:
 
 
 def heun_rows(grid: Grid) -> list[Row]:
-    """Heun's method, Algorithm 1 of arXiv 2206.00364 without churn. It has 2 steps - 1 rows, and the last step is
-    Euler's."""
+    """Heun's method, Algorithm 1 of arXiv 2206.00364 without churn: 2 steps - 1 rows. The last step is Euler's."""
     *steps, (last, _) = pairwise(grid.sigma)
     return [row for step in steps for row in improved_euler_rows(*step)] + [x0_row(last, 0.0, (1.0,))]
 

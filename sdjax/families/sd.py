@@ -61,8 +61,7 @@ EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_
 
 
 def probes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns the names and the shapes in the file of four tensors by which a single file of this config is
-    recognised."""
+    """Returns name -> shape in the file of the four tensors by which a single file of this config is recognised."""
     unet, text = config.unet, config.text
     tower = "model." if text.activation == "gelu" else "transformer.text_model.embeddings."
     middle = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"

@@ -23,7 +23,6 @@ def family_of(config: Config) -> Family:
 
 
 def refuse_inpainting(config: Config) -> None:
-    """Raises SdjaxError for an inpainting model, or for one whose UNet takes a number of channels that no family
-    has."""
+    """SdjaxError: the model is an inpainting model, or its UNet takes a number of channels that no family has."""
     if family_of(config).concat is not None:
         raise SdjaxError(f"sd {config.name}: an inpainting model ({config.unet.in_channels} channels), use inpaint")

@@ -1,5 +1,4 @@
-"""Helpers of all readers and writers of weights: read-only maps of files, arrays over them, errors that name the
-file."""
+"""Helpers of all readers and writers of weights: memory-mapped files, arrays over them, errors that name the file."""
 
 import json
 import mmap

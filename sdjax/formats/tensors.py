@@ -44,8 +44,7 @@ LFS = b"version https://git-lfs"
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the tensors by name of a safetensors file or of a torch checkpoint, as read-only views of the mapped
-    file.
+    """Returns the tensors by name of a safetensors file or a torch checkpoint, as read-only views of the mapped file.
 
     Values are not checked here; `from_file_tensors` refuses those that are not finite. SdjaxError: names the file.
     """

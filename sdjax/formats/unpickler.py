@@ -126,8 +126,7 @@ MEMO = {b"q": (True, 1), b"r": (True, 4), b"h": (False, 1), b"j": (False, 4)}  #
 
 
 def is_key(value: Any) -> bool:
-    """May `value` be a key of a dict or an item of a set? A tuple must be short and flat: checking others takes
-    long."""
+    """May `value` be a dict's key or a set's item? A tuple must be short and flat, since checking others takes long."""
     changes = (dict, Ordered, list, bytearray, Set)
     return type(value) not in changes and (
         type(value) is not tuple or (len(value) <= 16 and not any(type(item) in (*changes, tuple) for item in value))
@@ -162,6 +161,7 @@ class Machine:
         return self.take(end + 1 - self.pos)[:-1].decode()
 
     def run(self) -> Any:
+        """Runs the next pickle and returns its object. SdjaxError: it is broken, too large, or no pickle of torch's."""
         self.stack, self.marks, self.memo = [], [], {}
         while self.opcodes < MAX_OPCODES:
             self.opcodes += 1

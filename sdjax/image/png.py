@@ -9,8 +9,8 @@ from sdjax.files import whole
 
 
 def save_png(image: Image.Image, path: str | Path, parameters: str | None = None) -> Path:
-    """Writes a PNG file, whole or not at all, and returns its path. `parameters` goes into a text chunk of this
-    name."""
+    """Writes a PNG file, whole or not at all, and returns its path. `parameters` goes into its text chunk
+    "parameters"."""
     path, info = Path(path), PngInfo()
     if parameters is not None:
         info.add_text("parameters", parameters)  # PIL writes iTXt when Latin-1 does not hold it

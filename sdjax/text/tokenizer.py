@@ -120,8 +120,7 @@ def tokenize(tokenizer, config: TextShape, prompts: str | Sequence[str]) -> np.n
 
 
 def byte_characters() -> list[str]:
-    """Returns the 256 printable characters that stand for bytes, in CLIP's order: printable Latin-1 first, then the
-    rest.
+    """Returns the 256 printable characters that stand for bytes, in CLIP's order: printable Latin-1 first, then others.
 
     See bytes_to_unicode in OpenAI GPT-2's `encoder.py`.
     """

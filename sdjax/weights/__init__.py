@@ -1,2 +1,1 @@
-"""Files of other projects <-> our parameter trees: diffusers folders, CompVis' single files, the hub, CLIP and
-LPIPS."""
+"""Files of other projects <-> our parameter trees: diffusers folders, CompVis' files, the hub, CLIP, LPIPS."""

@@ -129,8 +129,7 @@ def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffuser
 
 
 def cast_params(params: Params, dtype: np.dtype) -> Params:
-    """Returns the parameters rounded to `dtype`, as numpy arrays. SdjaxError: names those whose values become
-    infinite."""
+    """Returns the parameters rounded to `dtype`, as numpy arrays. SdjaxError: names those that become infinite."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
     with np.errstate(over="ignore"):
         cast = {path: leaf.astype(dtype) for path, leaf in flat.items()}

@@ -10,8 +10,7 @@ VAE_RES = ("norm1", "conv1", None, "norm2", "conv2", "nin_shortcut")
 
 
 def vae_middle(half: str, compvis: str) -> Iterator[Row]:
-    """Yields the rows of a half's middle, whose attention is Linear in diffusers' files, 1x1 convolutions in
-    CompVis'."""
+    """Yields the rows of a half's middle. Its attention is Linear in diffusers' files, 1x1 convolutions in CompVis'."""
     for i in (0, 1):
         yield from res_block(
             f"{half}/mid/res_{i}", f"{half}.mid_block.resnets.{i}", f"{compvis}.mid.block_{i + 1}", VAE_RES, False

@@ -117,8 +117,9 @@ def cudnn_any(q: Array, k: Array, v: Array) -> Array:
 
 
 def cudnn_even(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's attention, with odd lengths padded by one token that does not count."""
     lengths, even = {}, lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-    if q.shape[1] % 2 or k.shape[1] % 2:  # cuDNN is told the true lengths, so that the padding does not count
+    if q.shape[1] % 2 or k.shape[1] % 2:  # cuDNN is told the true lengths
         lengths = {
             name: jnp.full(x.shape[0], x.shape[1], jnp.int32)
             for name, x in (("query_seq_lengths", q), ("key_value_seq_lengths", k))

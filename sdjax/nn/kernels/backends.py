@@ -45,8 +45,8 @@ def batch_axes() -> tuple[str, ...]:
 
 
 def devices_sharing(batch: int) -> int:
-    """Returns how many devices share a batch of this size: all of those on `batch_axes`, or 1 if they cannot get equal
-    parts."""
+    """Returns how many devices share a batch of this size: all on `batch_axes`, or 1 if it has no equal parts for
+    them."""
     mesh = jax.sharding.get_abstract_mesh()
     count = math.prod(mesh.shape[name] for name in batch_axes())
     return count if batch % count == 0 else 1

@@ -73,6 +73,7 @@ def side_by_side(x: Array) -> Array:
 
 
 def direct(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1))) -> Array:
+    """XLA's own convolution, without bias."""
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
