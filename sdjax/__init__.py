@@ -3,7 +3,7 @@
     sd = sdjax.load("emoji")
     images = sdjax.txt2img(sd, "a 3d render of a red apple on a yellow background")
 
-Names are imported at their first use, so that `import sdjax` costs nothing.
+Names are imported when they are first used, so that `import sdjax` costs nothing.
 """
 
 import importlib
@@ -27,7 +27,7 @@ _HOME = {
     "diffusion.tables": ("samplers",),
     "devices.host": ("keep_programs",),
 }
-#: modules that are public as they are: sdjax.sampling.plan, sdjax.pictures.contact_sheet, sdjax.watermark.embed
+#: modules that are public as a whole: sdjax.sampling.plan, sdjax.pictures.contact_sheet, sdjax.watermark.embed
 _MODULES = {"sampling": "sampling", "pictures": "pictures", "watermark": "image.watermark"}
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,25 +1,29 @@
-"""The one exception of this package, the messages of commands, and how an exception of JAX' is told."""
+"""The one exception of this package, its messages in commands, and the test for JAX's out-of-memory error."""
 
 import contextlib
 import logging
 import re
 from collections.abc import Iterable, Iterator
 
-log = logging.getLogger("sdjax")  # everything that this package has to say goes there
+log = logging.getLogger("sdjax")  # the package logs all its messages here
 
 
 class SdjaxError(ValueError):
-    """A refusal: the message is one line (or one list) naming the file, key or argument and what would be right."""
+    """The error that this package raises when it refuses something.
+
+    The message is one line (or one list) that names the file, key or argument, and says what would be right.
+    """
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Of JAX' JaxRuntimeError: is it that a device has too little?"""
+    """Did this JAX runtime error come from a device that ran out of memory?"""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
 @contextlib.contextmanager
 def prefixed(prefix: str) -> Iterator[None]:
-    """What is refused in here says first which flag it is about."""
+    """Puts `prefix` before the message of any SdjaxError that is raised inside the block. Commands use it to say which
+    flag the error is about."""
     try:
         yield
     except SdjaxError as error:
@@ -28,7 +32,8 @@ def prefixed(prefix: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def flags_of(names: Iterable[str]) -> Iterator[None]:
-    """What is refused in here by an argument's name says the flag's."""
+    """Replaces arguments' names by flags in the message of any SdjaxError that is raised inside the block, as
+    `with_flags` does."""
     try:
         yield
     except SdjaxError as error:
@@ -36,9 +41,10 @@ def flags_of(names: Iterable[str]) -> Iterator[None]:
 
 
 def with_flags(message: str, names: Iterable[str]) -> str:
-    """The library's message with flags in place of arguments' `names`, where one is its first word or in backticks.
+    """Returns the library's message with flags in place of the arguments in `names`.
 
-    "batch_size 3: too large, see `remat`" becomes "--batch-size 3: too large, see --remat".
+    A name is replaced if it is the first word of the message or stands in backticks. So "batch_size 3: too large, see
+    `remat`" becomes "--batch-size 3: too large, see --remat".
     """
     flags = {name: f"--{name.replace('_', '-')}" for name in names}
     message = re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), message)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is said of one that cannot be written."""
+"""Writes files whole or not at all, and turns the system's refusals into SdjaxErrors; also prompts files and locks."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from sdjax.errors import SdjaxError
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """What the system refuses in here becomes an SdjaxError that names `path`."""
+    """Turns any OSError inside the block into an SdjaxError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -24,10 +24,12 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
-    """A hidden file beside `path` to write to: it becomes `path` when the block ends, and goes when the block fails.
+    """Yields a hidden file next to `path` to write to. It becomes `path` when the block ends, and is deleted if the
+    block fails. Its folder is made if needed.
 
-    Its folder is made. `mark` tells it from other writers'; without one that is random: hosts that share a folder may
-    share process ids. What the system refuses, mostly before the block, is an SdjaxError that names `path`.
+    mark: tells this writer's hidden file from other writers'. None makes a random mark, because hosts that share a
+        folder may have the same process ids.
+    SdjaxError: the system refuses to write `path`; mostly it refuses before the block begins.
     """
     path = Path(path)
     scratch = path.with_name(f".{path.name}-{mark or uuid4().hex[:8]}.tmp")
@@ -37,7 +39,7 @@ def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
             scratch.touch()
             yield scratch
             with open(scratch, "rb+") as file:
-                os.fsync(file.fileno())  # else a file system may keep the new name and lose the content
+                os.fsync(file.fileno())  # else a crash may keep the new name and lose the content
             os.replace(scratch, path)
     finally:
         with contextlib.suppress(OSError):
@@ -56,7 +58,8 @@ def json_line(record: dict[str, Any]) -> str:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Makes the folder and writes a file in it, or raises SdjaxError: to be called before anything is computed."""
+    """Makes the folder and checks that files can be written in it. Call it before anything is computed. SdjaxError:
+    they cannot."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -66,7 +69,11 @@ def check_folder(folder: str | Path) -> None:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one a line. Blank lines are skipped; "#" begins a prompt like any other."""
+    """Returns the prompts in a UTF-8 text file with one prompt per line.
+
+    Blank lines are skipped, and a line that begins with "#" is a prompt like any other. SdjaxError: the file cannot be
+    read, is not UTF-8, or has no prompts.
+    """
     lines = []
     try:
         data = Path(path).read_bytes()
@@ -83,7 +90,10 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def lock(file: int | IO, refusal: str) -> None:
-    """Locks an open file or folder for this process, until it is closed; SdjaxError(refusal) where another has it."""
+    """Locks an open file or folder for this process until it is closed. It does nothing where locks are not supported.
+
+    SdjaxError(refusal): another process has locked it.
+    """
     with contextlib.suppress(ImportError):  # no fcntl on Windows
         import fcntl
 
@@ -96,7 +106,7 @@ def lock(file: int | IO, refusal: str) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cuts off what follows the last line break: a line that a kill or a full disk left unfinished."""
+    """Removes what follows the last line break of a file: a line that a kill or a full disk left unfinished."""
     with open(path, "rb+") as file:
         end = size = file.seek(0, os.SEEK_END)
         while end:

@@ -1,9 +1,9 @@
-"""Pictures as PIL images and as arrays: conversions, sheets, and PNG files that remember their settings.
+"""Pictures as PIL images and as arrays: conversions, sheets, and PNG files that hold the settings they were made with.
 
     images = pixels_to_pil(sdjax.decode(sd, latents))
     contact_sheet(images, columns=4)
 
-This file only names what is public. The code is in sdjax/image/, sdjax/commands/grid.py and sdjax/tasks/.
+This file only lists the public names. The code is in sdjax/image/, sdjax/commands/grid.py and sdjax/tasks/.
 """
 
 from sdjax.commands.grid import grid_sheet, read_axes

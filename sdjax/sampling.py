@@ -1,10 +1,10 @@
-"""Samplers as a library of their own: tables of rows, one loop over them, and denoisers made of networks.
+"""The samplers as a library of their own: tables of rows, one loop over them, and denoisers made from networks.
 
     table = plan("dpmpp_2m", make_schedule(sd.config.schedule), 20, sigmas="karras")
     denoiser = sdjax.denoiser(sd, cond, uncond, guidance_scale=4.0)  # or any function (x, sigma) -> x0
     x = sample(table.rows, denoiser, start(table, noise)).x
 
-This file only names what is public. The code is in sdjax/diffusion/.
+This file only lists the public names. The code is in sdjax/diffusion/.
 """
 
 from sdjax.diffusion.guidance import Denoiser, Predictor, at_timesteps, to_denoiser, with_guidance

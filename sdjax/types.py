@@ -2,7 +2,7 @@
 
 | name    | meaning                                                                                   |
 |---------|-------------------------------------------------------------------------------------------|
-| x0      | clean latents, NHWC, scaled so that a unit Gaussian is their natural size                  |
+| x0      | clean latents, NHWC, scaled to a standard deviation of about 1                            |
 | x       | noisy latents: x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps (variance preserving)            |
 | eps     | unit Gaussian noise of x's shape                                                          |
 | v       | sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (arXiv 2202.00512)                                 |
@@ -21,18 +21,18 @@ Params = dict[str, Any]  # plain nested dicts of arrays
 
 
 class Cond(NamedTuple):
-    """What the UNet is conditioned on. A pytree; every leaf has the batch first."""
+    """What the UNet is conditioned on. It is a pytree, and every leaf has the batch as its first axis."""
 
-    context: Array  # [B, L, D]; of prompts composed with AND [B, P, L, D]
-    mix: Array | None = None  # [B, P]: the composed prompts' weights, see denoise.with_guidance
+    context: Array  # [B, L, D]; for prompts composed with AND [B, P, L, D]; in a walk, their keys_values
+    mix: Array | None = None  # [B, P]: the weights of composed prompts, see diffusion.guidance.with_guidance
 
 
 class Batch(NamedTuple):
-    """One training batch, all leaves with the example first.
+    """One training batch. Every leaf has the example as its first axis.
 
-    `index` is the example's position in the global batch sequence: all its randomness hangs on it.
+    `index` is the example's position in the global sequence of batches. All its random numbers depend on it.
     """
 
     moments: Array  # [B, h, w, 8]: the VAE posterior's mean and log variance, unscaled
-    context: Array  # [B, L, D] text states
-    index: Array  # [B] uint32
+    context: Array  # [B, L, D]: text states
+    index: Array  # uint32 [B]

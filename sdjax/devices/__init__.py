@@ -1,1 +1,1 @@
-"""How computers share the work: layouts, processes, placement, compiled programs, and what they cost."""
+"""How devices and processes share the work: layouts, placement, compiled programs, and what programs cost."""

@@ -1,8 +1,10 @@
-"""What a computation costs: counted from its trace, or as XLA says of a program compiled for whatever machine.
+"""What a computation costs: counted from its trace, or reported by XLA for a compiled program, or measured here.
 
-flops(lambda x: x @ x, jax.ShapeDtypeStruct((64, 64), "float32"))         # 524288
-device = topology_devices(CHIPS["v5e"].topology)[0]                       # no TPU needed, only libtpu
-costs = Costs(compile_for(device, function, *shapes))
+The program may be compiled for another machine (tpu.py):
+
+    flops(lambda x: x @ x, jax.ShapeDtypeStruct((64, 64), "float32"))         # 524288
+    device = topology_devices(CHIPS["v5e"].topology)[0]                       # no TPU needed, only libtpu
+    costs = Costs(compile_for(device, function, *shapes))
 """
 
 import math
@@ -39,10 +41,9 @@ PEAK = {
     "RTX 3090": 71e12,
 }
 
-MAKERS, FORMS = (
-    r"(?:NVIDIA |Tesla |GeForce )*",
-    r"(?:[ -](?:SXM\d*|PCIe|\d+GB|HBM\d+e?))*",
-)  # around a name; memory's size
+MAKERS = r"(?:NVIDIA |Tesla |GeForce )*"  # may stand before a name of PEAK
+
+FORMS = r"(?:[ -](?:SXM\d*|PCIe|\d+GB|HBM\d+e?))*"  # may stand behind it: the form and the memory
 
 
 def peak_flops(kind: str) -> float | None:
@@ -56,10 +57,10 @@ def peak_flops(kind: str) -> float | None:
 
 
 class Costs:
-    """What the compiler says of a step, for one device."""
+    """What the compiler reports about a step, for one device: `flops`, `bytes` accessed, and `memory`."""
 
     def __init__(self, compiled: Any, parts: int = 1):
-        """compiled: `jax.stages.Compiled`. parts: how often its inner loop runs (--accumulate)."""
+        """compiled: a `jax.stages.Compiled`. parts: how often its inner loop runs (--accumulate)."""
         found = compiled.cost_analysis()
         found = dict(found[0] if isinstance(found, list) else found or {})
         self.flops: float = found.get("flops", 0.0) * parts  # XLA counts a loop's body once
@@ -68,7 +69,10 @@ class Costs:
 
 
 def memory(compiled: Any) -> dict[str, int]:
-    """Bytes on one device: arguments, outputs, temporary, total (outputs that take over arguments count once)."""
+    """Returns the bytes that a program takes on one device: "arguments", "outputs", "temporary" and "total".
+
+    Outputs that reuse the memory of arguments count once in the total. Empty if the compiler does not tell.
+    """
     stats = compiled.memory_analysis()
     if stats is None:
         return {}
@@ -88,11 +92,13 @@ NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whil
 
 
 def main_memory_traffic(text: str) -> int:
-    """Bytes that a program moves to and from the device's main memory, from its text, `jax.stages.Compiled.as_text`.
+    """Returns the bytes that a program moves to and from the device's main memory.
 
-    Operands and results of every operation count, but for those that lie in a TPU's on-chip memory (S(1) in their
-    layout), and copies between the two, once. XLA's own "bytes accessed" counts both memories, and copies several
-    times. A loop's body counts once.
+    text: the program's text, `jax.stages.Compiled.as_text`.
+
+    The operands and results of every operation count, except those in a TPU's on-chip memory (S(1) in their layout).
+    Copies between the two memories count once. XLA's own "bytes accessed" counts both memories, and counts copies
+    several times. A loop's body counts once.
     """
     kinds, total = {}, 0
     stored = lambda kind: sum(array_sizes(kind, on_chip=False))
@@ -110,16 +116,21 @@ def main_memory_traffic(text: str) -> int:
 
 
 def renamed(text: str) -> int:
-    """Bytes in XLA's "bytes accessed" that nothing reads or writes: slices that a TPU's compiler put side by side in
-    on-chip memory and now takes for one array (ConcatBitcast)."""
+    """Returns the bytes in XLA's "bytes accessed" that nothing reads or writes.
+
+    They are slices that a TPU's compiler put side by side in on-chip memory and now treats as one array
+    (ConcatBitcast).
+    """
     return sum(
         2 * sum(array_sizes(kind)) for _, kind, _, _, rest in operations(text, fused=False) if "ConcatBitcast" in rest
     )
 
 
 def cycles(text: str) -> int:
-    """Clock cycles that a TPU's compiler expects a program's operations to take one after the other, from its text.
-    Pallas' kernels count nothing: it has no estimate of them. A loop's body counts once."""
+    """Returns the clock cycles that a TPU's compiler expects a program's operations to take one after the other.
+
+    Pallas kernels count as nothing, because the compiler has no estimate for them. A loop's body counts once.
+    """
     return sum(
         int(count)
         for *_, rest in operations(text, fused=False)
@@ -128,7 +139,8 @@ def cycles(text: str) -> int:
 
 
 def operations(text: str, fused: bool = True) -> Iterator[tuple[str, str, str, str, str]]:
-    """(name, type, operation, operands, attributes) of all in a program's text, or of those not inside of fusions."""
+    """Yields (name, type, operation, operands, attributes) of every operation in a program's text. With `fused` False
+    it leaves out those inside fusions."""
     within, listed = set() if fused else set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text)), fused
     for line in text.splitlines():
         if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -138,7 +150,8 @@ def operations(text: str, fused: bool = True) -> Iterator[tuple[str, str, str, s
 
 
 def array_sizes(kind: str, on_chip: bool = True) -> list[int]:
-    """Bytes of each array in an HLO type; without those in a TPU's on-chip memory unless `on_chip`."""
+    """Returns the bytes of each array in an HLO type. With `on_chip` False it leaves out those in a TPU's on-chip
+    memory."""
     return [
         math.prod(int(side) for side in sides.split(",") if side) * int(bits or 8) // 8
         for bits, sides, layout in ARRAY.findall(kind)
@@ -150,9 +163,10 @@ def array_sizes(kind: str, on_chip: bool = True) -> list[int]:
 
 
 def flops(function: Callable, *args: Any) -> int:
-    """Multiplications and additions in the matrix products and convolutions of function(*args); arrays or their shapes.
+    """Returns the multiplications and additions in the matrix products and convolutions of function(*args).
 
-    Loops count as often as they run (while loops once), of branches the costliest does.
+    The arguments are arrays or their shapes. The body of a loop counts as often as it runs (of a while loop, once). Of
+    several branches the most expensive one counts.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -170,7 +184,7 @@ def _count(jaxpr) -> int:
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
         elif name == "cond":
             total += max(_count(branch.jaxpr) for branch in params["branches"])
-        elif name != "pallas_call":  # whose body runs once a tile; such a branch has siblings that say the same
+        elif name != "pallas_call":  # its body runs once a tile; another branch of by_platform has the same products
             inner = [getattr(value, "jaxpr", value) for value in params.values()]
             times = params["length"] if name == "scan" else 1
             total += times * sum(_count(value) for value in inner if hasattr(value, "eqns"))
@@ -181,8 +195,11 @@ def _count(jaxpr) -> int:
 
 
 def matmul_ceiling(dtype: str) -> float:
-    """FLOP/s of large square matrix products of noise here, one after the other, the best of some times. Of ones a GPU
-    would be faster, and one alone is not launched in no time."""
+    """Measures the FLOP/s of large square matrix products on this machine, and returns the best of several runs.
+
+    The matrices are noise, because a GPU is faster on matrices of ones. A run is several products in a row (20 on an
+    accelerator), because launching a single one takes time too.
+    """
     side, count = (2048, 2) if jax.default_backend() == "cpu" else (8192, 20)
     x, product, seconds = jax.random.normal(jax.random.key(0), (side, side), dtype), jax.jit(lambda x: x @ x), []
     for _ in range(5):

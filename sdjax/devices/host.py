@@ -8,20 +8,23 @@ from functools import cache
 
 
 def keep_programs() -> None:
-    """Compiled programs stay on disk, for the next process: in the folder that SDJAX_CACHE names, or ~/.cache/sdjax;
-    nowhere where SDJAX_CACHE is "off", or where JAX was told a folder of its own (JAX_COMPILATION_CACHE_DIR)."""
+    """Keeps compiled programs on disk for the next process, in the folder that SDJAX_CACHE names or in ~/.cache/sdjax.
+
+    It does nothing if SDJAX_CACHE is "off", or if JAX has a cache folder already (JAX_COMPILATION_CACHE_DIR).
+    """
     folder = os.path.expanduser(os.environ.get("SDJAX_CACHE") or "~/.cache/sdjax")
     if folder == "off" or folder.startswith("~") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     for name, value in {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.1}.items():
         if not os.environ.get(name.upper()):
-            os.environ[name.upper()] = str(value)  # read when JAX is imported, which a refusal need not wait for
+            os.environ[name.upper()] = str(value)  # JAX reads it when imported; importing it here would be slow
             if "jax" in sys.modules:
                 sys.modules["jax"].config.update(name, value)
 
 
 def open_more_files() -> None:
-    """Up to the system's limit of open files instead of the shell's, often 1,024: the files of caches stay open."""
+    """Raises this process' limit of open files, often 1,024, towards the system's limit, up to 65,536. Training needs
+    it, because the files of caches stay open."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # no such module on Windows
         import resource
 
@@ -33,7 +36,8 @@ def open_more_files() -> None:
 
 @cache
 def return_memory() -> None:
-    """From now on the system gets back what compiling took: glibc keeps it, more than 1 GB after SD 1.5's UNet."""
+    """From now on, returns the memory that compiling took to the system. glibc would keep it, more than 1 GB after SD
+    1.5's UNet."""
     import jax
 
     def trim(event: str, seconds: float, **_) -> None:

@@ -1,14 +1,14 @@
-"""Devices: the only file that knows how they share the work.
+"""Layouts: how the devices share the state and the batch of a train step.
 
-A train step is a pure function of (state, batch, seed); a layout says where its arguments lie and compiles it:
+A train step is a pure function of (state, batch, seed). A layout places its arguments on the devices and compiles it:
 
 | layout | state on each device                        | gradients meet in               | compiled by               |
 |--------|---------------------------------------------|---------------------------------|---------------------------|
 | pmap   | all of it                                   | one `pmean`                     | `jax.pmap`                |
 | fsdp   | a slice of every large array                | what XLA puts in for the mesh   | `jax.jit`, NamedSharding  |
 
-Both split the batch evenly over all devices of all processes. What an example draws depends on its global index,
-never on the device that it falls to.
+Both split the batch evenly over all devices of all processes. The random numbers of an example depend on its global
+index, never on the device that computes it.
 """
 
 import functools
@@ -26,59 +26,66 @@ AXIS = "data"
 
 KINDS = ("pmap", "fsdp")
 
-SMALL = 2**10  # arrays of fewer values are not worth a slice and its transfer
+SMALL = 2**10  # arrays of fewer values are not sliced: the transfers would cost more than the slices save
 
 
 class PmapLayout:
-    """Data parallel: every device holds the whole state. In here a state has a leading axis of local devices."""
+    """Data parallel: every device holds the whole state. The arrays of a placed state have a leading axis of local
+    devices."""
 
     kind = "pmap"
 
     @property
     def count(self) -> int:
+        """The number of this process' devices."""
         return jax.local_device_count()
 
     def average(self, tree: Any) -> Any:
-        """The mean over the devices, inside of a step."""
+        """Returns the mean over the devices. Call it inside a step."""
         return lax.pmean(tree, AXIS)
 
     def for_loss(self, params: Any) -> Any:
-        """Parameters as a loss takes them."""
+        """Returns the parameters as a loss should take them (`in_order`)."""
         return in_order(params)
 
     def gather(self, tree: Any) -> tuple[Any, Any]:
-        """All devices' examples, inside of a step, and the number of this device's first among them."""
+        """Returns (the examples of all devices, the index of this device's first one among them). Call it inside a
+        step."""
         count = len(jax.tree.leaves(tree)[0])
         return jax.tree.map(lambda leaf: lax.all_gather(leaf, AXIS, tiled=True), tree), lax.axis_index(AXIS) * count
 
     def create(self, make: Callable[[Any], Any], params: Any, seed: np.uint32) -> Any:
-        """make(params) on every device. `params`: arrays, or a function of the seed that gives them."""
+        """Returns make(params), with a copy on every device.
+
+        params: arrays, or a function of the seed that returns them.
+        """
         return self.place(jax.jit(lambda seed: make(params(seed)))(seed) if callable(params) else jax.jit(make)(params))
 
     def place(self, tree: Any) -> Any:
-        """A copy on every local device."""
+        """Returns the tree with a copy on every local device."""
         copy = jax.pmap(lambda _, value: value, axis_name=AXIS, in_axes=(0, None))  # the name is part of the sharding
         return copy(np.arange(self.count), tree)
 
     def adopt(self, leaf: np.ndarray) -> Any:
-        """Takes one array of a state that is being read; `place` comes when all of them are there."""
+        """Takes one array of a state that is being read from a file. Here it does nothing: `place` is called when all
+        arrays are there."""
         return leaf
 
     def abstract(self, shapes: Any) -> Any:
-        """The shapes of a state as `place` lays it out, to compile for."""
+        """Returns the shapes of a state as `place` lays it out, for compiling ahead."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((self.count, *leaf.shape), leaf.dtype), shapes)
 
     def abstract_batch(self, shapes: Any) -> Any:
-        """The shapes of a batch of this process as `put` lays it out."""
+        """Returns the shapes of this process' batch as `put` lays it out, for compiling ahead."""
         split = lambda shape: (self.count, shape[0] // self.count, *shape[1:])
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(split(leaf.shape), leaf.dtype), shapes)
 
     def put(self, batch: Any) -> Any:
-        """This process' part of a batch, on its devices: [B, ...] -> [devices, B / devices, ...]."""
+        """Splits this process' part of a batch over its devices: [B, ...] -> [devices, B / devices, ...]."""
         return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(self.count, -1, *np.shape(leaf)[1:]), batch)
 
     def step(self, step: Callable, state: Any) -> Callable:
-        """Compiles step(state, batch, seed) -> (state, metrics); the old state's memory is given to the new one."""
+        """Compiles step(state, batch, seed) -> (state, metrics). The new state reuses the old one's memory."""
         return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
 
     def evaluate(self, function: Callable) -> Callable:
@@ -86,8 +93,11 @@ class PmapLayout:
         return jax.pmap(function, axis_name=AXIS, in_axes=(0, 0, None))
 
     def fetch(self, tree: Any, everywhere: bool = True, free: bool = False) -> Any:
-        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others). `free` gives
-        the devices' memory back, one array after the other: the tree is used up."""
+        """Returns numpy copies of the whole tree.
+
+        everywhere: False returns them on process 0 only, and None on the others.
+        free: delete each array on the devices once it is copied; the tree cannot be used afterwards.
+        """
         if not everywhere and jax.process_index():
             return None
 
@@ -100,22 +110,26 @@ class PmapLayout:
         return jax.tree.map(fetch, tree)
 
     def shards(self, shape: tuple[int, ...]) -> int:
-        """Over how many devices an array of the state is spread."""
+        """Returns over how many devices an array of the state is spread."""
         return 1
 
 
 def in_order(params: Any) -> Any:
-    """Parameters, and so their gradients, in the order in which they lie. cuDNN takes kernels [3, 3, C, D] in another,
-    and on GPUs XLA would turn the EMA and the optimiser's state to that one too, and back, at every step."""
+    """Pins the memory layout of 4-D kernels [3, 3, C, D], and of their gradients, on GPUs.
+
+    Without it XLA transposes the EMA and the optimiser's state to cuDNN's layout and back in every step.
+    """
     flat = lambda leaf: lax.optimization_barrier(leaf.reshape(-1)).reshape(leaf.shape)
     either = lambda leaf: lax.platform_dependent(leaf, cuda=flat, default=lambda leaf: leaf)
     return jax.tree.map(lambda leaf: either(leaf) if leaf.ndim == 4 else leaf, params)
 
 
 class FsdpLayout:
-    """Fully sharded: every large array of the state lies in equal slices over the devices of the mesh's fsdp axis.
+    """Fully sharded: every large array of the state is split into equal slices along the mesh's axis "fsdp".
 
-    `replicas` is the mesh's other axis: that many copies of the state, each spread over devices / replicas.
+    replicas: length of the mesh's other axis: so many copies of the state, each spread over devices / replicas.
+    devices: the devices to use; None is all of them.
+    SdjaxError: `replicas` does not divide the number of devices.
     """
 
     kind = "fsdp"
@@ -130,19 +144,21 @@ class FsdpLayout:
         self.batch = NamedSharding(self.mesh, PartitionSpec((AXIS, "fsdp")))
 
     def average(self, tree: Any) -> Any:
-        """Nothing is left to do: under jit a mean over the batch is the mean over all of it."""
+        """Returns the tree as it is: under jit, a mean over the batch is already the mean over all devices."""
         return tree
 
     def for_loss(self, params: Any) -> Any:
-        """Parameters as a loss takes them. Those that lie in slices stay so: `in_order` would put them together."""
+        """Returns the parameters as a loss should take them. Sliced parameters stay as they are, since `in_order` would
+        gather them."""
         return in_order(params) if self.mesh.size == 1 else params
 
     def gather(self, tree: Any) -> tuple[Any, Any]:
-        """Under jit the examples are those of all devices already."""
+        """Returns (tree, 0): under jit, the examples are already those of all devices."""
         return tree, 0
 
     def sharding(self, leaf: Any) -> NamedSharding:
-        """Of one array of the state, by its shape alone: slices of the longest side that divides evenly."""
+        """Returns the sharding of one array of the state, which depends on its shape alone: the longest side that
+        divides evenly is sliced."""
         shape, count = np.shape(leaf), self.mesh.shape["fsdp"]
         sides = [side if side % count == 0 else 0 for side in shape]
         if count == 1 or np.prod(shape) < SMALL or not max(sides, default=0):
@@ -151,10 +167,14 @@ class FsdpLayout:
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
     def shardings(self, tree: Any) -> Any:
+        """Returns the tree of `sharding` of every leaf."""
         return jax.tree.map(self.sharding, tree)
 
     def create(self, make: Callable[[Any], Any], params: Any, seed: np.uint32) -> Any:
-        """make(params), each array made where it belongs; nothing is whole on any device."""
+        """Returns make(params), with each array made where it belongs. No large array is whole on any device.
+
+        params: arrays, or a function of the seed that returns them.
+        """
         if not callable(params):
             params = jax.tree.map(self.adopt, params)
             shardings = self.shardings(jax.eval_shape(make, params))
@@ -163,28 +183,29 @@ class FsdpLayout:
         return jax.jit(whole, out_shardings=self.shardings(jax.eval_shape(whole, seed)))(seed)
 
     def place(self, tree: Any) -> Any:
-        """Arrays on this host to their slices on the devices; those that are there already stay."""
+        """Moves the arrays of this host to their slices on the devices. Arrays that are there already stay."""
         return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else self.adopt(leaf), tree)
 
     def adopt(self, leaf: np.ndarray) -> jax.Array:
-        """One array to its slices: of a state that is being read no more than this one is whole on the host."""
+        """Moves one array to its slices on the devices. While a state is being read from a file, only this one array is
+        whole on the host."""
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, self.sharding(leaf), lambda index: leaf[index])
 
     def abstract(self, shapes: Any) -> Any:
-        """The shapes of a state, to compile for."""
+        """Returns the shapes of a state, for compiling ahead."""
         return shapes
 
     def abstract_batch(self, shapes: Any) -> Any:
-        """The shapes of a batch, of all processes."""
+        """Returns the shapes of a batch of all processes, for compiling ahead."""
         return shapes
 
     def put(self, batch: Any) -> Any:
-        """This process' part of a batch, on its devices."""
+        """Puts this process' part of a batch on its devices."""
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.batch, np.asarray(leaf)), batch)
 
     def step(self, step: Callable, state: Any) -> Callable:
-        """Compiles step(state, batch, seed) -> (state, metrics); the old state's memory is given to the new one."""
+        """Compiles step(state, batch, seed) -> (state, metrics). The new state reuses the old one's memory."""
         shardings = self.shardings(state)
         return jax.jit(
             on_mesh(step, self.mesh),
@@ -198,8 +219,11 @@ class FsdpLayout:
         return jax.jit(on_mesh(function, self.mesh), out_shardings=self.whole)
 
     def fetch(self, tree: Any, everywhere: bool = True, free: bool = False) -> Any:
-        """Numpy copies of the whole tree, on process 0 alone where not `everywhere` (None on the others). `free` gives
-        the devices' memory back, one array after the other: the tree is used up."""
+        """Returns numpy copies of the whole tree.
+
+        everywhere: False returns them on process 0 only, and None on the others.
+        free: delete each array on the devices once it is copied; the tree cannot be used afterwards.
+        """
         gather = jax.jit(lambda leaf: leaf, out_shardings=self.whole)
         wanted = everywhere or jax.process_index() == 0
 
@@ -215,12 +239,15 @@ class FsdpLayout:
         return fetched if wanted else None
 
     def shards(self, shape: tuple[int, ...]) -> int:
-        """Over how many devices an array of the state is spread."""
+        """Returns over how many devices an array of the state is spread."""
         return 1 if self.sharding(np.broadcast_to(0, shape)).is_fully_replicated else self.mesh.shape["fsdp"]
 
 
 def on_mesh(function: Callable, mesh: Mesh) -> Callable:
-    """`function`, traced where `jax.sharding.get_abstract_mesh` tells of the mesh: what XLA cannot split needs it."""
+    """Wraps `function` so that `jax.sharding.get_abstract_mesh` returns the mesh while it is traced.
+
+    Operations that XLA cannot split over devices need the mesh (`split_by_batch`).
+    """
 
     @functools.wraps(function)
     def traced(*args):
@@ -234,12 +261,14 @@ Layout = PmapLayout | FsdpLayout
 
 
 def make_layout(kind: str, replicas: int = 1) -> Layout:
+    """Returns the layout "pmap" or "fsdp"; `replicas` is for fsdp. SdjaxError: any other kind."""
     if kind not in KINDS:
         raise SdjaxError(f"parallel {kind}: expected {' or '.join(KINDS)}")
     return PmapLayout() if kind == "pmap" else FsdpLayout(replicas)
 
 
 def check_batch_size(batch_size: int) -> None:
+    """SdjaxError: the batch is not a positive multiple of the number of all devices."""
     count = jax.device_count()
     if batch_size < 1 or batch_size % count:
         raise SdjaxError(f"batch_size {batch_size}: expected a positive multiple of the {count} devices")

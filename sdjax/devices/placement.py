@@ -1,4 +1,4 @@
-"""Arrays on devices: how many pictures go through at once, who holds what."""
+"""Placement for sampling: how many pictures are computed at once, and which device holds which array."""
 
 import contextlib
 import math
@@ -16,17 +16,17 @@ from sdjax.devices.layouts import AXIS
 
 
 def split_over(tree: Any, devices: list[jax.Device]) -> Any:
-    """For sampling: splits the first axis of every leaf over `devices`; one device keeps JAX's default placement."""
+    """Splits the first axis of every leaf over `devices`. With one device, the arrays keep JAX's default placement."""
     return tree if len(devices) == 1 else jax.device_put(tree, _sharding(devices, AXIS))
 
 
 def copy_over(tree: Any, devices: list[jax.Device]) -> Any:
-    """For sampling: a copy on each of `devices`; nothing moves when it is there already."""
+    """Puts a copy of the tree on each of `devices`. Nothing moves if it is there already."""
     return jax.device_put(tree) if len(devices) == 1 else jax.device_put(tree, _sharding(devices))
 
 
 def over(devices: list[jax.Device]) -> contextlib.AbstractContextManager:
-    """For sampling: what is traced in here knows that its batches lie over `devices`, as in `on_mesh`."""
+    """Returns a context in which traced code knows that its batches are split over `devices`, as with `on_mesh`."""
     if len(devices) == 1:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(Mesh(np.array(devices), (AXIS,)).abstract_mesh)
@@ -58,11 +58,16 @@ def _sharding(devices: list[jax.Device], *axes: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
 
 
-POSITIONS = 2**13  # latent positions that a CPU takes at once: 32 pictures of 16 x 16, 2 of 64 x 64; guided by one
+POSITIONS = 2**13  # latent positions that a CPU takes at once: 32 guided pictures of 16 x 16, or 2 of 64 x 64
 
 
 def chunk_size(count: int, positions: int) -> tuple[int, list]:
-    """How many pictures go through at once, and the devices that share them evenly."""
+    """Returns how many pictures to compute at once, and the devices that share them evenly.
+
+    count: the number of pictures.
+    positions: the latent positions of one picture, h w, if the model is called twice a step (a prompt and guidance);
+        more calls count in proportion.
+    """
     devices = jax.local_devices()[:count]
     most = max(1, positions_at_once(devices[0]) // positions) * len(devices)
     size = math.ceil(count / math.ceil(count / most))
@@ -70,7 +75,7 @@ def chunk_size(count: int, positions: int) -> tuple[int, list]:
 
 
 def positions_at_once(device: jax.Device) -> int:
-    """Latent positions that a device takes: an accelerator a picture of 512 px for every 2 GiB of its memory, up to 16,
-    which keep the largest busy."""
+    """Returns how many latent positions a device takes at once. An accelerator takes one picture of 512 px for every
+    2 GiB of its memory, up to 16 pictures, which keep the largest accelerators busy."""
     memory = (device.memory_stats() or {}).get("bytes_limit")
     return POSITIONS if memory is None else 2**12 * min(16, max(1, memory // 2**31))

@@ -1,4 +1,4 @@
-"""Several processes of one job: how they start, who is the first, how they agree."""
+"""Several processes of one job: how they start, which one writes, how they agree, and how they report failures."""
 
 import contextlib
 import itertools
@@ -16,10 +16,14 @@ A_YEAR = 365 * 24 * 3600 * 1000  # in milliseconds: a limit that nobody meets
 
 
 def start_processes(coordinator: str | None, count: int | None, index: int | None, patience: int = 100) -> None:
-    """Joins the other processes of the job, before anything else touches a device.
+    """Joins the other processes of the job. Call it before anything else touches a device.
 
-    coordinator: HOST:PORT of process 0; "auto" where the cluster tells (SLURM, Open MPI, TPU pods, Kubernetes); None
-    is a job of one process. A process that does not answer for `patience` seconds ends the others.
+    coordinator: HOST:PORT of process 0, or "auto" if the cluster tells all of it (SLURM, Open MPI, TPU pods,
+        Kubernetes); None is a job of one process.
+    count: the number of processes; None with "auto".
+    index: the number of this process, from 0; None with "auto".
+    patience: if a process does not answer for so many seconds, the others end.
+    SdjaxError: arguments that do not fit together, or processes that do not find each other.
     """
     if coordinator is None:
         if count not in (None, 1) or index not in (None, 0):
@@ -50,12 +54,12 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
 
 
 def is_primary() -> bool:
-    """Is this the process that writes?"""
+    """Is this process 0, the one that writes?"""
     return jax.process_index() == 0
 
 
 def local_part(count: int) -> slice:
-    """Which `count` / processes of a global batch's examples this process reads."""
+    """Returns which examples of a global batch of `count` this process reads: an equal part for each process."""
     size = count // jax.process_count()
     return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
@@ -74,7 +78,7 @@ def meet() -> None:
 
 
 def agree(value: int) -> int:
-    """Returns process 0's value on all processes, which may come here at different times."""
+    """Returns process 0's value on all processes, which may come here at different times. It must fit in int32."""
     return everyone(value)[0]
 
 
@@ -90,9 +94,11 @@ def everyone(value: int) -> list[int]:
 
 @contextlib.contextmanager
 def device_errors():
-    """One line instead of a traceback where a device has too little memory, or where another process is gone.
+    """Turns two failures inside the block into one line instead of a traceback.
 
-    A process that lost its partners leaves at once: an orderly end would wait for them.
+    If the device has too little memory, it raises SdjaxError. If there are several processes, any device error means
+    that another process is gone or a device failed: it prints a line and ends this process at once with status 2,
+    because an orderly end would wait for the others.
     """
     try:
         yield

@@ -1,1 +1,1 @@
-"""The mathematics of diffusion. It knows no network, no file and no device."""
+"""The mathematics of diffusion. This package depends on no network, no file and no device."""

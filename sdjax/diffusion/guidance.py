@@ -1,18 +1,19 @@
-"""One denoiser contract, (x, sigma) -> x0, and the conversions and wrappers that lead to it.
+"""The denoiser contract, (x, sigma) -> x0, and the conversions and wrappers that turn a network into a denoiser.
 
-x is variance preserving, x = alpha x0 + s eps; sigma names the noise level and gives both weights:
+x is variance preserving, x = alpha x0 + s eps. sigma is the noise level, a scalar or [B], and gives both weights:
 
     alpha = sqrt(abar) = 1 / sqrt(1 + sigma^2),      s = sqrt(1 - abar) = sigma alpha,      alpha^2 + s^2 = 1
     v = alpha eps - s x0   (arXiv 2202.00512, section 4)
 
-sigma is a scalar or [B]. Samplers see denoisers only, and know nothing of what is wrapped in one:
+Samplers call a denoiser and do not know what is wrapped in it. The functions here are applied in this order:
 
     unet (x, t, cond) -> at_timesteps -> with_channels -> with_guidance -> to_denoiser
                                                                         -> with_function -> with_known_region
 
-A predictor, (x, sigma) -> the UNet's raw output, is what guidance acts on (CompVis `ddim.py`). Every wrapper is a pure
-function; what it holds may be traced. Numbers that change on the way down are functions of sigma: `by_level` makes one
-of a table over steps, `in_interval` another of a number.
+The four `with_*` are optional. tasks/stages.py replaces `at_timesteps` where all sigmas are known ahead. Guidance acts
+on a predictor, (x, sigma) -> the UNet's raw output, as in CompVis `ddim.py`. Every wrapper is a pure function, and the
+values that it holds may be traced. A number that changes with the noise level is a function of sigma: `by_level` makes
+one from a table over steps, and `in_interval` limits a number or such a function to an interval.
 """
 
 from collections.abc import Callable
@@ -30,24 +31,27 @@ Denoiser = Callable[[Array, Array], Array]  # (x [B, h, w, C], sigma [] or [B]) 
 
 Predictor = Callable[..., Array]  # (x [B, h, w, C], sigma [] or [B], and a Cond before guidance) -> eps, v or x0
 
-Level = Array | float | Callable[[Array], Array]  # a number, or one for each sigma
+Level = Array | float | Callable[[Array], Array]  # a number, or a function of sigma
 
 
 def timesteps_of(schedule: NoiseSchedule, sigma: Array) -> Array:
-    """t of sigma, of the same shape, as models are called with it."""
+    """Returns the timesteps t that a model is called with at noise level sigma, in the shape of sigma."""
     t = sigma_to_t(schedule, sigma, jnp)
-    whole = jnp.round(t)  # float32 logarithms miss whole timesteps by 1e-4; models were trained on whole ones
+    whole = jnp.round(t)  # float32 logarithms miss whole timesteps by 1e-4, and models were trained on whole ones
     return jnp.where(jnp.abs(t - whole) < 1e-3, whole, t)
 
 
 def at_timesteps(config: ScheduleConfig, predict: Callable[..., Array]) -> Predictor:
-    """A model of (x, t [B], ...) as a predictor of (x, sigma, ...)."""
+    """Turns a model that takes (x, t [B], ...) into a predictor that takes (x, sigma, ...)."""
     schedule = make_schedule(config)
     return lambda x, sigma, *rest: predict(x, jnp.broadcast_to(timesteps_of(schedule, sigma), x.shape[:1]), *rest)
 
 
 def to_denoiser(config: ScheduleConfig, predict: Predictor) -> Denoiser:
-    """A denoiser from raw outputs of kind `config.prediction`. SdjaxError on a kind that is not in PREDICTIONS."""
+    """Turns a predictor whose output is of the kind `config.prediction` (eps, v or x0) into a denoiser.
+
+    SdjaxError: the kind is not in PREDICTIONS.
+    """
     if config.prediction not in PREDICTIONS:
         raise SdjaxError(f"prediction {config.prediction!r}: one of {', '.join(PREDICTIONS)}")
     return lambda x, sigma: PREDICTIONS[config.prediction].to_x0(x, predict(x, sigma), sigma)
@@ -57,29 +61,34 @@ def to_denoiser(config: ScheduleConfig, predict: Predictor) -> Denoiser:
 
 
 def at(level: Level, sigma: Array) -> Array:
-    """The number that `level` is at `sigma`: [], or [B] where that is one for each image."""
+    """Returns the value of `level` at `sigma`: [], or [B] if there is one value for each image."""
     return jnp.asarray(level(sigma) if callable(level) else level)
 
 
 def for_images(value: Array, like: Array) -> Array:
-    """A number, or one for each image [B], shaped to multiply `like` [B, ...]."""
+    """Reshapes a number, or one number for each image [B], so that it multiplies `like` [B, ...]."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (like.ndim - 1)) if value.ndim else value
 
 
 def step_at(levels: Array, sigma: Array) -> Array:
-    """The number of the step that starts at `sigma`, [] or [B], or contains it. levels [S] fall; zeros at the end are
-    none."""
+    """Returns the index of the step that starts at `sigma` or contains it, in the shape of sigma, [] or [B].
+
+    levels [S]: the falling sigmas at which steps start. Zeros at the end are padding, not steps.
+    """
     return jnp.clip(jnp.sum(levels > jnp.expand_dims(sigma, -1), axis=-1), 0, jnp.sum(levels > 0) - 1)
 
 
 def by_level(levels: Array, values: Array) -> Callable[[Array], Array]:
-    """values[n] from levels[n] down to the next one; both [S]."""
+    """Returns a function of sigma that is values[n] from levels[n] down to levels[n + 1]. Both are [S]."""
     return lambda sigma: jnp.asarray(values)[step_at(levels, sigma)]
 
 
 def in_interval(scale: Level, low: Array, high: Array) -> Callable[[Array], Array]:
-    """`scale` where low <= sigma <= high, elsewhere 1: guidance in a limited interval, Eq. 5 of arXiv 2404.07724."""
+    """Returns a function of sigma that is `scale` where low <= sigma <= high, and 1 elsewhere.
+
+    This is guidance in a limited interval, Eq. 5 of arXiv 2404.07724.
+    """
     return lambda sigma: jnp.where((low <= sigma) & (sigma <= high), at(scale, sigma), 1.0)
 
 
@@ -87,16 +96,22 @@ def in_interval(scale: Level, low: Array, high: Array) -> Callable[[Array], Arra
 
 
 def with_channels(predict: Predictor, extra: Array) -> Predictor:
-    """Appends `extra` [B, h, w, C'] to x: the concatenated conditioning of inpainting models, guided and not alike."""
+    """Appends the channels of `extra` [B, h, w, C'] to x, for the conditional and the unconditional images alike.
+
+    Inpainting models are conditioned this way, on a mask and the masked picture's latents.
+    """
     return lambda x, *rest: predict(jnp.concatenate([x, jnp.tile(extra, (len(x) // len(extra), 1, 1, 1))], -1), *rest)
 
 
 def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, rescale: Level = 0.0) -> Predictor:
-    """Classifier-free guidance (arXiv 2207.12598): u + scale (c - u), one call on the batch [uncond, cond].
+    """Classifier-free guidance (arXiv 2207.12598): u + scale (c - u), with one model call on the batch [uncond, cond].
 
-    `scale`: traced, [], or a function of sigma. Where it is 1 only `cond` is called, on its part of the batch. Where
-    cond holds composed prompts c_i, c is u + sum mix_i (c_i - u): composable diffusion (arXiv 2206.01714).
-    `rescale` phi brings each image's standard deviation back to c's, by that share: Eq. 15 and 16 of arXiv 2305.08891.
+    cond: if it holds composed prompts c_i (`cond.mix`), c is u + sum mix_i (c_i - u), which is composable diffusion
+        (arXiv 2206.01714).
+    scale: a number (it may be traced) or a function of sigma. If it is 1 for all images and there are no composed
+        prompts, the model is called on `cond` alone.
+    rescale: phi in Eq. 15 and 16 of arXiv 2305.08891: the share, 0 .. 1, by which each image's standard deviation is
+        brought back to that of c.
     """
     mix, conds = cond.mix, [cond]
     if mix is not None:
@@ -125,18 +140,25 @@ def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, re
 
 
 def with_function(denoiser: Denoiser, function: Callable[[Array, Array, Array], Array], levels: Array) -> Denoiser:
-    """x0 = function(x, x0, step), step counted from 0 on `levels` [S]: guidance of one's own.
+    """Replaces the denoiser's x0 by function(x, x0, step). Use it for guidance of your own.
 
-    It may differentiate: x0 - 0.1 jax.grad(loss)(x0) pulls towards a small loss.
+    function: it may differentiate: x0 - 0.1 jax.grad(loss)(x0) pulls towards a small loss.
+    levels: [S], the sigmas at which steps start; `step` counts from 0 along them.
     """
     return lambda x, sigma: function(x, denoiser(x, sigma), step_at(levels, sigma))
 
 
 def with_known_region(denoiser: Denoiser, x0: Array, eps: Array, mask: Array, first: Array) -> Denoiser:
-    """Inpainting with any model: where `mask` [B, h, w, 1] is 0, x is what is known of it, alpha x0 + s eps.
+    """Inpainting with any model: keeps the known region of a picture, and lets the denoiser paint the rest.
 
-    Not at the `first` sigma of the walk, whose x is given: pure noise at full strength. diffusers'
-    `pipeline_stable_diffusion_inpaint.py` does it after each step, which for a mask of zeros and ones is the same.
+    Where the mask is 0, x is replaced by the known alpha x0 + s eps before the denoiser is called, and its result by
+    the known x0. x is not replaced at the first sigma of the walk, since the x given there is pure noise at full
+    strength. diffusers' `pipeline_stable_diffusion_inpaint.py` does this after each step, which gives the same for a
+    mask of zeros and ones.
+
+    x0, eps: the known latents and their noise, [B, h, w, C] each.
+    mask: [B, h, w, 1], 1 where the picture is painted.
+    first: the sigma at which the walk starts.
     """
 
     def known(x: Array, sigma: Array) -> Array:

@@ -1,4 +1,7 @@
-"""The plan of a walk: a sampler's table over the levels of a schedule, in float64 numpy."""
+"""The plan of a walk: a sampler's table of coefficients for the noise levels of a schedule.
+
+It is computed in float64 numpy and returned as float32.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +17,12 @@ from sdjax.errors import SdjaxError
 
 
 class Plan(NamedTuple):
-    """float32 arrays: nothing but the padded number of rows is static."""
+    """A plan as float32 arrays (and flags). Only the padded number of rows R is static for jit."""
 
-    signal: np.ndarray  # []: the walk starts at x = signal x0 + start eps; 0 where it starts from noise alone
-    start: np.ndarray  # []
-    rows: Row  # [R, ...] each
-    levels: np.ndarray  # [R]: sigma at the start of every step, those that strength leaves out too; then zeros
+    signal: np.ndarray  # []: the walk starts at x = signal x0 + start eps; 0 if it starts from noise alone
+    start: np.ndarray  # []: the weight of the noise there
+    rows: Row  # every field [R, ...]
+    levels: np.ndarray  # [R]: sigma at the start of every step, also of those that strength leaves out; then zeros
 
 
 SIGMAS = ("default", "karras")
@@ -34,14 +37,19 @@ def plan(
     spacing: str | None = None,
     strength: float | None = None,
 ) -> Plan:
-    """The table of `samplers[name]`, padded to the power of two that holds two rows a step, and at least 32.
+    """Returns the Plan of a walk with the sampler `samplers[name]`.
 
-    So the length that is compiled for depends on `steps` alone, and on few of them: not on the sampler or strength.
-    eta: share of fresh noise, 0 .. 1; None is the sampler's own. sigmas: "default", the timesteps', or "karras",
-    `karras_sigmas`. spacing of the timesteps: "leading", "trailing" or "linspace"; None is the sampler's own.
-    strength: None walks from noise; a number in (0, 1] from an x0 with noise, the last int(steps strength) steps, as
-    diffusers counts them: noised to the level of the first of those, and denoised from there.
-    SdjaxError: unknown names, steps outside 1 .. N, eta outside [0, 1], and what the sampler does not take.
+    schedule: the model's noise schedule, of N timesteps.
+    steps: number of steps, 1 .. N.
+    eta: share of fresh noise, 0 .. 1; None is the sampler's own value.
+    sigmas: "default" (the sigmas of the timesteps) or "karras" (`karras_sigmas`).
+    spacing: of the timesteps, "leading", "trailing" or "linspace"; None is the sampler's own.
+    strength: None walks from pure noise. A number in (0, 1] walks from an x0: the last int(steps strength) steps are
+        taken, as diffusers counts them, and x0 is noised to the level of the first of these.
+
+    The rows are padded to a power of two that holds two rows a step, at least 32. So the compiled length depends on
+    `steps` alone, not on the sampler or the strength, and there are few different lengths.
+    SdjaxError: an unknown name, a value out of its range, or an option that the sampler does not take.
     """
     if not isinstance(name, str) or name not in samplers:
         raise SdjaxError(f"sampler {name!r}: unknown, one of {', '.join(samplers)}")
@@ -86,7 +94,8 @@ def plan(
 
 
 def table(rows: Sequence[Row], length: int) -> Row:
-    """Rows as float32 columns [length, ...], in the form that `sample` walks; padded with rows that do nothing."""
+    """Returns the rows as columns [length, ...] (float32, flags bool), the form that `sample` walks. They are padded
+    with rows that do nothing."""
     rows = [row._replace(b=row.b + (0.0,) * (HISTORY - len(row.b))) for row in rows]
     padding = Row(1.0, 0.0, 0.0, 1.0, (0.0,) * HISTORY, push=False, live=False)
     columns = (np.asarray(column) for column in zip(*rows, *[padding] * (length - len(rows)), strict=True))
@@ -94,7 +103,10 @@ def table(rows: Sequence[Row], length: int) -> Row:
 
 
 def steps_of(strength: float, steps: int) -> int:
-    """int(steps strength), the steps that are walked. SdjaxError: outside (0, 1], or not even one step."""
+    """Returns int(steps strength), the number of steps that are walked.
+
+    SdjaxError: strength is outside (0, 1], or leaves no step.
+    """
     if not is_number(strength, 0, 1) or strength == 0:
         raise SdjaxError(f"strength {strength!r}: a number above 0 and up to 1")
     if int(steps * strength) < 1:
@@ -106,9 +118,10 @@ def steps_of(strength: float, steps: int) -> int:
 
 
 def make_grid(sampler: Sampler, schedule: NoiseSchedule, steps: int, sigmas: str, spacing: str | None) -> Grid:
-    """The levels of a walk: the denoiser is called at all but the last."""
+    """Returns the noise levels that a walk visits; the denoiser is called at all but the last. See `plan` for the
+    arguments, which are not checked here."""
     if spacing is None and schedule.ends_in_noise and "trailing" in sampler.spacings:
-        spacing = "trailing"  # starts at the last timestep, which is all that such a schedule is for
+        spacing = "trailing"  # it starts at the last timestep, the one that such a schedule adds
     if sigmas == "karras":
         levels = karras_sigmas(schedule, steps)
         t = sigma_to_t(schedule, levels)

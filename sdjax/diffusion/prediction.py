@@ -1,6 +1,7 @@
-"""What a network predicts (eps, v or x0): the conversion to x0, what training regresses, and its weight, in one row.
+"""What a network predicts: eps, v or x0. Each kind is one row: the conversion to x0, the training target, its weight.
 
 x is variance preserving, x = alpha x0 + s eps, alpha^2 + s^2 = 1; v = alpha eps - s x0 (arXiv 2202.00512, section 4).
+In the conversions x is [B, ...], and sigma is a scalar or [B].
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ def v_to_eps(x: Array, v: Array, sigma: Array) -> Array:
 
 
 def x0_to_x0(x: Array, x0: Array, sigma: Array) -> Array:
-    """The network predicts x0 itself."""
+    """Returns x0 as it is, for a network that predicts x0 itself."""
     return x0
 
 
@@ -41,8 +42,8 @@ class Prediction(NamedTuple):
     """One kind of prediction, for sampling and for training. A new kind is a new row of PREDICTIONS."""
 
     to_x0: Callable[[Array, Array, Array], Array]  # (x, the network's output, sigma) -> x0
-    target: Callable[[Array, Array, Array, Array], Array]  # (x0, eps, alpha, s) -> what the network regresses
-    weight: Callable[[Array], Array]  # the SNR -> what min(SNR, gamma) is divided by (arXiv 2303.09556)
+    target: Callable[[Array, Array, Array, Array], Array]  # (x0, eps, alpha, s) -> the target of training
+    weight: Callable[[Array], Array]  # SNR -> the divisor of min(SNR, gamma) in the loss (arXiv 2303.09556)
     diffusers: str  # its prediction_type in scheduler_config.json
 
 
@@ -56,7 +57,7 @@ PREDICTIONS: Mapping[str, Prediction] = MappingProxyType(
 
 
 def alpha_s_like(sigma: Array, like: Array, process: Process = VP) -> tuple[Array, Array]:
-    """(alpha, s) of sigma, a scalar or [B], in float32 and shaped to multiply `like` [B, ...]."""
+    """Returns (alpha, s) of sigma, a scalar or [B], as float32 arrays shaped to multiply `like` [B, ...]."""
     sigma = jnp.asarray(sigma, jnp.float32)
     sigma = sigma.reshape(sigma.shape + (1,) * (like.ndim - 1)) if sigma.ndim else sigma
     alpha = process.alpha(sigma, jax.lax.rsqrt)
@@ -64,6 +65,6 @@ def alpha_s_like(sigma: Array, like: Array, process: Process = VP) -> tuple[Arra
 
 
 def add_noise(x0: Array, eps: Array, sigma: Array) -> Array:
-    """x = alpha x0 + s eps."""
+    """Returns x = alpha x0 + s eps, for x0 and eps [B, ...] and sigma a scalar or [B]."""
     alpha, s = alpha_s_like(sigma, x0)
     return alpha * x0 + s * eps

@@ -1,7 +1,8 @@
 """The forward process x = alpha x0 + s eps: alpha and s as functions of sigma = s / alpha.
 
-Samplers are planned in numpy and float64, networks are called in jax.numpy and float32; both read the same row. In
-y = x / alpha every deterministic sampler integrates dy/dsigma = eps, whatever alpha is: so a process is one function.
+Samplers are planned in numpy and float64, networks are called in jax.numpy and float32; both read the same row of
+PROCESSES. In the variable y = x / alpha every deterministic sampler integrates dy/dsigma = eps, whatever alpha is.
+Therefore one function, alpha of sigma, describes a process.
 """
 
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import numpy as np
 class Process(NamedTuple):
     """A row of PROCESSES."""
 
-    alpha: Callable[..., Any]  # (sigma, rsqrt: 1 / sqrt(x) of numpy) -> alpha
+    alpha: Callable[..., Any]  # (sigma, rsqrt) -> alpha; rsqrt(x) is 1 / sqrt(x), by default numpy's
 
 
 def vp_alpha(sigma: Any, rsqrt: Callable[[Any], Any] = lambda x: 1.0 / np.sqrt(x)) -> Any:
-    """Variance preserving, alpha^2 + s^2 = 1: alpha = 1 / sqrt(1 + sigma^2)."""
+    """Returns alpha of a variance preserving process, alpha^2 + s^2 = 1: alpha = 1 / sqrt(1 + sigma^2)."""
     return rsqrt(1.0 + sigma * sigma)
 
 
@@ -27,6 +28,6 @@ PROCESSES = {"vp": VP}
 
 
 def alpha_s(sigma: float, process: Process = VP) -> tuple[float, float]:
-    """(alpha, s) of one noise level in float64, for planning."""
+    """Returns (alpha, s) of one noise level in float64, for planning."""
     alpha = float(process.alpha(float(sigma)))
     return alpha, float(sigma) * alpha

@@ -1,14 +1,14 @@
-"""Samplers are tables. Every one of them walks x, variance preserving, down the rows of its plan by one shared step:
+"""The one loop of all samplers. A sampler is a table of rows, and each row updates x (variance preserving) as follows:
 
     x0 = denoiser(x, sigma)
     D  = p x + q x0                                   what goes into the history: x0, or eps = (x - alpha x0) / s
     x  = a x + sum_k b_k D_(n-k) + c noise            k = 0 is this row's D; at most 3 earlier ones
 
 All coefficients are planned in float64 numpy outside the trace. k-diffusion's x is ours times sqrt(1 + sigma^2), so
-its linear updates are rows too. A second evaluation within a step (Heun, the first step of PLMS) is a row of its
-own, corrected relative to the x that the row before it made; `push` False keeps its D out of the history.
+its linear updates are rows too. A second evaluation within a step (Heun, the first step of PLMS) is a row of its own.
+It corrects the x that the row before it made, and with `push` False its D stays out of the history.
 
-It needs no more than a denoiser, of whatever kind and shape [B, ...]; all of it can be jitted and differentiated:
+`sample` needs only a denoiser, of any kind and for any shape [B, ...]. All of it can be jitted and differentiated:
 
     table = plan("dpmpp_2m", make_schedule(ScheduleConfig()), 20, sigmas="karras")
     x = sample(table.rows, denoiser, start(table, noise)).x
@@ -32,20 +32,26 @@ from sdjax.types import Array
 
 
 class Trace(NamedTuple):
-    """What `sample` saw on its way, for every row."""
+    """The denoiser's arguments and results at every row of a walk."""
 
-    x: Array  # [R, B, h, w, C]: what the denoiser was called with
-    x0: Array  # [R, B, h, w, C]: what it answered
+    x: Array  # [R, B, h, w, C]: the x that the denoiser was called with
+    x0: Array  # [R, B, h, w, C]: the x0 that it returned
 
 
 class State(NamedTuple):
+    """The state of a walk between two rows."""
+
     x: Array  # [B, h, w, C]
     history: Array  # [HISTORY - 1, B, h, w, C]: earlier D's, newest first
-    row: Array  # int32 []: rows done
+    row: Array  # int32 []: number of rows done
 
 
 def start(plan: Plan, noise: Array, x0: Array | None = None) -> State:
-    """The state before the first row, from unit noise [B, h, w, C], and x0 where the plan has a strength."""
+    """Returns the state before the first row.
+
+    noise: unit noise [B, h, w, C].
+    x0: [B, h, w, C], what to start from if the plan has a strength; None starts from noise alone.
+    """
     noise = jnp.asarray(noise, jnp.float32)
     x = plan.start * noise if x0 is None else plan.signal * x0 + plan.start * noise
     return State(x, jnp.zeros((HISTORY - 1, *noise.shape), jnp.float32), jnp.int32(0))
@@ -59,18 +65,20 @@ def sample(
     keep: bool = False,
     remat: bool = False,
 ) -> State | tuple[State, Trace]:
-    """Walks `state` down `rows` (a plan's, or any slice of them: the state carries on). The one loop of all samplers.
+    """Walks `state` down `rows` and returns the state after the last row, and with `keep` also a Trace.
 
-    `noise_fn(row)` gives unit noise [B, h, w, C] for row number `row`; it is called only where c is not 0, and may be
-    None where it never is: SdjaxError else, or NaN where `rows` are traced.
-    `keep` returns a Trace too; rows of padding repeat x and have x0 = 0. `remat` makes gradients forget what happened
-    within a row and compute it again: memory for x of every row instead of every activation of the model.
+    rows: a plan's rows, or a slice of them: the returned state continues with the next slice.
+    noise_fn: noise_fn(row) returns unit noise [B, h, w, C] for row number `row`. It is called only where c is not 0.
+        It may be None if c is always 0; if not, that is an SdjaxError, or NaN results if `rows` are traced.
+    keep: return (state, Trace). Padding rows repeat x there and have x0 = 0.
+    remat: compute the inside of every row again in the backward pass. This keeps x of every row in memory instead of
+        every activation of the model.
     """
 
     traced = isinstance(rows.c, jax.core.Tracer)
     if noise_fn is None and not traced and np.any(rows.c):
         raise SdjaxError("noise_fn None: this plan adds fresh noise, a function of the row expected")
-    if noise_fn is None and traced:  # NaN rather than a walk without its noise
+    if noise_fn is None and traced:  # NaN is better than a walk that silently lacks its noise
         noise_fn = lambda _: jnp.full_like(state.x, jnp.nan)
 
     def advance(state: State, row: Row) -> tuple[State, Array]:

@@ -1,6 +1,6 @@
-"""The forward process: x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, as float64 numpy tables.
+"""Noise schedules of the forward process x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, as float64 numpy tables.
 
-abar_t is the running product of 1 - beta; sigma_t = sqrt((1 - abar_t) / abar_t) names the same noise level in
+abar_t is the running product of 1 - beta. sigma_t = sqrt((1 - abar_t) / abar_t) is the same noise level in
 k-diffusion's variables, x / sqrt(abar) = x0 + sigma eps. Samplers are planned from these tables outside the trace.
 """
 
@@ -17,18 +17,18 @@ TERMINAL_SIGMA = 2.0**24
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The forward process and how samplers walk it back by default."""
+    """The parameters of a noise schedule, and what the network that was trained on it predicts."""
 
     timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "epsilon"  # or "v", arXiv 2202.00512, or "x0"
-    zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891); needs prediction "v"
+    zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891); not with "epsilon"
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """Tables over t = 0 .. N-1, float64 [N]. Made by `make_schedule`."""
+    """Tables over the timesteps t = 0 .. N-1, float64 [N] each. `make_schedule` makes them."""
 
     betas: np.ndarray
     alphas_cumprod: np.ndarray  # abar: 0.99915 down to 0.0046601 for Stable Diffusion, to 0 at zero terminal SNR
@@ -36,20 +36,22 @@ class NoiseSchedule:
 
     @property
     def timesteps(self) -> int:
+        """N, the number of timesteps."""
         return len(self.betas)
 
     @property
     def ends_in_noise(self) -> bool:
-        """Is the last timestep pure noise? Then a walk has to start there."""
+        """Is the last timestep pure noise? If so, a walk has to start there."""
         return self.alphas_cumprod[-1] == 0.0
 
 
 @cache
 def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
-    """betas = linspace(sqrt(start), sqrt(end), N)^2, CompVis `util.py` make_beta_schedule("linear").
+    """Returns the tables with betas = linspace(sqrt(start), sqrt(end), N)^2, as CompVis `util.py`
+    make_beta_schedule("linear").
 
-    With `zero_terminal_snr` sqrt(abar) is shifted to end at 0 and scaled to start where it did: Algorithm 1 of arXiv
-    2305.08891. SdjaxError where the prediction is epsilon then: it says nothing about x0 in pure noise.
+    With `zero_terminal_snr`, sqrt(abar) is shifted to end at 0 and scaled to start where it did: Algorithm 1 of arXiv
+    2305.08891. SdjaxError: the prediction is epsilon as well, which says nothing about x0 in pure noise.
     """
     if config.zero_terminal_snr and config.prediction == "epsilon":
         raise SdjaxError("prediction 'epsilon': says nothing about x0 in pure noise, zero_terminal_snr needs 'v'")
@@ -65,48 +67,56 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
 
 
 def leading_timesteps(total: int, steps: int) -> np.ndarray:
-    """Exactly `steps` timesteps, falling: k (total // steps) + 1; N-1 .. 0 where all N are asked for. float64 [steps].
+    """Returns exactly `steps` falling timesteps k (total // steps) + 1, or N-1 .. 0 if steps is total: float64 [steps].
 
-    50 of 1000 give 981, 961 .. 1. diffusers' "leading" spacing with offset 1; CompVis `make_ddim_timesteps` where
-    `steps` divides `total`. Needs 1 <= steps <= total, as its siblings below do.
+    50 of 1000 give 981, 961 .. 1. This is diffusers' "leading" spacing with offset 1, and CompVis `make_ddim_timesteps`
+    if `steps` divides `total`. It needs 1 <= steps <= total, as the functions below do.
     """
     return np.arange(steps)[::-1] * float(total // steps) + (steps < total)
 
 
 def trailing_timesteps(total: int, steps: int) -> np.ndarray:
-    """round(N - k N / steps) - 1, from N-1 on: 50 of 1000 give 999, 979 .. 19. Table 2 of arXiv 2305.08891."""
+    """Returns round(N - k N / steps) - 1, falling from N-1: 50 of 1000 give 999, 979 .. 19.
+
+    See Table 2 of arXiv 2305.08891.
+    """
     return np.round(total - np.arange(steps) * (total / steps)) - 1.0
 
 
 def linspace_timesteps(total: int, steps: int) -> np.ndarray:
-    """Even from N-1 to 0, both included, fractional: k-diffusion `external.py` get_sigmas; N-1 alone for one step."""
+    """Returns evenly spaced timesteps from N-1 to 0, both included, in general fractional; one step is N-1 alone. As
+    k-diffusion `external.py` get_sigmas."""
     return np.linspace(total - 1.0, 0.0, steps)
 
 
 def open_linspace_timesteps(total: int, steps: int) -> np.ndarray:
-    """Even from N-1 on, stopping one before 0, whole: diffusers' "linspace" for DPM-Solver++ and UniPC.
+    """Returns evenly spaced timesteps from N-1 that stop one before 0, rounded to whole numbers. This is diffusers'
+    "linspace" for DPM-Solver++ and UniPC.
 
-    N of N steps are left fractional: rounded, one of them would come twice.
+    If steps is N, they stay fractional, because one of the rounded ones would come twice.
     """
     ts = np.linspace(0.0, total - 1.0, steps + 1)[:0:-1]
     return np.round(ts) if steps < total else ts
 
 
 def karras_sigmas(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> np.ndarray:
-    """Even in sigma^(1/rho) from the schedule's last to its first: Eq. 5 of arXiv 2206.00364. float64 [steps]."""
+    """Returns falling sigmas, evenly spaced in sigma^(1/rho), from the schedule's last to its first: Eq. 5 of arXiv
+    2206.00364. float64 [steps]."""
     last, first = schedule.sigmas[-1] ** (1 / rho), schedule.sigmas[0] ** (1 / rho)
     return np.linspace(last, first, steps) ** rho
 
 
 def t_to_sigma(schedule: NoiseSchedule, t, xp=np):
-    """Timestep (may be fractional) to sigma, linear in log sigma: k-diffusion `external.py` DiscreteSchedule."""
+    """Returns sigma of a timestep, which may be fractional; log sigma is interpolated linearly, as in k-diffusion
+    `external.py` DiscreteSchedule. `xp` is numpy or jax.numpy."""
     log_sigmas = xp.asarray(np.log(schedule.sigmas))
     return xp.exp(xp.interp(xp.asarray(t), xp.arange(schedule.timesteps), log_sigmas))
 
 
 def sigma_to_t(schedule: NoiseSchedule, sigma, xp=np):
-    """The inverse, clamped to [0, N-1]. With xp = jax.numpy it is traceable, float32 and within 2e-4 of the true t."""
+    """Returns the timestep of sigma, clamped to [0, N-1]: the inverse of `t_to_sigma`. With xp = jax.numpy it can be
+    traced, and is float32 and within 2e-4 of the true t."""
     log_sigmas, log_sigma = xp.asarray(np.log(schedule.sigmas)), xp.log(xp.asarray(sigma))
-    i = xp.sum(log_sigmas[1:-1] <= log_sigma[..., None], axis=-1)  # compared with all: jnp.interp's search is a loop
+    i = xp.sum(log_sigmas[1:-1] <= log_sigma[..., None], axis=-1)  # compares with all; jnp.interp searches in a loop
     low, high = log_sigmas[i], log_sigmas[i + 1]
     return xp.clip(i + (log_sigma - low) / (high - low), 0, schedule.timesteps - 1)

@@ -5,8 +5,10 @@ in x, which is variance preserving; k-diffusion's x is y = x / alpha, DPM-Solver
 In y every deterministic sampler integrates dy/dsigma = (y - x0) / sigma = eps. The last sigma' is 0, and the last row
 then returns the denoiser's x0 (DDIM and PLMS stop at timestep 0's level instead, as CompVis does).
 
-Which peer is equal, from the same noise and model: to 2e-5 of the largest value for ddim, plms, euler and heun, 1e-4
-for the others, of eps, v and x0, fresh noise injected (tests/parity/test_samplers.py, test_tasks.py; test_tables.py):
+The table shows which sampler of another project gives the same result from the same noise and model. Results agree to
+2e-5 of the largest value for ddim, plms, euler and heun, and to 1e-4 for the others. This holds for models of eps, v
+and x0, with the same fresh noise injected. tests/parity/test_samplers.py and test_tasks.py compare with diffusers,
+tests/diffusion/test_tables.py with k-diffusion's formulas.
 
 | sampler      | timesteps, start        | diffusers scheduler and settings                  | k-diffusion, CompVis    |
 |--------------|-------------------------|---------------------------------------------------|-------------------------|
@@ -22,16 +24,20 @@ for the others, of eps, v and x0, fresh noise injected (tests/parity/test_sample
 | unipc        | open linspace, 1        | UniPCMultistep: order 2, bh2, corrector (c)       |                         |
 | lcm          | every 20th, 1           | LCM, original_inference_steps 50, up to 50 steps  |                         |
 
-(a) Where steps divides 1000. (b) Between whole timesteps diffusers interpolates sigma, k-diffusion and we log sigma:
-2e-5 apart; its float32 levels take heun of an x0-model 2.6e-5 away from float64, ours 1e-6. From 2 steps on: the only
-one is k-diffusion's, from t = 999, where diffusers has 0. (c) With Karras sigmas diffusers rounds the model's t, we do
-not; its "leading" divides by steps + 1, not by steps. (d) From the same levels; k-diffusion itself takes linspace's and
-start s. That start is y = sigma noise; with spacing "leading" it is 1, as diffusers' init_noise_sigma. (e) Of a v-model
-PNDM averages the v's, we the eps' as the paper does: equal once PNDM is told that the prediction is epsilon and is fed
-v_to_eps.
+The start is the weight of unit noise in the first x: s means y = sigma noise. With spacing "leading" it is always 1, as
+diffusers' init_noise_sigma.
 
-With a strength (img2img, inpainting) all of diffusers' are equal but PNDM and LMS: cutting its list of timesteps loses
-PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.
+(a) Equal if steps divides 1000.
+(b) Between whole timesteps diffusers interpolates sigma; k-diffusion and we interpolate log sigma. The results are
+    2e-5 apart. diffusers' float32 levels take heun of an x0-model 2.6e-5 away from float64, ours 1e-6. Equal from 2
+    steps on: a single step starts at t = 999, as in k-diffusion, but at t = 0 in diffusers.
+(c) With Karras sigmas diffusers rounds the model's t, and we do not. Its "leading" divides by steps + 1, not by steps.
+(d) Equal from the same levels. k-diffusion itself takes linspace's levels and starts at s.
+(e) For a v-model PNDM averages the v's; we average the eps', as the paper does. Both are equal once PNDM is told that
+    the prediction is epsilon and is given v_to_eps.
+
+With a strength (img2img, inpainting) all samplers equal diffusers' except plms and lms. Cutting its list of timesteps
+loses PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.
 """
 
 import math
@@ -46,11 +52,11 @@ import numpy as np
 from sdjax.diffusion.process import alpha_s
 from sdjax.diffusion.schedule import leading_timesteps, linspace_timesteps, open_linspace_timesteps, trailing_timesteps
 
-HISTORY = 4  # D's that a row can use, its own included
+HISTORY = 4  # the number of D's that a row can use, its own included
 
 
 class Row(NamedTuple):
-    """One evaluation of the model and the update after it; in `Plan.rows` every field has a leading axis [R]."""
+    """One evaluation of the model and the update after it. In `Plan.rows` every field has a leading axis [R]."""
 
     sigma: float  # noise level that the denoiser is called with
     p: float  # D = p x + q x0
@@ -66,22 +72,25 @@ class Grid(NamedTuple):
     """The noise levels that a walk visits, float64."""
 
     t: np.ndarray  # [n] falling, may be fractional
-    sigma: np.ndarray  # [n + 1]: sigma of each t, then where the walk ends
+    sigma: np.ndarray  # [n + 1]: sigma of each t, then the level at which the walk ends
 
 
 def x0_row(sigma: float, a: float, b: tuple[float, ...], c: float = 0.0) -> Row:
-    """A row whose D is x0."""
+    """Returns a row whose D is x0."""
     return Row(sigma, 0.0, 1.0, a, b, c)
 
 
 def eps_row(sigma: float, a: float, b: tuple[float, ...], push: bool = True) -> Row:
-    """A row whose D is eps = (x - alpha x0) / s."""
+    """Returns a row whose D is eps = (x - alpha x0) / s."""
     alpha, s = alpha_s(sigma)
     return Row(sigma, 1.0 / s, -alpha / s, a, b, push=push)
 
 
 def eps_step(sigma: float, then: float) -> tuple[float, float]:
-    """(a, h) of DDIM's step in terms of eps, x' = a x + h eps: y' = y + (sigma' - sigma) eps, times alpha'."""
+    """Returns (a, h) of DDIM's step written with eps: x' = a x + h eps.
+
+    It follows from y' = y + (sigma' - sigma) eps, multiplied by alpha'.
+    """
     (alpha, _), (alpha_, _) = alpha_s(sigma), alpha_s(then)
     return alpha_ / alpha, alpha_ * (then - sigma)
 
@@ -90,8 +99,9 @@ def ddim_rows(grid: Grid, eta: float) -> list[Row]:
     """DDIM, Eq. 12 and 16 of arXiv 2010.02502; eta 0 is deterministic, 1 is DDPM's variance.
 
     x' = alpha' x0 + sqrt(s'^2 - c^2) eps + c noise with c = eta (s' / s) sqrt(1 - alpha^2 / alpha'^2).
-    The same table is Euler's method (Algorithm 1 of arXiv 2206.00364 without churn; sample_euler) for eta 0 and, for
-    eta 1, Euler ancestral (c = alpha' sigma_up) and DDPM's posterior (Eq. 7 of arXiv 2006.11239): the grids differ.
+    On other grids the same table is other samplers. For eta 0 it is Euler's method (Algorithm 1 of arXiv 2206.00364
+    without churn; sample_euler). For eta 1 it is Euler ancestral (c = alpha' sigma_up) and DDPM's posterior (Eq. 7 of
+    arXiv 2006.11239).
     """
     rows = []
     for sigma, then in pairwise(grid.sigma):
@@ -103,13 +113,14 @@ def ddim_rows(grid: Grid, eta: float) -> list[Row]:
 
 
 def improved_euler_rows(sigma: float, then: float) -> list[Row]:
-    """Two evaluations: x1 = DDIM(x, e), x' = DDIM(x, (e + e1) / 2). The second row only shifts x1 by h (e1 - e) / 2."""
+    """Returns the two rows of one improved Euler step: x1 = DDIM(x, e), x' = DDIM(x, (e + e1) / 2). The second row only
+    shifts x1 by h (e1 - e) / 2."""
     a, h = eps_step(sigma, then)
     return [eps_row(sigma, a, (h,)), eps_row(then, 1.0, (h / 2, -h / 2), push=False)]
 
 
 def heun_rows(grid: Grid) -> list[Row]:
-    """Heun's method, Algorithm 1 of arXiv 2206.00364 without churn: 2 steps - 1 rows, the last step is Euler's."""
+    """Heun's method, Algorithm 1 of arXiv 2206.00364 without churn: 2 steps - 1 rows. The last step is Euler's."""
     *steps, (last, _) = pairwise(grid.sigma)
     return [row for step in steps for row in improved_euler_rows(*step)] + [x0_row(last, 0.0, (1.0,))]
 
@@ -118,10 +129,10 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 
 def plms_rows(grid: Grid) -> list[Row]:
-    """PLMS, arXiv 2202.09778, as CompVis `plms.py`: DDIM's update with an Adams-Bashforth average of eps.
+    """PLMS (arXiv 2202.09778) as in CompVis `plms.py`: DDIM's update with an Adams-Bashforth average of eps.
 
-    The first step is a pseudo improved Euler step whose second evaluation stays out of the history: steps + 1 rows.
-    The weights are those of even steps, whatever the grid.
+    The first step is a pseudo improved Euler step, whose second evaluation stays out of the history. That makes steps +
+    1 rows. The weights are those of even steps on every grid.
     """
     first, *steps = pairwise(grid.sigma)
     rows = improved_euler_rows(*first)
@@ -134,9 +145,9 @@ def plms_rows(grid: Grid) -> list[Row]:
 def lms_rows(grid: Grid) -> list[Row]:
     """Linear multistep, k-diffusion sample_lms: Adams-Bashforth of order up to 4 on uneven steps in sigma.
 
-    y' = y + sum_k w_k eps_(n-k), w_k the integral from sigma to sigma' of the Lagrange polynomial of node n-k.
-    Unlike the peers it lowers the order where weights of a thousand times the step would magnify rounding errors: the
-    last step of more than 140 Karras sigmas, which lie close together next to the jump to 0.
+    y' = y + sum_k w_k eps_(n-k), where w_k is the integral from sigma to sigma' of the Lagrange polynomial of node n-k.
+    Unlike other implementations, it lowers the order where weights of a thousand times the step would magnify rounding
+    errors. That is the last step of more than 140 Karras sigmas, which lie close together next to the jump to 0.
     """
     rows = []
     for n, (sigma, then) in enumerate(pairwise(grid.sigma)):
@@ -150,7 +161,8 @@ def lms_rows(grid: Grid) -> list[Row]:
 
 
 def lagrange_integrals(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
-    """Integrals of the Lagrange basis polynomials, by Gauss-Legendre with two points: exact up to four nodes."""
+    """Returns the integrals from `start` to `end` of the Lagrange basis polynomials of `nodes`. It uses Gauss-Legendre
+    quadrature with two points, which is exact for up to four nodes."""
     points = (start + end) / 2 + (end - start) / 2 * np.asarray([[-1.0], [1.0]]) / math.sqrt(3.0)
     others = [np.delete(nodes, k) for k in range(len(nodes))]
     basis = [np.prod((points - rest) / (node - rest), axis=1) for node, rest in zip(nodes, others, strict=True)]
@@ -161,7 +173,8 @@ def dpmpp_2m_rows(grid: Grid, eta: float = 0.0) -> list[Row]:
     """DPM-Solver++(2M), Algorithm 2 of arXiv 2211.01095, midpoint; with eta 1 its SDE version, SDE-DPM-Solver++(2M).
 
     x' = rho^eta s'/s x + alpha' (1 - rho^(1 + eta)) (x0 + (x0 - x0_(n-1)) h / (2 h_(n-1))) + c noise with
-    c = s' sqrt(1 - rho^(2 eta)), rho = sigma' / sigma, h = -log rho; the first and last step without difference.
+    c = s' sqrt(1 - rho^(2 eta)), rho = sigma' / sigma, h = -log rho. The first and the last step do without the
+    difference x0 - x0_(n-1).
     """
     rows, before = [], None
     for sigma, then in pairwise(grid.sigma):
@@ -184,8 +197,9 @@ def dpmpp_2m_rows(grid: Grid, eta: float = 0.0) -> list[Row]:
 def unipc_rows(grid: Grid) -> list[Row]:
     """UniPC of order 2, B2(h) = e^h - 1, with corrector: Algorithms 5 to 8 of arXiv 2302.04867, on x0.
 
-    Its predictor is DPM-Solver++(2M). The corrector redoes the step that led here once x0_n is known; both are linear
-    in the same x and D's, so it only shifts x by sum_k shift_k x0_(n-k), and one row corrects, then predicts.
+    Its predictor is DPM-Solver++(2M). Once x0_n is known, the corrector redoes the step that led to x_n. Both are
+    linear in the same x and D's, so the correction only shifts x by sum_k shift_k x0_(n-k). One row corrects, then
+    predicts.
     """
     rows, sigmas = dpmpp_2m_rows(grid), grid.sigma
     for n in range(1, len(rows) - 1):  # the first row has nothing to correct, the last drops x
@@ -205,11 +219,12 @@ def unipc_rows(grid: Grid) -> list[Row]:
     return rows
 
 
-LCM_STEPS, LCM_FIRST = 50, 19  # of the distillation: timesteps 19, 39 .. 999
+LCM_STEPS, LCM_FIRST = 50, 19  # the distillation's timesteps: 50 of them, 19, 39 .. 999
 
 
 def lcm_timesteps(total: int, steps: int) -> np.ndarray:
-    """`steps` of the 50 timesteps 999, 979 .. 19 that the model was distilled on; above 50 steps the trailing ones."""
+    """Returns `steps` of the 50 timesteps 999, 979 .. 19 that the model was distilled on. Above 50 steps it returns the
+    trailing timesteps."""
     known = trailing_timesteps(total, max(steps, LCM_STEPS))
     return known[np.arange(steps) * len(known) // steps]
 
@@ -218,7 +233,8 @@ def lcm_rows(grid: Grid) -> list[Row]:
     """Multistep consistency sampling, Algorithm 3 of arXiv 2310.04378, for LCM-distilled models (LCM LoRA too).
 
     x' = alpha' f + s' noise, f = c_skip x + c_out x0 with c_skip = d^2 / (u^2 + d^2), c_out = u / sqrt(u^2 + d^2),
-    u = 10 t, d = 0.5. No smaller t than the first of the distillation counts, so that even at t = 0 f is nearly x0.
+    u = 10 t, d = 0.5. A t below the first timestep of the distillation is raised to it, so that f is nearly x0 even at
+    t = 0.
     """
     rows = []
     for t, (sigma, then) in zip(grid.t, pairwise(grid.sigma), strict=True):
@@ -229,16 +245,16 @@ def lcm_rows(grid: Grid) -> list[Row]:
 
 
 class Sampler(NamedTuple):
-    """A table of rows and the grids that it is laid over."""
+    """A sampler: the function that makes its rows, and the grids and options that it takes."""
 
     name: str
     rows: Callable[..., list[Row]]  # rows(grid), or rows(grid, eta) where eta is not None
-    spacings: Mapping[str, Callable[[int, int], np.ndarray]]  # name -> timesteps(total, steps); its own default first
-    eta: float | None = None  # share of fresh noise, 0 .. 1, when none is asked for; None: takes none
-    clean: bool = True  # the walk ends at sigma 0, not at timestep 0's
-    scaled: bool = False  # it starts at weight s of the first level, not at 1
-    karras: bool = False  # takes sigmas="karras"
-    infinite: bool = True  # may start at an infinite sigma (zero terminal SNR): not where eps is extrapolated
+    spacings: Mapping[str, Callable[[int, int], np.ndarray]]  # name -> timesteps(total, steps); the default first
+    eta: float | None = None  # the default share of fresh noise, 0 .. 1; None: the sampler takes no eta
+    clean: bool = True  # True: the walk ends at sigma 0; False: at timestep 0's sigma
+    scaled: bool = False  # True: the first x is noise times s of the first level; False: unit noise
+    karras: bool = False  # does it take sigmas="karras"?
+    infinite: bool = True  # may it start at an infinite sigma (zero terminal SNR)? not if it extrapolates eps
 
 
 WHOLE = {"leading": leading_timesteps, "trailing": trailing_timesteps, "linspace": linspace_timesteps}

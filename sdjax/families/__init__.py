@@ -1,1 +1,1 @@
-"""Families of models as data: which networks they are made of, and the published configurations."""
+"""Families of models, as data: the networks that they are made of, and the published configurations."""

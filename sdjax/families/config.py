@@ -10,19 +10,22 @@ from sdjax.networks.vae.config import VAEConfig
 
 @dataclass(frozen=True)
 class Config:
-    """A whole model. It is compiled for its parts and its schedule alone: two configs that differ in the fields of
-    `compare=False` are equal, and share all programs."""
+    """The configuration of a whole model.
+
+    Programs are compiled for its networks and its schedule alone. Two configs that differ only in fields with
+    `compare=False` are equal and share all compiled programs.
+    """
 
     name: str = field(default="sd15", compare=False)
     text: TextConfig = field(default_factory=TextConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    size: int = field(default=512, compare=False)  # the picture's side in pixels that it was trained at
-    guidance_scale: float = field(default=7.5, compare=False)  # as published; what guidance_scale=None means
-    pipeline: str | None = field(default=None, compare=False)  # diffusers' class that its folder named
+    size: int = field(default=512, compare=False)  # side in pixels of the pictures that it was trained on
+    guidance_scale: float = field(default=7.5, compare=False)  # the published one; guidance_scale=None means this
+    pipeline: str | None = field(default=None, compare=False)  # the diffusers class that its folder names
 
     @property
     def multiple(self) -> int:
-        """A picture's sides are multiples of so many pixels."""
+        """The number of pixels that a picture's sides must be multiples of."""
         return self.vae.factor * self.unet.factor

@@ -1,4 +1,4 @@
-"""What a family of models is, as data."""
+"""What describes a family of models: a Family, as data."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -8,35 +8,35 @@ from sdjax.networks.part import Part
 
 
 class Place(NamedTuple):
-    """Where a network stands in a family's files."""
+    """Where a network lies in a family's files."""
 
     part: Part
-    folder: str  # in a diffusers folder
-    prefix: str  # of its tensors in a single file, without the dot
+    folder: str  # its folder in a diffusers folder
+    prefix: str  # the prefix of its tensors in a single file, without the dot
 
 
 class Tower(NamedTuple):
-    """What a text tower's states become."""
+    """A text tower, and where its states go."""
 
-    part: str  # its name in Family.parts
-    into: str  # the field of Cond
+    part: str  # the tower's name in Family.parts
+    into: str  # the field of Cond that its states become
 
 
 class Family(NamedTuple):
-    """The networks that its models have, and how its files are told from others. A new family is a file of data."""
+    """The networks that the family's models have, and how to recognise its files. A new family is one file of data."""
 
     name: str
-    parts: Mapping[str, Place]  # the name of a part in Config and in params -> its place
+    parts: Mapping[str, Place]  # the name of a network in Config and in params -> its place in files
     towers: tuple[Tower, ...]
     process: str  # a name in diffusion.process.PROCESSES
-    concat: str | None  # what stands beside x: None, or "mask" (a mask and the masked picture's latents)
-    pipeline: str  # diffusers' class
-    probes: Callable[[Config], dict[str, tuple[int, ...]]]  # names and shapes by which a single file is told
-    watermark: Callable[[Config], bytes]  # what the official scripts of such a model write into its pictures
-    presets: tuple[Config, ...]  # published configurations
-    others: tuple[Config, ...] = ()  # configurations that a single file may have and that have no name of their own
+    concat: str | None  # what is concatenated to x: None, or "mask" (a mask and the masked picture's latents)
+    pipeline: str  # diffusers' pipeline class
+    probes: Callable[[Config], dict[str, tuple[int, ...]]]  # tensor names and shapes that identify a single file
+    watermark: Callable[[Config], bytes]  # what the official scripts for such a model write into its pictures
+    presets: tuple[Config, ...]  # the published configurations
+    others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
 
     def channels(self, config: Config) -> int:
-        """How many channels the UNet of such a model takes."""
+        """Returns how many channels the UNet takes in a model of this family."""
         latents = config.vae.latent_channels
         return latents + {None: 0, "mask": 1 + latents}[self.concat]

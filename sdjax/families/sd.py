@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: the networks that they are made of, and the published configurations.
 
-A config says everything that the parameters' shapes and the computation depend on, and nothing about devices, dtypes or
-files. Presets carry what they cost: parameter counts are pinned in tests/families/test_sd.py.
+A config holds everything that the parameters' shapes and the computation depend on, and nothing about devices or
+dtypes. The comments give the presets' parameter counts, which tests/families/test_sd.py checks.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ SD21_BASE = Config(
 #: SD 2.1, 768 px, v-prediction.
 SD21 = replace(SD21_BASE, name="sd21", size=768, schedule=ScheduleConfig(prediction="v"))
 
-#: The bundled small model, 64 px, trained by train/ on emoji: see sdjax/pretrained/emoji/README.md.
+#: The small model that comes with the package, 64 px, trained on emoji by train/. See sdjax/pretrained/emoji/README.md.
 EMOJI = Config(
     name="emoji",
     text=TextConfig(
@@ -57,12 +57,12 @@ EMOJI = Config(
     guidance_scale=4.0,
 )
 
-#: The image tower that was trained beside EMOJI's text tower; used to rank captions and to evaluate.
+#: The image tower that was trained together with EMOJI's text tower. It is used to rank captions and to evaluate.
 EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_width=512, projection=192)
 
 
 def probes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Names and file shapes by which a single file of this config is told from the others."""
+    """Returns name -> shape in the file of the four tensors by which a single file of this config is recognised."""
     unet, text = config.unet, config.text
     tower = "model." if text.activation == "gelu" else "transformer.text_model.embeddings."
     middle = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
@@ -95,7 +95,7 @@ SD = Family(
     presets=(SD15, SD21_BASE, SD21, EMOJI),
 )
 
-#: Inpainting models: their UNet takes a mask and the masked picture's latents beside x.
+#: Inpainting models: their UNet takes a mask and the masked picture's latents in addition to x.
 SD_INPAINT = SD._replace(
     name="sd-inpaint",
     concat="mask",

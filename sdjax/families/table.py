@@ -1,4 +1,4 @@
-"""All families, and the family of a config."""
+"""The table of all families, the presets by name, and the family of a config."""
 
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
@@ -7,13 +7,14 @@ from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD
 
 FAMILIES: tuple[Family, ...] = (SD, SD_INPAINT)
 
-#: The published configurations by their names, and by the names that training scripts' --model takes: SD15, SD21 ...
+#: The published configurations by their names ("sd15"), and by the names that --model of the training scripts takes
+#: (SD15, SD21 ...).
 PRESETS = {config.name: config for config in (SD15, SD15_INPAINT, SD21_BASE, SD21, EMOJI)}
 NAMED = {name.upper().replace("-", "_"): config for name, config in PRESETS.items()}
 
 
 def family_of(config: Config) -> Family:
-    """The family of a model. SdjaxError: its UNet takes a number of channels that no family knows."""
+    """Returns the family of a model, by the number of channels that its UNet takes. SdjaxError: no family has it."""
     for family in FAMILIES:
         if config.unet.in_channels == family.channels(config):
             return family
@@ -22,6 +23,6 @@ def family_of(config: Config) -> Family:
 
 
 def refuse_inpainting(config: Config) -> None:
-    """SdjaxError for a model whose UNet takes more than latents: an inpainting model, or one that no task takes."""
+    """SdjaxError: the model is an inpainting model, or its UNet takes a number of channels that no family has."""
     if family_of(config).concat is not None:
         raise SdjaxError(f"sd {config.name}: an inpainting model ({config.unet.in_channels} channels), use inpaint")

@@ -1,4 +1,4 @@
-"""What all readers and writers of weights need: the file as a read-only map, arrays over it, refusals that name it."""
+"""Helpers of all readers and writers of weights: memory-mapped files, arrays over them, errors that name the file."""
 
 import json
 import mmap
@@ -14,15 +14,15 @@ import numpy as np
 from sdjax.errors import SdjaxError
 
 MAX_TENSORS = 200_000
-MAX_ELEMENTS = 1 << 48  # above every file and far below numpy's own limit
+MAX_ELEMENTS = 1 << 48  # more than any file has, and far below numpy's own limit
 
-#: What a broken file makes Python raise while it is read.
+#: The exceptions that Python may raise while it reads a broken file.
 BROKEN = (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError, struct.error)
 
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Everything that reading `path` raises becomes an SdjaxError of one line that names it."""
+    """Turns every error that reading `path` raises inside the block into an SdjaxError of one line that names it."""
     try:
         yield
     except SdjaxError as error:
@@ -34,15 +34,17 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """A short text for messages; never the repr of a container, which may be endless."""
+    """Returns a short text for messages. It is never the repr of a container, which may be endless."""
     return repr(value[:80]) if isinstance(value, (str, bytes)) else f"a {type(value).__name__}"
 
 
 def is_count(value: Any) -> bool:
+    """Is `value` an int that can be a size or an offset?"""
     return type(value) is int and 0 <= value < MAX_ELEMENTS
 
 
 def check_name(name: str) -> None:
+    """SdjaxError: `name` cannot be a tensor's name, since it is empty, too long, unprintable or like a path outside."""
     if (
         not 0 < len(name) <= 512
         or not name.isprintable()
@@ -53,6 +55,7 @@ def check_name(name: str) -> None:
 
 
 def map_file(path: Path) -> mmap.mmap:
+    """Returns the file as a read-only memory map. SdjaxError: there is no such file, or it is empty."""
     if not path.is_file():
         raise SdjaxError("no such file")
     if not path.stat().st_size:
@@ -62,13 +65,14 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def check_truth(data: mmap.mmap, dtype: np.dtype, start: int, size: int) -> None:
-    """Truth values are bytes of 0 or 1. To be called once for each place: tensors may share theirs by the thousand."""
+    """SdjaxError: a place of bool values has bytes other than 0 and 1. Call it once for each place in the file, because
+    thousands of tensors may share one."""
     if dtype.kind == "b" and size and np.frombuffer(data, np.uint8, size, start).max() > 1:
         raise SdjaxError("truth values have bytes above 1")
 
 
 def view(data: mmap.mmap, dtype: np.dtype, start: int, shape: tuple, strides: tuple | None = None) -> np.ndarray:
-    """A read-only array over `data` from byte `start`; strides in elements."""
+    """Returns a read-only array over `data`, from byte `start` on. `strides` are in elements; None is contiguous."""
     if prod(n for n in shape if n) > MAX_ELEMENTS:
         raise SdjaxError(f"a tensor has the shape {list(shape)}")
     if not all(shape):
@@ -79,15 +83,19 @@ def view(data: mmap.mmap, dtype: np.dtype, start: int, shape: tuple, strides: tu
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """A .safetensors file; its metadata say {"format": "pt"}, as transformers wants it, unless others are given."""
+    """Writes a .safetensors file. Its metadata are {"format": "pt"}, which transformers needs, unless others are given.
+
+    OSError: the system refuses to write the file.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
         save_file(dict(tensors), path, metadata=dict(metadata or {"format": "pt"}))
-    except SafetensorError as error:  # a kind of its own for what the system refuses
+    except SafetensorError as error:  # safetensors raises it also if the system refuses
         raise OSError(str(error)) from None

@@ -1,6 +1,7 @@
-"""Tensors of one file of a stranger: safetensors, or torch's pickles (torch_files.py); the content decides which.
+"""Reads the tensors of a file that nobody vouches for: safetensors, or torch's pickles (torch_files.py).
 
-A safetensors file is: the header's length (8 bytes, little-endian), the header (JSON), the data.
+The content decides which it is. A safetensors file is the header's length (8 bytes, little-endian), the header (JSON)
+and the data.
 """
 
 import json
@@ -16,7 +17,7 @@ from sdjax.errors import SdjaxError
 from sdjax.formats.mapped import MAX_TENSORS, check_name, check_truth, is_count, map_file, refusals, shown, view
 from sdjax.formats.torch_files import ZIP, read_pickle
 
-MAX_HEADER = 8 << 20  # bytes; 60,000 tensors, Stable Diffusion has 1,200. Parsed, it may take 20 times as much
+MAX_HEADER = 8 << 20  # bytes, for 60,000 tensors (Stable Diffusion has 1,200); parsed, they take up to 20 times as much
 
 DTYPES = {
     name: np.dtype(dtype)
@@ -43,9 +44,9 @@ LFS = b"version https://git-lfs"
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors by name of a safetensors file or of a torch checkpoint, read-only views of the mapped file.
+    """Returns the tensors by name of a safetensors file or a torch checkpoint, as read-only views of the mapped file.
 
-    Raises SdjaxError naming the file. Values are not looked at: from_file_tensors refuses those that are not finite.
+    Values are not checked here; `from_file_tensors` refuses those that are not finite. SdjaxError: names the file.
     """
     return read_checkpoint(path)[0]
 
@@ -68,9 +69,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, 
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors by name, read-only views of the mapped file, which must stay as it is. Raises SdjaxError naming it.
+    """Returns the tensors by name of a safetensors file, as read-only views of the mapped file, which must not change.
 
-    Stricter than the library, which takes names with "../" and a name twice.
+    It is stricter than the library, which accepts names with "../" and a name twice. SdjaxError: names the file.
     """
     path = Path(path)
     with refusals(path):
@@ -111,6 +112,7 @@ def read_header(data: mmap.mmap) -> tuple[int, dict[str, Any], dict[str, str]]:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the pairs of a JSON object as a dict. SdjaxError: a key is there twice."""
     found = {}
     for key, value in pairs:
         if key in found:
@@ -120,7 +122,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """(dtype, shape, begin, end) of one tensor; bytes count from the end of the header."""
+    """Returns (dtype, shape, begin, end) of one tensor. The bytes count from the end of the header."""
     check_name(name)
     if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise SdjaxError(f"{shown(name)} should have dtype, shape and data_offsets")

@@ -1,7 +1,9 @@
-"""PyTorch's .ckpt, .bin and .pt files, without torch: tensors as views of the memory-mapped file.
+"""Reads PyTorch's .ckpt, .bin and .pt files without torch. The tensors are views of the memory-mapped file.
 
-zip      stored members prefix/data.pkl, prefix/byteorder, prefix/data/<key>: one storage each
-legacy   four pickles (magic, version, system, object), a fifth with the storage keys, then by key: numel, bytes
+There are two formats:
+
+zip      stored members prefix/data.pkl, prefix/byteorder, and prefix/data/<key> with one storage each
+legacy   four pickles (magic, version, system, object), a fifth with the storage keys, then for each key: numel, bytes
 """
 
 import mmap
@@ -28,11 +30,10 @@ MEMBER = re.compile(
 
 
 def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """Tensors by name of a file that torch.save wrote: a dict of tensors, or a dict with such a "state_dict" or
-    "string_to_param".
+    """Returns the tensors by name of a file that torch.save wrote, as read-only views of the mapped file.
 
-    The arrays are read-only views of the mapped file, which must stay as it is. Nothing in the file is ever executed.
-    Raises SdjaxError naming the file for everything else that a file can hold.
+    The file holds a dict of tensors, or a dict in which "state_dict" or "string_to_param" is one. It must not change
+    while the arrays are used. Nothing in the file is ever executed. SdjaxError: names a file that holds anything else.
     """
     path = Path(path)
     with refusals(path):
@@ -54,7 +55,8 @@ def read_pickle(data: mmap.mmap) -> dict[str, np.ndarray]:
 
 
 def find_tensors(value: Any) -> dict[str, Tensor]:
-    for root in ("state_dict", "string_to_param"):  # of checkpoints, of the web UI's embeddings
+    """Returns the dict of tensors in an unpickled object. SdjaxError: it holds something else."""
+    for root in ("state_dict", "string_to_param"):  # in checkpoints, in the web UI's embeddings
         if isinstance(value, dict) and root in value:
             value = value[root]
     if not isinstance(value, dict) or not value:
@@ -69,7 +71,7 @@ def find_tensors(value: Any) -> dict[str, Tensor]:
 
 
 def read_legacy(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
-    """(the pickled object, storage key -> place of its bytes)."""
+    """Returns (the pickled object, a function: storage key -> place of its bytes) of a file in the legacy format."""
     machine = Machine(data[:MAX_PICKLE], legacy=True)
     if data[:1] != b"\x80" or machine.run() != MAGIC:
         raise SdjaxError("neither a zip nor a pickle that torch wrote")
@@ -93,7 +95,7 @@ def read_legacy(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
 
 
 class Member(NamedTuple):
-    """One stored file of a zip."""
+    """One stored file of a zip: its first byte, its size and its CRC."""
 
     start: int
     size: int
@@ -101,7 +103,8 @@ class Member(NamedTuple):
 
 
 def zip_members(data: mmap.mmap) -> dict[str, Member]:
-    """The members by name. Refuses what torch does not write: compression, comments, holes for a second reading."""
+    """Returns the members of a zip by name. It refuses what torch does not write and another reader could read
+    differently: compression, comments, members that overlap, a directory with holes."""
     end = len(data) - 22
     if end < 0 or data[end : end + 4] != b"PK\5\6":
         raise SdjaxError("the zip has no end record; is the file cut off?")
@@ -149,7 +152,7 @@ def zip_members(data: mmap.mmap) -> dict[str, Member]:
 
 
 def large(extra: bytes, *values: int) -> list[int]:
-    """Values of 32 bits, those that are 0xFFFFFFFF replaced by the zip64 field's of 64 bits."""
+    """Returns values of 32 bits, in which 0xFFFFFFFF is replaced by the next 64-bit value of the zip64 field."""
     found, pos = b"", 0
     while pos + 4 <= len(extra):
         kind, n = struct.unpack("<HH", extra[pos : pos + 4])
@@ -159,14 +162,15 @@ def large(extra: bytes, *values: int) -> list[int]:
 
 
 def checked(data: mmap.mmap, name: str, member: Member) -> int:
-    """The member's place; its bytes have their CRC."""
+    """Returns the place of a member's bytes, after checking their CRC."""
     if zlib.crc32(memoryview(data)[member.start : member.start + member.size]) != member.crc:
         raise SdjaxError(f"the CRC of the zip's member {shown(name)} is wrong: the file is damaged")
     return member.start
 
 
 def read_zip(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
-    """(the pickled object, storage key -> place of its bytes, whose CRC is checked)."""
+    """Returns (the pickled object, a function: storage key -> place of its bytes) of a zip. The function checks the
+    bytes' CRC."""
     members = zip_members(data)
     prefix = next((name[:-8] for name in members if name.endswith("/data.pkl")), None)
     if prefix is None:

@@ -1,9 +1,9 @@
-"""torch's pickles, run by a machine that cannot call anything.
+"""Reads torch's pickles with a machine that cannot call anything.
 
-A pickle is a program for a stack machine. `Machine` runs the opcodes that torch.save writes and knows three callables
-and ten storage types by name; every other global is an Inert: never imported, never called, its arguments dropped.
-Nothing here recurses, hashes or prints what a stranger nested; opcodes, stack and counts are bounded, so time and
-memory are (a tensor takes about 30 opcodes).
+A pickle is a program for a stack machine. `Machine` runs the opcodes that torch.save writes. It knows three callables
+and ten storage types by name. Every other global becomes an Inert, which is never imported and never called; its
+arguments are dropped. Nothing here recurses into, hashes or prints nested objects of the file. Opcodes, stack and
+counts are bounded, and therefore time and memory are too (a tensor takes about 30 opcodes).
 """
 
 import struct
@@ -19,13 +19,13 @@ from sdjax.formats import mapped as files
 from sdjax.formats.mapped import MAX_TENSORS, is_count
 
 MAX_PICKLE = 64 << 20  # bytes
-MAX_OPCODES = 1_000_000  # about a second; 30,000 tensors, and a training checkpoint has 5,000
+MAX_OPCODES = 1_000_000  # about a second, for 30,000 tensors; a training checkpoint has 5,000
 MAX_STACK, MAX_MARKS = 100_000, 1_000
-MAX_TEXT = 65_536  # characters of a text that is kept: decoded, one of 64 MiB may take four times as much
+MAX_TEXT = 65_536  # bytes of a text that is kept; decoded, a text of 64 MiB may take four times as much memory
 
 
 class Inert:
-    """What stands for an object that is not read."""
+    """A placeholder for an object that is not read."""
 
     __slots__ = ("name",)
 
@@ -34,23 +34,24 @@ class Inert:
 
 
 class Foreign(Inert):
-    """What stands for a class or a function that is not known: calling it makes an Inert."""
+    """A placeholder for an unknown class or function. Calling it makes an Inert."""
 
     __slots__ = ()
 
 
 class Set(Inert):
-    """A set, which unlike other objects is no key and has no items."""
+    """A placeholder for a set. Unlike an Inert it cannot be a key, and items cannot be set in it."""
 
     __slots__ = ()
 
 
 def shown(value: Any) -> str:
+    """Like `mapped.shown`, also for Inerts."""
     return f"a {value.name[:80]!r}" if isinstance(value, Inert) else files.shown(value)
 
 
 class Ordered(dict):
-    """collections.OrderedDict, which unlike a dict may be given attributes (and loses them here)."""
+    """collections.OrderedDict. Unlike a dict it may be given attributes, which are dropped here."""
 
 
 class Storage(NamedTuple):
@@ -67,7 +68,7 @@ class Tensor(NamedTuple):
 
 
 class Known(Enum):
-    """The callables, as tags."""
+    """The three known callables, as tags."""
 
     DICT = ("collections", "OrderedDict")
     TENSOR = ("torch._utils", "_rebuild_tensor_v2")
@@ -89,7 +90,7 @@ STORAGES = {
 GLOBALS = {("torch", f"{name}Storage"): np.dtype(dtype) for name, dtype in STORAGES.items()}
 GLOBALS |= {known.value: known for known in Known}
 
-#: opcode -> (bytes of its argument, argument to value)
+#: opcode -> (number of bytes of its argument, argument to value)
 FIXED = {
     b"N": (0, lambda b: None),
     b"\x88": (0, lambda b: True),
@@ -105,7 +106,7 @@ FIXED = {
 }
 BYTES = lambda b: b
 TEXT = lambda b: b.decode() if len(b) <= MAX_TEXT else Inert("long text")
-#: opcode -> (bytes of its argument's length, argument to value)
+#: opcode -> (number of bytes that hold its argument's length, argument to value)
 COUNTED = {
     b"X": (4, TEXT),
     b"\x8c": (1, TEXT),
@@ -119,13 +120,13 @@ COUNTED = {
     b"\x8a": (1, lambda b: int.from_bytes(b, "little", signed=True)),
 }
 TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
-#: torch's dict of parameters, as in the first textual inversions' files
+#: torch's dict of parameters, which the first textual inversions' files hold
 PARAMETERS = "torch.nn.modules.container.ParameterDict"
 MEMO = {b"q": (True, 1), b"r": (True, 4), b"h": (False, 1), b"j": (False, 4)}  # opcode -> (write?, bytes of the index)
 
 
 def is_key(value: Any) -> bool:
-    """Can a dict have this key, a set this item? Of tuples only short and flat ones: a look into others takes long."""
+    """May `value` be a dict's key or a set's item? A tuple must be short and flat, since checking others takes long."""
     changes = (dict, Ordered, list, bytearray, Set)
     return type(value) not in changes and (
         type(value) is not tuple or (len(value) <= 16 and not any(type(item) in (*changes, tuple) for item in value))
@@ -133,9 +134,10 @@ def is_key(value: Any) -> bool:
 
 
 class Machine:
-    """`run` returns the next pickle of `data`; `pos` is then behind it, and `storages` has what it named.
+    """A stack machine for the pickles in `data`. `run` returns the object of the next pickle.
 
-    Raises SdjaxError without the file's name, or what a broken program makes Python raise (files.BROKEN).
+    After `run`, `pos` is behind that pickle, and `storages` has the storages that it named. It raises SdjaxError
+    without the file's name, or what a broken program makes Python raise (mapped.BROKEN).
     """
 
     def __init__(self, data: bytes, legacy: bool = False):
@@ -159,6 +161,7 @@ class Machine:
         return self.take(end + 1 - self.pos)[:-1].decode()
 
     def run(self) -> Any:
+        """Runs the next pickle and returns its object. SdjaxError: it is broken, too large, or no pickle of torch's."""
         self.stack, self.marks, self.memo = [], [], {}
         while self.opcodes < MAX_OPCODES:
             self.opcodes += 1
@@ -295,7 +298,8 @@ class Machine:
         raise SdjaxError(f"its pickle calls {'.'.join(function.value)} with wrong arguments")
 
     def storage(self, saved: Any) -> Storage | Inert:
-        """("storage", type, key, device, numel), and a view that must be None in the legacy format."""
+        """Returns the Storage of `saved`: ("storage", type, key, device, numel). In the legacy format a view follows,
+        which must be None."""
         if (
             type(saved) is not tuple
             or len(saved) != 5 + self.legacy
@@ -333,7 +337,7 @@ class Machine:
             raise SdjaxError("a tensor has no storage, or a shape, strides or an offset that no tensor has")
         last = offset if all(shape) else offset - 1
         for stride, n in sorted(zip(strides, shape, strict=True)) if all(shape) else ():
-            if n > 1 and stride <= last - offset:  # within the reach of the smaller strides
+            if n > 1 and stride <= last - offset:  # the smaller strides reach this far already
                 raise SdjaxError(f"a tensor {list(shape)} with strides {list(strides)} repeats its elements")
             last += (n - 1) * stride
         if last >= storage.numel:

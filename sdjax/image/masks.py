@@ -1,4 +1,4 @@
-"""Masks: white is repainted."""
+"""Masks of pictures. White is repainted."""
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -8,10 +8,13 @@ from sdjax.image.pixels import to_rgb, whole_picture
 
 
 def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
-    """Masks, white = repaint -> float32 0 or 1 [Q, H, W, 1], resized to `size` = (H, W), the nearest pixel counting.
+    """Returns masks as float32 zeros and ones [Q, H, W, 1], where 1 is white and is repainted.
 
-    `mask`: a PIL image, a list of them, or an array [H, W] or [Q, H, W], with or without a last axis of 1, of bools,
-    numbers from 0 to 1, or uint8 (of 255, or zeros and ones). Half and more is white; what is transparent is not.
+    mask: a PIL image, a list of them, or an array [H, W] or [Q, H, W], with or without a last axis of 1. An array holds
+        bools, numbers from 0 to 1, or uint8 (0 to 255, or zeros and ones). Values of a half and more are white;
+        transparent pixels are not.
+    size: (H, W), to which the masks are resized by their nearest pixels.
+    SdjaxError: another type, shape or range. It logs a line if nothing is white.
     """
     masks = mask if isinstance(mask, (list, tuple)) else [mask]
     if masks and all(isinstance(m, Image.Image) for m in masks):
@@ -42,14 +45,15 @@ def read_masks(mask, size: tuple[int, int]) -> np.ndarray:
 
 
 def shares(mask: np.ndarray) -> np.ndarray:
-    """float32, 1 for white: 255 of uint8, but 1 where it holds zeros and ones only."""
+    """Returns a mask as float32 with 1 for white. In uint8, white is 255, or 1 if it holds only zeros and ones."""
     return mask.astype(np.float32) / (255 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else 1)
 
 
 def feather_masks(masks: np.ndarray, feather: float) -> np.ndarray:
-    """Zeros and ones [Q, H, W, 1] -> the weight of what is painted, from 0 at the border to 1 `feather` pixels inside.
+    """Returns the weights of the painted picture, [Q, H, W, 1], for masks of zeros and ones of that shape.
 
-    Zeros stay zeros, so that what is outside is still exactly the picture's.
+    The weight rises from 0 at the border of the mask to 1 at `feather` pixels inside. Zeros stay zeros, so that outside
+    the mask the picture does not change at all.
     """
     if not feather:
         return masks

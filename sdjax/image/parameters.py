@@ -1,13 +1,13 @@
-"""The `parameters` text of a PNG, as AUTOMATIC1111's web UI writes and reads it. Which option is which field is said
-by `sdjax.tasks.options`.
+"""The `parameters` text of a PNG, as AUTOMATIC1111's web UI writes and reads it. `sdjax.tasks.options` and
+`sdjax.tasks.parameters` say which option is which field.
 
     a red apple
     Negative prompt: blurry
     Steps: 20, Sampler: euler_a, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 64x64, Model: emoji
 
-A value with a comma, a colon or a line break stands as a JSON string. Sampler names of the web UI become ours by one
-rule ("DPM++ 2M SDE Karras" is dpmpp_2m_sde with karras sigmas). The web UI's pictures themselves cannot come out again:
-its noise is torch's.
+A value with a comma, a colon or a line break is written as a JSON string. One rule turns the web UI's sampler names
+into ours ("DPM++ 2M SDE Karras" is dpmpp_2m_sde with karras sigmas). The web UI's pictures cannot be reproduced from
+the text, because their noise is torch's.
 """
 
 import json
@@ -23,16 +23,20 @@ NEGATIVE = "Negative prompt: "
 
 
 def parameters_text(prompt: str, negative_prompt: str = "", **settings) -> str:
-    """The text for `settings`, in their order; "_" in a name becomes a space and None is left out:
-    parameters_text("a cat", Steps=20, CFG_scale=7.5)."""
+    """Returns the text for a prompt and its settings, for example parameters_text("a cat", Steps=20, CFG_scale=7.5).
+
+    The settings are written in their order. "_" in a name becomes a space, and values of None are left out.
+    """
     lines = [prompt, NEGATIVE + negative_prompt] if negative_prompt else [prompt]
     fields = {name.replace("_", " "): _quoted(value) for name, value in settings.items() if value is not None}
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in fields.items())])
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
-    """(prompt, negative prompt, the last line's fields): the inverse, as long as no line of the prompt begins with
-    "Negative prompt: ". A last line without "Steps: " belongs to the prompt."""
+    """Returns (prompt, negative prompt, the last line's fields). A last line without "Steps: " belongs to the prompt.
+
+    It is the inverse of `parameters_text`, unless a line of the prompt begins with "Negative prompt:".
+    """
     *lines, last = text.split("\n")
     fields = {name: _unquoted(value.strip()) for name, value in FIELD.findall(last)}
     if "Steps" not in fields:
@@ -43,8 +47,8 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def read_parameters(path: str | Path) -> str:
-    """The `parameters` text of a picture; SdjaxError naming the file when there is none."""
-    from PIL import Image  # the command line needs this file's other half at once
+    """Returns the `parameters` text of a picture file. SdjaxError: names the file if it has none or is no picture."""
+    from PIL import Image  # imported late: the command line needs the rest of this file at once
 
     try:
         with Image.open(path) as image:
@@ -58,7 +62,8 @@ def read_parameters(path: str | Path) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """7.0 as 7, as the web UI writes it; of several values, names stand on lines and numbers beside each other."""
+    """Returns a value as text, 7.0 as 7 like the web UI. Of several values, names go on lines of their own, and numbers
+    on one line."""
     if isinstance(value, tuple):
         value = (" " if all(isinstance(one, (int, float)) for one in value) else "\n").join(map(str, value))
     value = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -73,22 +78,26 @@ def _unquoted(value: str) -> str:
 
 
 def read_sampler(value: str) -> dict[str, Any]:
-    """Any spelling of a sampler's name: lower case, + as p, spaces as underscores, "Karras" apart."""
+    """Reads any spelling of a sampler's name into {"sampler"} and perhaps {"sigmas"}: lower case, + as p, spaces as
+    underscores, "Karras" taken off."""
     name = re.sub(r"^k_|\W+", lambda m: "" if m[0] == "k_" else "_", value.lower().replace("+", "p"))
     plain = name.removesuffix("_karras")
     return {"sampler": plain} | ({"sigmas": "karras"} if plain != name else {})
 
 
 def read_schedule(value: str) -> dict[str, Any] | None:
+    """Reads the web UI's "Schedule type" into {"sigmas"}, or {} for the sampler's own. None: we have no such type."""
     return {"karras": {"sigmas": "karras"}, "automatic": {}, "uniform": {}}.get(value.lower())
 
 
 def read_interval(value: str) -> tuple[float, float]:
+    """Reads "low high". ValueError: these are not two numbers."""
     low, high = map(float, value.split())
     return low, high
 
 
 def read_dtype(value: str) -> str:
+    """Returns the name of a dtype in DTYPES. ValueError: it is another."""
     if value not in DTYPES:
         raise ValueError
     return value

@@ -1,4 +1,4 @@
-"""Pixels [B, H, W, 3] in [-1, 1] <-> PIL images, contact sheets, and PNG files that remember their settings."""
+"""Pixels [B, H, W, 3] in [-1, 1] <-> PIL images, and the pictures that image tasks start from."""
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -7,9 +7,12 @@ from sdjax.errors import SdjaxError
 
 
 def pixels_to_pil(pixels) -> list[Image.Image]:
-    """[B, H, W, 3] (or one [H, W, 3]) -> B RGB images: 127.5 (x + 1), clipped to 0 .. 255 and rounded.
+    """Returns B RGB images for pixels [B, H, W, 3], or one for [H, W, 3].
 
-    SdjaxError when a pixel is not finite: that is a model that overflowed, not a black picture.
+    A value x becomes 127.5 (x + 1), clipped to 0 .. 255 and rounded.
+
+    SdjaxError: another shape, or a pixel that is not finite. Such a pixel comes from a computation that overflowed, and
+    must not become a black picture.
     """
     pixels = np.asarray(pixels, np.float32)
     pixels = pixels[None] if pixels.ndim == 3 else pixels
@@ -21,16 +24,18 @@ def pixels_to_pil(pixels) -> list[Image.Image]:
 
 
 def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
-    """Any picture as RGB, by these rules:
+    """Returns any picture as RGB, by these rules:
 
-    turned as its EXIF says, if that can be read; transparency laid on `under`; of several frames or pages the current
-    one, which is the first in a file just opened; palettes, greys, CMYK, YCbCr, Lab and HSV as Pillow converts them
-    (an embedded colour profile is not applied); whole numbers of more than 8 bits are taken for 16 and lose the lower
-    8; floating point is taken for 0 .. 1 if nothing in it is larger than 1, else for 0 .. 255.
+    - It is turned as its EXIF says, if that can be read.
+    - Transparency is laid on the colour `under`.
+    - Of several frames or pages the current one is taken, which is the first one in a file that was just opened.
+    - Palettes, greys, CMYK, YCbCr, Lab and HSV are converted by Pillow. An embedded colour profile is not applied.
+    - Whole numbers of more than 8 bits are taken as 16 bits, and lose the lower 8.
+    - Floating point is taken as 0 .. 1 if no value is larger than 1, else as 0 .. 255.
     """
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:  # EXIF is written by many, and says nothing about whether the pixels are whole
+    except Exception:  # broken EXIF is common, and does not mean that the pixels are broken
         image.load()
     if image.mode.startswith("I"):  # Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -48,7 +53,7 @@ def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
 
 
 def whole_picture(image: Image.Image, name: str = "image") -> Image.Image:
-    """`image` with its pixels read, which Pillow puts off. SdjaxError: no PIL image, a file cut off."""
+    """Reads the pixels of `image`, which Pillow delays, and returns it. SdjaxError: no PIL image, or not readable."""
     if not isinstance(image, Image.Image):
         raise SdjaxError(f"{name} is {type(image).__name__}: a PIL image expected")
     try:
@@ -59,9 +64,11 @@ def whole_picture(image: Image.Image, name: str = "image") -> Image.Image:
 
 
 def pil_to_pixels(image: Image.Image, size: tuple[int, int] | None = None, multiple: int = 1) -> np.ndarray:
-    """One image -> float32 [1, H, W, 3], by `to_rgb`.
+    """Returns one image as float32 pixels [1, H, W, 3] in [-1, 1]. It is converted by `to_rgb`.
 
-    `size` = (height, width) resizes it; otherwise its sides are floored to a `multiple`. LANCZOS, as CompVis.
+    size: (height, width) to resize it to, with LANCZOS as in CompVis; None rounds its own sides down.
+    multiple: what the sides are rounded down to a multiple of, without `size`.
+    SdjaxError: it is no readable picture, or a side would be 0.
     """
     image = to_rgb(whole_picture(image))
     height, width = size or (image.height - image.height % multiple, image.width - image.width % multiple)
@@ -73,11 +80,15 @@ def pil_to_pixels(image: Image.Image, size: tuple[int, int] | None = None, multi
 
 
 def read_images(image, height: int | None, width: int | None, multiple: int, channels: int = 4) -> np.ndarray:
-    """What image tasks start from -> float32 pixels [Q, H, W, 3], clipped to [-1, 1], or scaled latents [Q, h, w, 4].
+    """Reads what image tasks start from: pixels or latents.
 
-    `image`: a PIL image, a list of them, or a float array [H, W, 3] or [Q, H, W, 3] in [-1, 1]; [Q, h, w, channels] is
-    taken for latents. PIL images are resized to height and width, a side that is None floored to a `multiple`; arrays
-    must fit.
+    Returns float32 pixels [Q, H, W, 3], clipped to [-1, 1], or scaled latents [Q, h, w, channels].
+
+    image: a PIL image, a list of them, or a float array [H, W, 3] or [Q, H, W, 3] in [-1, 1]. An array [Q, h, w,
+        channels] is taken as scaled latents.
+    height, width: PIL images are resized to these. If a side is None, the picture's own is rounded down to a
+        `multiple`. Arrays of pixels must have this size already.
+    SdjaxError: another type, shape or range.
     """
     pictures = image if isinstance(image, (list, tuple)) else [image]
     if pictures and all(isinstance(picture, Image.Image) for picture in pictures):
@@ -95,7 +106,7 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
             "[B, H, W, 3] in [-1, 1]"
         )
     array = np.asarray(image)
-    array = array[None] if array.ndim == 3 and array.shape[2] == 3 else array  # of four channels it would be latents
+    array = array[None] if array.ndim == 3 and array.shape[2] == 3 else array  # four channels would be latents
     if array.ndim != 4 or array.shape[3] not in (3, channels) or 0 in array.shape:
         raise SdjaxError(f"image of shape {np.shape(image)}: [H, W, 3] or [B, H, W, 3] expected")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":

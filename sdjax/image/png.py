@@ -1,4 +1,4 @@
-"""PNG files that remember their settings."""
+"""Writes PNG files that hold the settings they were made with."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from sdjax.files import whole
 
 
 def save_png(image: Image.Image, path: str | Path, parameters: str | None = None) -> Path:
-    """Writes a PNG whole or not at all; `parameters` goes into its text chunk of that name."""
+    """Writes a PNG file, whole or not at all, and returns its path. `parameters` goes into its text chunk
+    "parameters"."""
     path, info = Path(path), PngInfo()
     if parameters is not None:
         info.add_text("parameters", parameters)  # PIL writes iTXt when Latin-1 does not hold it

@@ -1,4 +1,4 @@
-"""How near a reconstruction is to its picture: PSNR and SSIM, one number a picture."""
+"""How close a reconstruction is to its picture: PSNR and SSIM, one number per picture."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,25 +6,26 @@ from jax import lax
 
 from sdjax.types import Array
 
-SIDE, SIGMA = 11, 1.5  # of SSIM's Gaussian window
+SIDE, SIGMA = 11, 1.5  # SSIM's Gaussian window: its side in pixels, its standard deviation
 LEAST = 1e-10  # mean squared error below which PSNR rises no further
 
 
 def psnr(a: Array, b: Array) -> Array:
-    """Peak signal-to-noise ratio in decibels of pixels in [-1, 1], [B, H, W, C] twice -> [B]: 10 log10(2^2 / mse).
+    """Returns the peak signal-to-noise ratio in decibels, [B], of pixels a and b in [-1, 1], [B, H, W, C] each.
 
-    Equal pictures have 106 dB instead of infinity.
+    The formula is 10 log10(2^2 / mse). Equal pictures have 106 dB instead of infinity.
     """
     return 10 * jnp.log10(4 / jnp.maximum(jnp.square(a - b).mean((1, 2, 3)), LEAST))
 
 
 def ssim(a: Array, b: Array) -> Array:
-    """Structural similarity of pixels in [-1, 1], [B, H, W, C] twice -> [B], 1 where they are equal.
+    """Returns the structural similarity, [B], of pixels a and b in [-1, 1], [B, H, W, C] each; 1 if they are equal.
 
-    Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, with its Gaussian
-    window of 11 pixels and sigma 1.5 wherever that lies inside, averaged over places and channels; as scikit-image's
-    structural_similarity(gaussian_weights=True, use_sample_covariance=False, data_range=2). The window of a picture
-    with a shorter side is that side, made odd.
+    The source is Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004. The
+    Gaussian window of 11 pixels and sigma 1.5 is placed wherever it lies inside the picture, and the result is averaged
+    over places and channels, as in scikit-image's structural_similarity(gaussian_weights=True,
+    use_sample_covariance=False, data_range=2). If a side is shorter than the window, the window is as long as that
+    side, made odd.
     """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2

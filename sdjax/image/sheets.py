@@ -1,4 +1,4 @@
-"""Several pictures on one sheet."""
+"""Sheets: several pictures in one."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,12 @@ from sdjax.errors import SdjaxError
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
-    """The images row by row on white, about as many rows as columns, `gap` pixels apart. Cells fit the largest."""
+    """Returns a white sheet with the images row by row. All cells have the size of the largest image.
+
+    columns: how many images a row has; None makes about as many rows as columns.
+    gap: pixels between the images.
+    SdjaxError: there are no images.
+    """
     if not images:
         raise SdjaxError("images: a contact sheet needs at least one")
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -24,7 +29,13 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
 def labelled_sheet(
     images: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], gap: int = 4, font_size: int = 11
 ) -> Image.Image:
-    """len(rows) x len(columns) images on white, row by row, with a text above each column and before each row."""
+    """Returns a white sheet with len(rows) x len(columns) images, row by row.
+
+    rows: the text before each row.
+    columns: the text above each column.
+    gap: pixels between the images.
+    SdjaxError: there are no images, or their number is another.
+    """
     if len(images) != len(rows) * len(columns) or not images:
         raise SdjaxError(f"images: {len(images)} for {len(rows)} rows and {len(columns)} columns")
     font, draw = ImageFont.load_default(font_size), ImageDraw.Draw(Image.new("RGB", (1, 1)))

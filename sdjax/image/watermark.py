@@ -1,15 +1,16 @@
 """The invisible watermark of Stable Diffusion's own scripts: bytes in the blue-difference channel of a picture.
 
     marked = watermark.embed(image)                      # b"StableDiffusionV1"; SD 2 used watermark.V2
-    watermark.decode(marked, len(watermark.V1))          # the same bytes, if the picture has contrast enough
+    watermark.decode(marked, len(watermark.V1))          # the same bytes, if the picture has enough contrast
 
-The method "dwtDct" of the package invisible-watermark 0.2.0, to the bit: U of OpenCV's 8-bit YUV, one level of the Haar
-wavelet, and in each 4 x 4 block of its approximation the coefficient that is largest in size (the first one aside) is
-moved to a quarter (a 0) or three quarters (a 1) of its step of 36. Bits follow block by block, over and over.
+It is the method "dwtDct" of the package invisible-watermark 0.2.0, bit for bit. It takes U of OpenCV's 8-bit YUV and
+one level of the Haar wavelet. In each 4 x 4 block of the approximation it takes the coefficient of the largest size,
+except the first one, and moves it to a quarter (bit 0) or three quarters (bit 1) of its step of 36. The blocks hold the
+bits one after the other, and the whole content again and again.
 
-As there: detail bands change places on the way back, results are cut, not rounded, to bytes, and where a block is
-smooth a coefficient that was made smaller is no more the largest, so that its neighbour is read. Do not expect every
-picture to give all bits back; the package reads no more out of it.
+Flaws of the package are kept: two bands of details are swapped on the way back, and results are cut to bytes instead of
+rounded. In a smooth block, a coefficient that was made smaller may no longer be the largest, so that another one is
+read. Therefore not every picture gives all bits back; the package cannot read more of them either.
 """
 
 import numpy as np
@@ -25,7 +26,10 @@ HALF = 0.7071067811865476  # the Haar filter's weight, 1 / sqrt(2), as PyWavelet
 
 
 def embed(image: Image.Image, content: bytes = V1) -> Image.Image:
-    """`image` as RGB with `content` in it. SdjaxError: under 65,536 pixels (256 x 256), as the package; no content."""
+    """Returns `image` as RGB with the bytes `content` in it.
+
+    SdjaxError: no content, or a picture of fewer than 65,536 pixels (256 x 256), which the package refuses too.
+    """
     if not isinstance(content, bytes) or not content:
         raise SdjaxError(f"content {content!r}: at least one byte")
     rgb = _pixels(image)
@@ -44,7 +48,10 @@ def embed(image: Image.Image, content: bytes = V1) -> Image.Image:
 
 
 def decode(image: Image.Image, length: int) -> bytes:
-    """The `length` bytes that a picture holds: each bit is what most of its blocks say. SdjaxError as `embed`."""
+    """Returns the `length` bytes that a picture holds. Each bit is the majority of its blocks.
+
+    SdjaxError: the picture is too small for `embed`, or has fewer blocks than bits.
+    """
     if not is_whole(length, 1):
         raise SdjaxError(f"length {length!r}: a whole number of bytes from 1 on")
     u = _to_yuv(_pixels(image))[1]
@@ -66,7 +73,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _largest(approximation: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks [N, 16] row by row, the place of the largest coefficient in each but the first, and its value."""
+    """Returns the blocks [N, 16] row by row, and the place and the value of each block's largest coefficient, leaving
+    out its first one."""
     rows, columns = (side // BLOCK for side in approximation.shape)
     whole = approximation[: rows * BLOCK, : columns * BLOCK]
     blocks = whole.reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2).reshape(-1, BLOCK * BLOCK)
@@ -83,7 +91,8 @@ def _unblock(blocks: np.ndarray, approximation: np.ndarray) -> np.ndarray:
 
 
 def _haar(x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One level in float64: approximation, then the details of rows, of columns, of both (pywt's cA, cH, cV, cD)."""
+    """Returns one level in float64: the approximation, then the details of rows, of columns and of both (PyWavelets'
+    cA, cH, cV, cD)."""
     x = HALF * x.astype(np.float64)
     low, high = x[0::2] + x[1::2], x[0::2] - x[1::2]
     low, high = HALF * low, HALF * high

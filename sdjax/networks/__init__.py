@@ -1,1 +1,1 @@
-"""A folder a network: its config, its modules, and the names of its tensors in files."""
+"""The networks, one folder each: its config, its modules, and the names of its tensors in files."""

@@ -1,7 +1,7 @@
-"""The fields of a network's config.json, read strictly where it matters.
+"""Reads the fields of a network's config.json, strictly where it matters.
 
-A field that would change the computation must have the one value that this package computes; a field of a network that
-nobody knows must be unset.
+A field that would change the computation must have the one value that this package supports. An unknown field must be
+unset, for those networks whose reader lists the fields that it ignores (`Fields.finish`).
 """
 
 import json
@@ -10,12 +10,13 @@ from typing import Any
 
 from sdjax.errors import SdjaxError
 
-VERSION = "0.35.0"  # of diffusers, whose layout this is
+VERSION = "0.35.0"  # the version of diffusers whose layout this is
 
-MOST, MOST_LAYERS = 1 << 20, 100  # of widths and other numbers, of layers: no model comes near, and a table stays small
+MOST, MOST_LAYERS = 1 << 20, 100  # limits of numbers and of layers; no model comes near, and they keep tables small
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file. SdjaxError: the file is missing, not readable, or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -28,21 +29,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Fields:
-    """One part's config.json: `take` reads a field, `finish` refuses what is left and matters.
+    """The fields of one config.json. `take` reads and removes a field; `finish` refuses those that are left and matter.
 
-    A missing field, or one that is null, is its default: older versions wrote fewer.
+    A field that is missing or null has its default value, because older versions wrote fewer fields. All methods raise
+    SdjaxError that names the file and the field.
     """
 
     def __init__(self, path: Path):
         self.path, self.values = path, read_json(path)
 
     def enter(self, name: str) -> None:
-        """Goes on with the object in field `name`, where there is one."""
+        """Goes on with the object in field `name`, if there is one."""
         if isinstance(nested := self.values.get(name), dict):
             self.values = nested
 
     def take(self, name: str, default: Any = None, kind: type = int, most: float = MOST) -> Any:
-        """One value; numbers (float takes whole ones too) lie above 0 and up to `most`."""
+        """Takes one value of the type `kind` (float accepts whole numbers too). Numbers must be above 0 and at most
+        `most`."""
         value = self.values.pop(name, None)
         value = default if value is None else value
         accepted = (int, float) if kind is float else kind
@@ -53,7 +56,8 @@ class Fields:
         return kind(value)
 
     def take_list(self, name: str, default: Any, length: int | None = None) -> tuple:
-        """A list, or one value for every level."""
+        """Takes a list of `length` entries, or one value, which then holds for every level. The entries have the type
+        of `default` (or of its first entry)."""
         value = self.values.pop(name, None)
         value = default if value is None else value
         value = [value] * (length or 1) if isinstance(value, (int, str)) else value
@@ -71,15 +75,19 @@ class Fields:
         return tuple(value)
 
     def divides(self, name: str, parts: int, wholes: tuple[int, ...]) -> None:
+        """Refuses `parts`, the value of field `name`, if it does not divide all of `wholes`."""
         if any(whole % parts for whole in wholes):
             raise SdjaxError(f"{self.path}: {name} is {parts}, which does not divide {', '.join(map(str, wholes))}")
 
     def finish(self, checked: dict[str, Any], ignored: set[str] | None = None) -> None:
-        """Refuses a field of `checked` that has another than its one value there, which a missing one means too; and,
-        where `ignored` is given, every other field that is neither in it nor unset."""
+        """Refuses the fields that are left and matter.
+
+        checked: field -> its only supported value, which is also what a missing field means.
+        ignored: the fields without influence. If given, every other field that is left must be unset (null or false).
+        """
         for name, only in checked.items():
             value = self.values.pop(name, None)
-            each = value if isinstance(value, list) else [only if value is None else value]  # a list is one a level
+            each = value if isinstance(value, list) else [only if value is None else value]  # a list has one per level
             if any(entry != only for entry in each):
                 raise SdjaxError(f"{self.path}: {name} is {value!r}, only {only!r} is supported")
         for name in sorted(self.values) if ignored is not None else ():
@@ -88,5 +96,5 @@ class Fields:
 
 
 def class_name(name: str) -> dict[str, Any]:
-    """How diffusers' JSON files begin."""
+    """Returns the two fields with which diffusers' JSON files begin."""
     return {"_class_name": name, "_diffusers_version": VERSION}

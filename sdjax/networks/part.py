@@ -1,4 +1,7 @@
-"""What a network is to the others: a row of five functions. A new network is a folder with a `part.py`."""
+"""What the rest of the package knows of a network: its config class and five functions, a Part.
+
+A new network is a folder with a `part.py`, and a row in table.py.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,22 +15,22 @@ from sdjax.types import Params
 
 
 class Part(NamedTuple):
-    """All that the other rooms know of a network."""
+    """Everything that other packages need from a network."""
 
-    config: type  # its frozen dataclass
+    config: type  # the frozen dataclass of its configuration
     network: Callable[..., Any]  # (config, dtype=float32) -> Linen module
     inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]  # config -> one example of each argument, as shapes
-    rows: Callable[..., Iterator[Row]]  # (config, prefix of single files) -> every tensor under all its names
+    rows: Callable[..., Iterator[Row]]  # (config, prefix of names in single files) -> a Row for every tensor
     read: Callable[..., Any]  # (Fields of a config.json, the tokenizer's folder) -> config
     write: Callable[[Any], dict[str, Any]]  # config -> the content of config.json
 
 
 def module_shapes(module: Any, *inputs: jax.ShapeDtypeStruct) -> Params:
-    """The parameters of `module` as jax.ShapeDtypeStructs; nothing is computed."""
+    """Returns the parameter tree of `module` as jax.ShapeDtypeStructs. Nothing is computed."""
     with LOWERED_FOR(SHAPES):
         return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)["params"]
 
 
 def example(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """An argument of a network, as a shape."""
+    """Returns an example of an argument of a network, as a shape."""
     return jax.ShapeDtypeStruct(shape, dtype)

@@ -1,14 +1,16 @@
-"""The one table of names: where each parameter lives here, in diffusers' files and in CompVis' files.
+"""Rows of the tables of names, and the rows of the layers that several networks have.
 
-A Row is a whole fact about one tensor; the table is expanded from the config's block counts and read both ways.
-We hold every 1x1 convolution as a Dense kernel [in, out]; files hold it as a convolution or as a Linear, which is
-what the operation says:
+A Row says where one parameter lies in our tree, in diffusers' files and in CompVis' files, and how its values differ.
+Each network's `names.py` makes its table from the block counts in its config; weights/convert.py reads it both ways.
+We hold every 1x1 convolution as a Dense kernel [in, out]; files hold it as a convolution or as a Linear. The operation
+says which:
 
     same      file value is ours               conv      file OIHW, ours HWIO
     dense     file [out, in], ours [in, out]   conv1x1   file [out, in, 1, 1], ours [in, out]
     split q, split k, split v                  one third of OpenCLIP's stacked [3 out, in] or [3 out], then as dense
 
-SD 1.x single files hold transformers' CLIP names, SD 2.x ones OpenCLIP's (github.com/mlfoundations/open_clip).
+Single files of SD 1.x use transformers' CLIP names; those of SD 2.x use OpenCLIP's
+(github.com/mlfoundations/open_clip).
 """
 
 from collections.abc import Iterator
@@ -16,14 +18,17 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
+    """The names of one tensor, and how its values in files become ours."""
+
     path: tuple[str, ...]  # in our tree
-    diffusers: str  # in a diffusers / transformers file
-    compvis: str | None  # in a CompVis single file, its prefix included; None where that layout has no such tower
+    diffusers: str  # name in a diffusers or transformers file (for LPIPS, in torchvision's and the heads' files)
+    compvis: str | None  # name in a CompVis single file, prefix included; None if that layout has no such network
     operation: str  # "same" | "dense" | "conv" | "conv1x1"
-    compvis_operation: str  # these and "split q" | "split k" | "split v"
+    compvis_operation: str  # one of these, or "split q" | "split k" | "split v"
 
 
 def join(prefix: str | None, name: str) -> str | None:
+    """Returns "prefix.name", or None if there is no prefix (no CompVis name)."""
     return None if prefix is None else f"{prefix}.{name}"
 
 
@@ -35,7 +40,7 @@ def weight(
     bias: bool = True,
     compvis_operation: str | None = None,
 ) -> Iterator[Row]:
-    """The kernel and the bias of one layer; `path` is slash-separated."""
+    """Yields the rows of one layer's kernel and bias. `path` is separated by slashes."""
     head = tuple(path.split("/"))
     compvis_operation = compvis_operation or operation
     yield Row((*head, "kernel"), f"{diffusers}.weight", join(compvis, "weight"), operation, compvis_operation)
@@ -44,16 +49,23 @@ def weight(
 
 
 def norm(path: str, diffusers: str, compvis: str | None) -> Iterator[Row]:
+    """Yields the rows of one norm's scale and bias."""
     head = tuple(path.split("/"))
     yield Row((*head, "scale"), f"{diffusers}.weight", join(compvis, "weight"), "same", "same")
     yield Row((*head, "bias"), f"{diffusers}.bias", join(compvis, "bias"), "same", "same")
 
 
 def layer_norm(path: str, diffusers: str, compvis: str | None) -> Iterator[Row]:
-    return norm(f"{path}/norm", diffusers, compvis)  # our LayerNorm wraps flax's
+    """Yields the rows of one LayerNorm, whose parameters lie one level deeper, in "norm"."""
+    return norm(f"{path}/norm", diffusers, compvis)
 
 
 def res_block(path: str, diffusers: str, compvis: str, names: tuple, shortcut: bool) -> Iterator[Row]:
+    """Yields the rows of one ResBlock.
+
+    names: CompVis' names of its six layers: norm1, conv1, time (None in the VAE), norm2, conv2, shortcut.
+    shortcut: does the block have one, since its number of channels changes?
+    """
     norm1, conv1, time, norm2, conv2, skip = names
     yield from norm(f"{path}/norm1", f"{diffusers}.norm1", f"{compvis}.{norm1}")
     yield from weight(f"{path}/conv1", f"{diffusers}.conv1", f"{compvis}.{conv1}", "conv")
@@ -66,7 +78,10 @@ def res_block(path: str, diffusers: str, compvis: str, names: tuple, shortcut: b
 
 
 def transformer(path: str, diffusers: str, compvis: str, linear: bool) -> Iterator[Row]:
-    """One SpatialTransformer: both layouts use the same names inside."""
+    """Yields the rows of one SpatialTransformer, inside of which both layouts use the same names.
+
+    linear: do files hold proj_in and proj_out as Linear (SD 2), not as 1x1 convolutions (SD 1)?
+    """
     project = "dense" if linear else "conv1x1"
     both = lambda name: (f"{diffusers}.{name}", f"{compvis}.{name}")
     inside = lambda name: both(f"transformer_blocks.0.{name}")

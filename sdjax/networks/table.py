@@ -1,4 +1,4 @@
-"""The networks that there are, by the type of their config."""
+"""The table of all networks, by the type of their config."""
 
 from functools import lru_cache
 from typing import Any
@@ -16,19 +16,24 @@ PARTS: dict[type, Part] = {part.config: part for part in (CLIP_TEXT, CLIP_VISION
 
 
 def make_rows(config: Any, **prefix: str) -> list[Row]:
-    """Every tensor of the network that `config` describes. `prefix`: of its names in single files; its usual one."""
+    """Returns the rows of all tensors of the network that `config` describes.
+
+    prefix: prefix="..." of the tensors' names in single files; without it, the network's usual one.
+    """
     return list(PARTS[type(config)].rows(config, **prefix))
 
 
 @lru_cache(maxsize=32)
 def param_shapes(config: Any) -> Params:
-    """The network's parameter tree as jax.ShapeDtypeStructs; nothing is computed. Do not modify: it is cached."""
+    """Returns the network's parameter tree as jax.ShapeDtypeStructs. Nothing is computed. The result is cached, so do
+    not modify it."""
     part = PARTS[type(config)]
     return module_shapes(part.network(config), *part.inputs(config))
 
 
 def random_params(config: Any, key: Array) -> Params:
-    """Random parameters of the network that `config` describes, from its layers' own initialisers; can be traced."""
+    """Returns random parameters of the network that `config` describes, from its layers' own initialisers. It can be
+    traced."""
     part = PARTS[type(config)]
     inputs = (jnp.zeros(shape.shape, shape.dtype) for shape in part.inputs(config))
     return part.network(config).init(key, *inputs)["params"]

@@ -1,1 +1,1 @@
-"""The networks: Flax Linen modules, NHWC, every padding and epsilon written out."""
+"""Building blocks of the networks: Flax Linen modules in NHWC, with every padding and epsilon written out."""

@@ -1,9 +1,9 @@
-"""The small layers that all networks share, with the constants of the original implementations.
+"""The small layers that the networks are built from, with the constants of the original implementations.
 
-Norms compute in float32 and give back the computation's dtype. Their variance takes two passes: the mean of squares
-less the square of the mean loses three digits at mean / std = 100. Half precision takes one where another way loses
-nothing (GPUs), and bfloat16 where it has lost more itself (TPUs). Epsilons have no default on purpose: they differ from
-place to place.
+Norms compute in float32 and return their input's dtype. They compute the variance in two passes, because E[x^2] -
+E[x]^2 loses three digits at mean / std = 100. There are two exceptions. On GPUs, GroupNorm reads half precision once,
+in a way that loses nothing (`by_rows`). On TPUs, bfloat16 takes a single pass, because bfloat16 itself has lost more
+digits than that. GroupNorm's epsilon has no default on purpose: it differs from place to place.
 """
 
 import contextlib
@@ -22,19 +22,25 @@ from sdjax.types import Array, Params
 
 
 def precise(dtype):
-    """float32 means float32: not TF32 on a GPU, not bfloat16 passes on a TPU."""
+    """Returns a context in which a float32 computation uses true float32 products: not TF32 on a GPU, not bfloat16
+    passes on a TPU. It changes nothing for other dtypes."""
     return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]):
-    """`module.param`, but that traces `init` at every application to compare shapes; here shapes alone are compared."""
+    """Returns the parameter `name` of `module`; `init` creates it when the module is initialised.
+
+    Use it in place of `module.param`, which traces `init` at every application to compare shapes; this compares the
+    shapes alone.
+    """
     found = module.get_variable("params", name)
     fits = found is not None and all(leaf.shape == shape for leaf in jax.tree.leaves(found))
     return found if fits else module.param(name, init, shape)
 
 
 def lecun_normal(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Flax' initializer; zeros in a trace for shapes alone, a third of which it would take."""
+    """Flax's LeCun normal initialiser. It returns zeros when only shapes are traced (`module_shapes`), because the real
+    initialiser would take a third of that time."""
     return jnp.zeros(shape, dtype) if LOWERED_FOR.value == SHAPES else nn.initializers.lecun_normal()(key, shape, dtype)
 
 
@@ -49,7 +55,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def of(self, channels: int) -> Callable[[Array], Callable[[Array], Array]]:
-        """Of x [..., channels], what normalises x or some rows of it."""
+        """Creates the parameters and returns f. f(x) takes the statistics of x [B, ..., channels] and returns a
+        function that normalises any rows of x with them."""
         scale = parameter(self, "scale", nn.initializers.ones_init(), (channels,)).astype(jnp.float32)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (channels,)).astype(jnp.float32)
         exact, rows, squares = (partial(way, groups=self.groups) for way in (two_pass, by_rows, by_squares))
@@ -68,7 +75,7 @@ class GroupNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, in float32; of bfloat16 on TPUs with both of its sums in one pass."""
+    """Layer normalisation over the last axis, in float32. For bfloat16 on TPUs both sums are taken in one pass."""
 
     eps: float = 1e-5
 
@@ -86,8 +93,11 @@ class LayerNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias in `dtype`. It makes its parameters first: what `of` gives may be called in a loop, where no
-    module may."""
+    """x @ kernel + bias, computed in `dtype`.
+
+    `of` creates the parameters and returns a plain function of x, which may be called inside lax loops; Linen modules
+    may not.
+    """
 
     features: int
     dtype: jnp.dtype
@@ -99,7 +109,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def of(self, channels: int) -> Callable[[Array], Array]:
-        """[..., channels] -> [..., features]."""
+        """Creates the parameters and returns a function [..., channels] -> [..., features]."""
         params = {"kernel": parameter(self, "kernel", self.kernel_init, (channels, self.features))}
         if self.use_bias:
             params["bias"] = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
@@ -107,14 +117,20 @@ class Dense(nn.Module):
 
 
 def dense(params: Params, x: Array, dtype: jnp.dtype) -> Array:
-    """{"kernel", and perhaps "bias"}, x [..., channels] -> [..., features]."""
+    """x @ kernel + bias in `dtype`: x [..., channels] -> [..., features].
+
+    params: {"kernel" [channels, features]}, with or without "bias" [features].
+    """
     y = jnp.dot(x.astype(dtype), params["kernel"].astype(dtype))
     return y + params["bias"].astype(dtype) if "bias" in params else y
 
 
 def some_at_a_time(function: Callable[[Array], Array], x: Array) -> Array:
-    """function(x), which treats each token of x [B, T, C] alone. CPUs take some tokens after the other where there are
-    many: what is made of them stays in the cache."""
+    """Returns function(x) for a function that treats each token of x [B, T, C] alone.
+
+    CPUs compute it chunk by chunk when x has 2^20 values or more (and T divides evenly), so that the intermediate
+    results of a chunk stay in the cache.
+    """
     (b, t, channels), count = x.shape, 2 ** max(0, (x.size // 2**18).bit_length() - 1)
     if count < 4 or t % count:
         return function(x)
@@ -127,8 +143,10 @@ def some_at_a_time(function: Callable[[Array], Array], x: Array) -> Array:
 
 
 class Conv3x3(nn.Module):
-    """3x3 convolution with torch's padding, explicit because XLA's SAME differs at stride 2. `enlarge`: of the picture
-    with each pixel doubled."""
+    """3x3 convolution with torch's padding, which is explicit because XLA's SAME differs at stride 2.
+
+    enlarge: first double each pixel along both sides (nearest-neighbour upsampling), then convolve.
+    """
 
     features: int
     dtype: jnp.dtype
@@ -142,7 +160,10 @@ class Conv3x3(nn.Module):
 
     @nn.compact
     def of(self, channels: int) -> Callable[..., Array]:
-        """convolve(x [..., channels], before=None, padding=its own), of before(x) if given; see `Dense`."""
+        """Creates the parameters and returns a function that convolves x [B, H, W, channels]; see `Dense`.
+
+        Without `enlarge` the function also takes before (it convolves before(x)) and padding (by default its own).
+        """
         kernel = parameter(self, "kernel", self.kernel_init, (3, 3, channels, self.features)).astype(self.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
         if self.enlarge:
@@ -155,13 +176,15 @@ class Conv3x3(nn.Module):
 def conv3x3(
     features: int, name: str, dtype, stride: int = 1, padding=((1, 1), (1, 1)), init=None, enlarge: bool = False
 ) -> Conv3x3:
+    """Returns a Conv3x3 with its usual settings: stride 1, one row or column of padding on every side, and a LeCun
+    normal kernel."""
     return Conv3x3(features, dtype, stride, padding, init or lecun_normal, enlarge, name=name)
 
 
 def timestep_embedding(t: Array, width: int) -> Array:
-    """Sinusoidal features of t: [B] -> float32 [B, width], cosines first, period up to 10,000.
+    """Returns sinusoidal features of t: [B] -> float32 [B, width], cosines first. `width` is even.
 
-    CompVis `util.py` timestep_embedding: frequencies exp(-ln(10000) i / (width / 2)).
+    The frequencies are exp(-ln(10000) i / (width / 2)), as in CompVis `util.py` timestep_embedding.
     """
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -170,7 +193,8 @@ def timestep_embedding(t: Array, width: int) -> Array:
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, (+ time), norm, SiLU, conv, + shortcut. eps is 1e-5 in the UNet, 1e-6 in the VAE."""
+    """Residual block: norm, SiLU, conv, (+ time), norm, SiLU, conv, + shortcut. eps is 1e-5 in the UNet, 1e-6 in the
+    VAE."""
 
     channels: int
     groups: int
@@ -180,7 +204,12 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None, shift: Array | None = None) -> Array:
-        """x: [B, H, W, C]; time: [B, T] embedding after its MLP, before SiLU; or what it adds, [B, channels]."""
+        """x [B, H, W, C] -> [B, H, W, channels].
+
+        time: the time embedding [B, T] after its MLP and before SiLU; None in the VAE.
+        shift: what the time adds after the first conv, [B, channels]. Pass it instead of `time` when it is already
+            computed (`time_shifts`).
+        """
         before, channels = x.shape[-1], self.channels
         init = nn.initializers.zeros_init() if self.zero_init else None
         norm1 = GroupNorm(self.groups, self.eps, name="norm1").of(before)
@@ -202,7 +231,8 @@ class ResBlock(nn.Module):
             return shortcut(x) + h
 
         def in_place(x: Array) -> Array:
-            """With h and the shortcut where x is: a quarter less memory, for a twentieth more time."""
+            """Computes `block` band by band and writes h and the shortcut over x. It saves a quarter of the memory and
+            takes a twentieth more time."""
             first = lambda active, x: jnp.concatenate([shifted(conv1(active, padding=ROWS)), shortcut(x)], -1)
             both = by_bands(x, activation(norm1, x), first, in_place=True)
             active = activation(norm2, both[..., :channels])
@@ -213,8 +243,11 @@ class ResBlock(nn.Module):
 
 
 def gelu(x: Array) -> Array:
-    """x Phi(x), exact (arXiv 1606.08415). Half precision goes through float32 and erf, which costs half of erfc and
-    leaves out digits that half precision does not have."""
+    """The exact GELU, x Phi(x) (arXiv 1606.08415).
+
+    Half precision is computed in float32 with erf. That costs half as much as erfc and loses only digits that half
+    precision does not have.
+    """
     if x.dtype == jnp.float32:
         return jax.nn.gelu(x, approximate=False)
     x32 = x.astype(jnp.float32)

@@ -1,7 +1,7 @@
-"""Large pictures through the VAE a tile at a time, in the memory that one tile takes.
+"""Runs large pictures through the VAE one tile at a time, in the memory that one tile takes.
 
-Tiles overlap, and in the overlap each fades into the next. They are not the whole picture's result to the bit: a tile's
-norms and its attention see the tile alone. What is local comes out exactly.
+Tiles overlap, and in the overlap each one fades into the next. The result is not bit for bit that of the whole picture,
+because the norms and the attention of a tile see only that tile. Purely local operations give exactly the same result.
 """
 
 import math
@@ -17,10 +17,13 @@ from sdjax.types import Array
 def in_tiles(
     function: Callable[[Array], Array], x: Array, tile: int, overlap: int, unit: int = 1, most: int = 0
 ) -> Array:
-    """function([B, h, w, C]) -> [B, k h, k w, D], k a ratio of whole numbers, over x [B, H, W, C] in tiles of `tile`;
-    as it is where H W is no more than `most`.
+    """Returns function(x) for x [B, H, W, C], computed tile by tile and blended.
 
-    tile, overlap (at least), H and W are multiples of `unit`, as tiles' places then are; a side below `tile` is whole.
+    function: maps [B, h, w, C] to [B, k h, k w, D] for a fixed k, a ratio of whole numbers.
+    tile: side of a tile in pixels of x; a side of x shorter than this is not divided.
+    overlap: least overlap of two neighbouring tiles.
+    unit: tile, overlap, H and W must be multiples of it; the tiles then start at multiples of it too.
+    most: where H W is no more than this, x is not divided at all.
     """
     if x.shape[1] * x.shape[2] <= most:
         return function(x)
@@ -54,13 +57,14 @@ def in_tiles(
 
 
 def places(side: int, tile: int, overlap: int) -> np.ndarray:
-    """Where tiles start, evenly spread: the fewest that overlap by `overlap` at least and reach both ends."""
+    """Returns where the tiles along one side start, int32. It takes the fewest tiles that overlap by at least `overlap`
+    and reach both ends, and spreads them evenly."""
     count = 1 if side <= tile else math.ceil((side - overlap) / (tile - overlap))
     return np.round(np.linspace(0, side - tile, count)).astype(np.int32)
 
 
 def window(size: int, overlap: int, before: bool, after: bool) -> Array:
-    """A tile's weights along one side: rising over `overlap` where there is a tile before it, falling where one is
-    after it."""
+    """Returns a tile's weights along one side, float32 [size]. They rise over `overlap` if a tile comes before it, and
+    fall over `overlap` if a tile comes after it."""
     rise = np.minimum(1.0, (np.arange(size) + 0.5) / overlap)
     return jnp.asarray((rise if before else 1.0) * (rise[::-1] if after else np.ones(size)), jnp.float32)

@@ -9,8 +9,11 @@ from sdjax.types import Array
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x to context (or to itself). Applied with mutable=["maps"], it leaves its weights for a
-    context there; otherwise they are never computed."""
+    """Multi-head attention of x to a context, or to x itself.
+
+    Apply the module with mutable=["maps"] to collect the cross-attention weights there; otherwise they are never
+    computed.
+    """
 
     heads: int
     qkv_bias: bool
@@ -20,7 +23,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Context | None = None) -> Array:
-        """x: [B, T, C]; context: [B, S, D], its keys and values [B, S, C] each, or None -> [B, T, C]."""
+        """x [B, T, C] -> [B, T, C].
+
+        context: text states [B, S, D], or their (keys, values), [B, S, C] each; None is self-attention.
+        """
         watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
         context = x if context is None else context
         width = x.shape[-1]
@@ -57,7 +63,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """[B, H, W, C] through one TransformerBlock over its H W tokens. Its GroupNorm's eps is 1e-6."""
+    """Applies one TransformerBlock to the H W pixels of [B, H, W, C], taken as tokens. The GroupNorm's eps is 1e-6."""
 
     heads: int
     groups: int
@@ -66,7 +72,7 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Context) -> Array:
-        shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])  # tokens, so that a TPU keeps one layout for all
+        shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])  # tokens: a TPU then keeps one layout throughout
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = Dense(shape[-1], self.dtype, name="proj_in")(h)
         h = TransformerBlock(self.heads, self.upcast, self.dtype, name="block")(h, context)

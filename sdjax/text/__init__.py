@@ -1,1 +1,1 @@
-"""Strings <-> token ids. It knows no network."""
+"""Strings <-> token ids. This package depends on no network."""

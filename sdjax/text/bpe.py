@@ -1,4 +1,4 @@
-"""The training of a small tokenizer in CLIP's own format."""
+"""Trains a small tokenizer in CLIP's own format."""
 
 import json
 from collections.abc import Iterable
@@ -9,10 +9,12 @@ from sdjax.text.tokenizer import BOS, EOS, byte_characters, load_tokenizer, writ
 
 
 def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: int = 77):
-    """Trains a CLIP tokenizer of exactly `size` entries and writes it to `folder`; returns it as load_tokenizer does.
+    """Trains a CLIP tokenizer, writes it to `folder` and returns it as `load_tokenizer` does.
 
-    Start is id size - 2, end and padding are size - 1. `length` is only recorded as the tokenizer's model_max_length.
-    Raises SdjaxError when `size` is below 514 or the captions do not have that many merges in them.
+    captions: the texts to train on.
+    size: the exact number of entries. The start token has the id size - 2; end and padding have size - 1.
+    length: recorded as the tokenizer's model_max_length, and not used otherwise.
+    SdjaxError: `size` is below 514, or the captions do not give enough merges for it.
     """
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
@@ -24,7 +26,7 @@ def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: in
     reference = CLIPTokenizer().backend_tokenizer  # its normaliser and word pattern are CLIP's
     scratch = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     scratch.normalizer, scratch.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
-    # The base goes in as "special tokens", which fixes its ids: ties between merges then always break the same way.
+    # The base is given as "special tokens", which fixes its ids, so that ties between merges always break the same way.
     trainer = trainers.BpeTrainer(
         vocab_size=2 * size, min_frequency=1, special_tokens=base, end_of_word_suffix="</w>", show_progress=False
     )

@@ -1,4 +1,4 @@
-"""Prompts as AUTOMATIC1111's web UI reads them -> token ids and their weights.
+"""Turns prompts, read as AUTOMATIC1111's web UI reads them, into token ids and their weights.
 
     (word)  [word]        times 1.1, divided by 1.1; they nest, and multiply
     (some words:1.3)      times 1.3
@@ -6,12 +6,14 @@
     BREAK                 what follows begins a new chunk
     a cat AND a dog:0.7   two prompts, each with its weight, composed in guidance (arXiv 2206.01714)
 
-A tower of `length` positions reads chunks of length - 2 tokens, so a long prompt takes several, and the context grows
-by `length` a chunk. A chunk that is full is cut behind its last comma where that leaves at most 20 of 75 tokens empty.
-What the weights do is in `emphasise`. The web UI's files, read for this: `prompt_parser.py`, `sd_hijack_clip.py`.
+A text tower of `length` positions reads chunks of length - 2 tokens. A long prompt takes several chunks, and each adds
+`length` positions to the context. A full chunk is cut behind its last comma if that leaves at most 20 of 75 tokens
+empty. `conditioning.text.emphasise` applies the weights. The web UI's files that this follows are `prompt_parser.py`
+and `sd_hijack_clip.py`.
 
-Where we leave it: BREAK inside brackets breaks too; a weight counts for a whole prompt only beside an AND (the web UI
-takes "at 12:30" for a weight of 30); and its prompt editing, [from:to:when] and [a|b], is read as text, which is said.
+It differs from the web UI in three ways. BREAK inside brackets breaks too. A weight counts for a whole prompt only next
+to an AND (the web UI takes "at 12:30" for a weight of 30). Prompt editing, [from:to:when] and [a|b], is read as text,
+and a note says so.
 """
 
 import re
@@ -26,23 +28,23 @@ from sdjax.text.tokenizer import TextShape
 
 
 class Prompt(NamedTuple):
-    """One prompt, read: what AND composes, each with its weight and its chunks of (token id, weight) pairs."""
+    """A prompt that was read: the parts that AND composes."""
 
-    parts: list[tuple[float, list[list[tuple[int, float]]]]]
-    notes: list[str]  # what was not understood, or cut
+    parts: list[tuple[float, list[list[tuple[int, float]]]]]  # (weight, chunks of (token id, weight) pairs) for each
+    notes: list[str]  # what was not understood, or was cut
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(parts, chunks of the longest)."""
+        """(number of parts, number of chunks of the longest part)."""
         return len(self.parts), max(len(chunks) for _, chunks in self.parts)
 
 
 class Tokens(NamedTuple):
-    """Prompts of one shape: the text tower's input. numpy arrays, the prompt first."""
+    """Prompts of one shape: the text tower's input, as numpy arrays with the prompt as the first axis."""
 
     ids: np.ndarray  # int32 [B, P, K, length]: P composed prompts of K chunks
-    weights: np.ndarray  # float32 [B, P, K, length]
-    mix: np.ndarray  # float32 [B, P]
+    weights: np.ndarray  # float32 [B, P, K, length]: of the tokens
+    mix: np.ndarray  # float32 [B, P]: of the composed prompts
 
 
 def read_prompts(
@@ -53,9 +55,13 @@ def read_prompts(
     embeddings: Mapping[str, Sequence[int]] | None = None,
     composed: bool = True,
 ) -> list[Prompt]:
-    """Strings -> Prompts. `syntax` "plain" knows no special characters and cuts what is too long.
+    """Reads strings as Prompts.
 
-    embeddings: words that stand for some ids of their own. composed: AND joins prompts, else it is text.
+    tokenizer: a transformers.CLIPTokenizer.
+    config: the text tower's config.
+    syntax: "a1111" (see the top of the file), or "plain", which has no special characters and cuts what is too long.
+    embeddings: word -> the ids that it stands for, for textual inversion.
+    composed: True: AND joins prompts; False: AND is text.
     SdjaxError: an unknown syntax.
     """
     if syntax not in SYNTAXES:
@@ -109,8 +115,11 @@ def read_prompts(
 
 
 def chunks(units, size: int, backtrack: int, comma: tuple[int, ...]) -> list[list[tuple[int, float]]]:
-    """(ids, weight) units into chunks of at most `size` tokens, at least one chunk; a unit is whole in one, None ends
-    one. Where the next token does not fit, what follows a comma at most `backtrack` tokens back goes with it."""
+    """Divides units (ids, weight) into chunks of at most `size` tokens; there is at least one chunk.
+
+    A unit is never divided, and a unit of None ends a chunk. If the next token does not fit, the tokens after the last
+    comma move to the next chunk with it, provided that the comma is at most `backtrack` tokens back.
+    """
     done, chunk, last = [], [], -1  # last: where the chunk's last comma is
     for unit in units:
         if unit is None:
@@ -128,7 +137,8 @@ def chunks(units, size: int, backtrack: int, comma: tuple[int, ...]) -> list[lis
 
 
 def stack(prompts: Sequence[Prompt], config: TextShape, shape: tuple[int, int] | None = None) -> Tokens:
-    """Prompts, filled up to one shape (the largest when None) with empty chunks and with prompts of weight 0."""
+    """Stacks prompts into Tokens of one shape (parts, chunks), by default the largest one. They are filled up with
+    empty chunks, and with parts of weight 0."""
     p, k = shape or tuple(max(sizes) for sizes in zip(*(prompt.shape for prompt in prompts), strict=True))
     ids = np.full((len(prompts), p, k, config.length), config.pad_token, np.int32)
     weights, mix = np.ones(ids.shape, np.float32), np.zeros((len(prompts), p), np.float32)
@@ -145,10 +155,10 @@ def stack(prompts: Sequence[Prompt], config: TextShape, shape: tuple[int, int] |
 
 
 def group(prompts: Sequence[Prompt], negative: Prompt, config: TextShape) -> list[tuple[np.ndarray, Tokens, Tokens]]:
-    """Prompts of one shape together: (their places in `prompts`, their Tokens, the negative prompt's of batch 1).
+    """Groups prompts by shape. Each group is (their indices in `prompts`, their Tokens, the negative prompt's Tokens).
 
-    A prompt and its negative have the longer one's number of chunks, whatever else is in the list: so no picture
-    depends on the other prompts.
+    The negative prompt's Tokens have a batch of 1. A prompt and the negative one get the number of chunks of the longer
+    of the two. Other prompts in the list do not change this, so no picture depends on them.
     """
     shapes = [(p, max(k, negative.shape[1])) for p, k in (prompt.shape for prompt in prompts)]
     return [

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 SYNTAXES = ("a1111", "plain")
 
-LIMIT = 1000.0  # weights beyond are cut to it: float32 has to hold their products
+LIMIT = 1000.0  # larger weights are cut to this, since float32 has to hold their products
 
 TOKEN = re.compile(
     r"""\\(?P<escaped>[\\()\[\]]?) | :\s*(?P<weight>[+-]?[.0-9]+)\s*\) | (?P<bracket>[()\[\]])
@@ -22,7 +22,7 @@ OPENING = {")": "(", "]": "["}
 
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
 
-#: What the web UI would take for something else than text.
+#: Patterns that mean something to the web UI but are text here -> the note about them.
 FOREIGN = {
     r"(?<!\\)\[[^\[\]|]*\|[^\[\]]*\]": "alternation [a|b] is read as text",
     r"(?<!\\)\[[^\[\]]*:\s*[.0-9]+\s*\]": "prompt editing [from:to:when] is read as text",
@@ -31,12 +31,17 @@ FOREIGN = {
 
 
 class Piece(NamedTuple):
+    """A piece of a prompt, all of one weight."""
+
     text: str | None  # None is a BREAK
     weight: float
 
 
 def parse(prompt: str) -> tuple[list[Piece], list[str]]:
-    """Text and its weights, and what was not understood. Takes every string. AND is text here, see `compose`."""
+    """Returns (the pieces of a prompt with their weights, notes on what was not understood). It accepts every string.
+
+    AND is text here: `compose` divides a prompt at AND before.
+    """
     pieces: list[list] = []  # [text, weight]
     opened: dict[str, list[int]] = {"(": [], "[": []}
     notes = []
@@ -85,7 +90,7 @@ def parse(prompt: str) -> tuple[list[Piece], list[str]]:
 
 
 def compose(prompt: str) -> list[tuple[str, float]]:
-    """The prompts that AND joins, with their weights: "a AND b:0.7" -> [("a", 1.0), ("b", 0.7)]."""
+    """Returns the prompts that AND joins, with their weights: "a AND b:0.7" -> [("a", 1.0), ("b", 0.7)]."""
     texts = AND.split(prompt)
     if len(texts) == 1:
         return [(prompt, 1.0)]

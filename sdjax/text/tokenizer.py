@@ -1,9 +1,9 @@
-"""Prompts to token ids.
+"""Turns texts into token ids with CLIP's BPE (arXiv 2103.00020).
 
-CLIP's BPE (arXiv 2103.00020): NFC, runs of white space to one space, lower case, words split by CLIP's pattern, UTF-8
-bytes written as 256 printable characters, the last character of a word marked `</w>`, then merges in the order of
-`merges.txt`. Ids: 256 bytes, 256 bytes with `</w>`, one per merge, start, end. Every byte is in the vocabulary, so
-no text is unknown. transformers is imported only inside functions: it costs seconds.
+The steps are: NFC, runs of white space to one space, lower case, words split by CLIP's pattern, UTF-8 bytes written as
+256 printable characters, the last character of a word marked `</w>`, then merges in the order of `merges.txt`. The ids
+are 256 bytes, 256 bytes with `</w>`, one per merge, start, end. Every byte is in the vocabulary, so no text is unknown.
+transformers is imported only inside functions, because importing it takes seconds.
 """
 
 import json
@@ -21,16 +21,19 @@ CLIP_MERGES = Path(__file__).parents[1] / "pretrained" / "clip_vocab" / "bpe_sim
 
 
 class TextShape(Protocol):
-    """What this room has to know of a text tower: its config has these fields."""
+    """The fields of a text tower's config that this package needs."""
 
-    length: int  # tokens a prompt is padded to
+    length: int  # number of tokens that a prompt is padded to
     bos_token: int
     eos_token: int
     pad_token: int
 
 
 def load_tokenizer(folder: str | Path):
-    """A transformers.CLIPTokenizer from a folder that holds vocab.json and merges.txt (or tokenizer.json)."""
+    """Returns the transformers.CLIPTokenizer in a folder that holds vocab.json and merges.txt (or tokenizer.json).
+
+    SdjaxError: the files are missing or broken.
+    """
     folder = Path(folder)
     whole = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     if not whole and not (folder / "tokenizer.json").is_file():
@@ -45,10 +48,11 @@ def load_tokenizer(folder: str | Path):
 
 @cache
 def clip_tokenizer():
-    """CLIP's own 49,408-word tokenizer, for files that come without one; nothing is downloaded.
+    """Returns CLIP's own tokenizer of 49,408 entries, for model files that come without one. Nothing is downloaded.
 
-    Its padding token is the end token also for SD 2, which pads with id 0: were that "!" declared as padding,
-    transformers would read "!" in a prompt as 0, where SD 2's own tokenizer reads 256. `tokenize` pads by the config.
+    Its padding token is the end token, also for SD 2, which pads with id 0 ("!"). If "!" were declared as padding,
+    transformers would read "!" in a prompt as 0, while SD 2's own tokenizer reads 256. `tokenize` pads with the
+    config's token in any case.
     """
     import gzip
 
@@ -62,7 +66,8 @@ def clip_tokenizer():
 
 
 def special_ids(folder: str | Path) -> tuple[int, int, int]:
-    """(start, end, padding) ids of the tokenizer in `folder`, from its JSON files alone, without transformers."""
+    """Returns the (start, end, padding) ids of the tokenizer in `folder`. It reads only the JSON files, and does not
+    import transformers. SdjaxError: an id is not there."""
     folder = Path(folder)
 
     def read(name):
@@ -85,7 +90,7 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
 
 
 def as_list(prompts: str | Sequence[str]) -> list[str]:
-    """One prompt or several. SdjaxError on what is no string, or holds half of a surrogate pair."""
+    """Returns one prompt or several as a list. SdjaxError: one is no string, or holds half of a surrogate pair."""
     if not isinstance(prompts, Iterable):
         raise SdjaxError(f"prompts is {type(prompts).__name__}: a string or a list of strings")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -98,7 +103,11 @@ def as_list(prompts: str | Sequence[str]) -> list[str]:
 
 
 def tokenize(tokenizer, config: TextShape, prompts: str | Sequence[str]) -> np.ndarray:
-    """Prompts -> int32 [B, config.length]: start, tokens (cut to fit), end, padding with config.pad_token."""
+    """Returns the ids of prompts, int32 [B, config.length]: start, tokens (cut to fit), end, padding
+    (config.pad_token).
+
+    It knows no syntax of prompts; see prompt.py for that. SdjaxError: as `as_list`.
+    """
     prompts = as_list(prompts)
     ids = np.full((len(prompts), config.length), config.pad_token, np.int32)
     if not prompts:
@@ -111,18 +120,21 @@ def tokenize(tokenizer, config: TextShape, prompts: str | Sequence[str]) -> np.n
 
 
 def byte_characters() -> list[str]:
-    """The 256 printable characters that stand for bytes, in CLIP's order: printable Latin-1 first, then the rest.
+    """Returns the 256 printable characters that stand for bytes, in CLIP's order: printable Latin-1 first, then others.
 
-    OpenAI GPT-2 `encoder.py` bytes_to_unicode.
+    See bytes_to_unicode in OpenAI GPT-2's `encoder.py`.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(code) for code in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
 def write_tokenizer(tokenizer, config: TextShape, folder: str | Path) -> None:
-    """Writes `tokenizer` (a CLIPTokenizer) as vocab.json, merges.txt and two small files, in which are the words that
-    were added to it, as by textual inversion. SD 2's say that "!" pads, as diffusers' folders do, and so prompts have 0
-    for "!" once it is read again, where a single file's have 256 (`clip_tokenizer`)."""
+    """Writes a CLIPTokenizer as vocab.json, merges.txt and two small files, which hold the words that were added to it,
+    for example by textual inversion.
+
+    For SD 2 the files declare "!" as padding, as in diffusers' folders. A tokenizer that is read from them therefore
+    gives 0 for "!" in a prompt, while the one for single files gives 256 (`clip_tokenizer`).
+    """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     pad = next((token for token, i in model["vocab"].items() if i == config.pad_token), EOS)
@@ -138,6 +150,14 @@ def write_tokenizer_files(
     length: int,
     added: Mapping[str, Any] | None = None,
 ):
+    """Writes a tokenizer's four files to `folder`.
+
+    vocabulary: token -> id.
+    merges: the lines of merges.txt.
+    pad: the padding token.
+    length: recorded as model_max_length.
+    added: id, as text -> the AddedToken of a word that was added.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}

@@ -1,1 +1,1 @@
-"""Files of other projects <-> our parameter trees: names (the table), convert (the arithmetic), folder (the layout)."""
+"""Files of other projects <-> our parameter trees: diffusers folders, CompVis' files, the hub, CLIP, LPIPS."""

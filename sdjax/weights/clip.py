@@ -1,7 +1,7 @@
-"""CLIP's contrastive head beside a text tower: image tower, both projections, temperature.
+"""CLIP's contrastive head, which is used with a text tower: the image tower, both projections and the temperature.
 
-Our own folders hold transformers' CLIPModel names without the text tower, which lives in `text_encoder/`; transformers'
-hold both towers and a tokenizer.
+Our own folders use transformers' CLIPModel names, but hold no text tower, which is in `text_encoder/` of the model's
+folder. transformers' folders hold both towers and a tokenizer.
 """
 
 from pathlib import Path
@@ -23,7 +23,11 @@ from sdjax.weights.folder import TRANSFORMERS, read_weights
 
 
 def save_clip(params: Params, config: VisionConfig, folder: str | Path) -> None:
-    """Writes {"vision", "text_projection" [width, projection], "logit_scale" []} to `folder`."""
+    """Writes CLIP's head to `folder`, as model.safetensors and config.json.
+
+    params: {"vision", "text_projection" [width, projection], "logit_scale" []}.
+    config: the configuration of the image tower.
+    """
     folder = Path(folder)
     tensors = to_file_tensors(params["vision"], make_rows(config))
     tensors["text_projection.weight"] = np.ascontiguousarray(np.asarray(params["text_projection"]).T)
@@ -34,7 +38,11 @@ def save_clip(params: Params, config: VisionConfig, folder: str | Path) -> None:
 
 
 def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
-    """(config, {"vision", "text_projection", "logit_scale"}) of a folder that `save_clip` wrote, or of a CLIPModel."""
+    """Returns (config, params) of CLIP's head, from a folder that `save_clip` wrote or from transformers' CLIPModel.
+
+    params are {"vision", "text_projection" [width, projection], "logit_scale" []}. SdjaxError: names the file and what
+    does not fit.
+    """
     folder = Path(folder)
     config = read_vision(Fields(folder / "config.json"))
     tensors = {
@@ -57,7 +65,8 @@ def load_clip(folder: str | Path) -> tuple[VisionConfig, Params]:
 
 
 def load_clip_text(folder: str | Path) -> tuple[TextConfig, Params, Any] | None:
-    """(config, parameters, tokenizer) of the text tower in a CLIPModel's folder; None in one that `save_clip` wrote."""
+    """Returns (config, params, tokenizer) of the text tower in transformers' CLIPModel folder. Returns None for a
+    folder that `save_clip` wrote, which has none. SdjaxError: names the file and what does not fit."""
     folder = Path(folder)
     if "text_config" not in read_json(folder / "config.json"):
         return None

@@ -1,4 +1,7 @@
-"""File tensors <-> parameter trees, both ways by the same table, with one report of everything that is wrong."""
+"""Converts tensors of files to parameter trees and back, by the same table of names.
+
+If something does not fit, one report lists all of it.
+"""
 
 import mmap
 from collections.abc import Mapping, Sequence
@@ -14,7 +17,7 @@ from sdjax.networks.rows import Row
 from sdjax.types import Params
 from sdjax.weights.spellings import is_harmless
 
-# operation -> (file value to ours, ours to the file's, our shape to the file's shape)
+# operation -> (the file's value to ours, ours to the file's, our shape to the file's shape)
 OPERATIONS = {
     "same": (lambda a: a, lambda a: a, lambda s: s),
     "dense": (lambda a: a.T, lambda a: a.T, lambda s: s[::-1]),
@@ -24,7 +27,8 @@ OPERATIONS = {
 
 
 def third(i: int):
-    """One of q, k, v that a file stacks along the first axis; to_file_tensors stacks them again."""
+    """Returns the operation for one of q, k, v, which the file stacks along the first axis. `to_file_tensors` stacks
+    them again."""
     return (lambda a: a[i * (len(a) // 3) : (i + 1) * (len(a) // 3)].T, lambda a: a.T, lambda s: (3 * s[-1], *s[:-1]))
 
 
@@ -41,12 +45,17 @@ def from_file_tensors(
     source: str = "the file",
     text_layers: int = -1,
 ) -> Params:
-    """Tensors by their file names -> parameters by `rows`. Values keep their dtype, but float8 becomes float16 and
-    float64 float32.
+    """Converts the tensors of a file to a parameter tree on the device.
 
-    `expected` is the tree of shapes (param_shapes), `layout` "diffusers" or "compvis", `text_layers` the text tower's
-    in a whole CompVis file. Raises SdjaxError with one report that lists every missing, unexpected, wrong-shape,
-    non-float and non-finite tensor of `source`.
+    Values keep their dtype, except that float8 becomes float16, and float64 becomes float32.
+
+    tensors: name in the file -> array.
+    rows: the table of names.
+    expected: the tree of shapes (`param_shapes`).
+    layout: "diffusers" or "compvis", which names of the rows to use.
+    source: what the error message calls the file.
+    text_layers: the number of layers of the text tower, for a whole CompVis file.
+    SdjaxError: one report that lists every missing, unexpected, wrong-shape, non-float and non-finite tensor.
     """
     shapes, found, problems = flatten_dict(expected), {}, {}  # problems: name -> its line
     for row in rows:
@@ -63,7 +72,7 @@ def from_file_tensors(
             problems[name] = f"not float   {name}: {value.dtype}"
         elif not np.isfinite(value).all():
             problems[name] = f"not finite  {name}: has NaN or infinite values"
-        elif value.dtype.itemsize == 1:  # float8, in which nothing computes; float16 holds all of it
+        elif value.dtype.itemsize == 1:  # float8: nothing computes in it, and float16 holds all its values
             found[row.path] = placed(to_ours(value.astype(np.float16)))
         else:
             found[row.path] = placed(to_ours(value))
@@ -79,13 +88,16 @@ def from_file_tensors(
 
 
 def placed(value: np.ndarray) -> jax.Array:
-    """A copy on the device. `jnp.asarray` would compile a program for every shape."""
-    return jax.device_put(value.copy() if value.flags.c_contiguous else value)  # else it may stay a view of the file
+    """Returns a copy on the device. `jnp.asarray` would compile a program for every shape."""
+    return jax.device_put(value.copy() if value.flags.c_contiguous else value)  # else it may be a view of the file
 
 
 def drop_pages(value: np.ndarray) -> None:
-    """Pages of a mapped file that were read count as this process' memory until they are dropped: else loading takes
-    the file's size once more. Reading them again costs little."""
+    """Drops the pages of a mapped file that `value` is a view of.
+
+    Pages that were read count as this process' memory until they are dropped, so loading would take the file's size a
+    second time. Reading them again costs little.
+    """
     base = value
     while isinstance(base, np.ndarray):
         base = base.base
@@ -94,7 +106,10 @@ def drop_pages(value: np.ndarray) -> None:
 
 
 def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffusers") -> dict[str, np.ndarray]:
-    """Parameters -> tensors by their file names, contiguous, in their own dtype. The inverse of from_file_tensors."""
+    """Converts a parameter tree to contiguous numpy arrays by their names in files: the inverse of `from_file_tensors`.
+
+    Values keep their dtype. SdjaxError: the parameters are not those of the rows.
+    """
     flat = flatten_dict(params)
     paths = {row.path for row in rows}
     if paths != set(flat):
@@ -114,7 +129,7 @@ def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffuser
 
 
 def cast_params(params: Params, dtype: np.dtype) -> Params:
-    """`params` rounded to `dtype`, as numpy arrays. Raises SdjaxError naming those with values that become infinite."""
+    """Returns the parameters rounded to `dtype`, as numpy arrays. SdjaxError: names those that become infinite."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
     with np.errstate(over="ignore"):
         cast = {path: leaf.astype(dtype) for path, leaf in flat.items()}
@@ -130,7 +145,7 @@ def cast_params(params: Params, dtype: np.dtype) -> Params:
 
 
 def file_name(row: Row, layout: str) -> tuple[str, str]:
-    """(name, operation) of `row` in `layout`."""
+    """Returns (name, operation) of a row in the layout "diffusers" or "compvis"."""
     if layout == "diffusers":
         return row.diffusers, row.operation
     if row.compvis is None:

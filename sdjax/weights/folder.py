@@ -1,7 +1,8 @@
-"""The diffusers folder layout: a folder per part, config.json beside its weights, model_index.json on top.
+"""Reads and writes diffusers folders: a folder per network with config.json and weights, and model_index.json on top.
 
-Weights are safetensors or torch's .bin, whole or in shards that an index names, in full precision or as the "fp16"
-variant. Writing is safetensors, and atomic: a sibling folder, then a rename.
+Weights are read from safetensors or torch's .bin, in one file or in shards that an index names, in full precision or as
+the "fp16" variant. Written are safetensors. Writing is atomic: a new folder is written next to the old one, then
+renamed.
 """
 
 import os
@@ -27,20 +28,20 @@ from sdjax.weights.convert import from_file_tensors, to_file_tensors
 from sdjax.weights.folder_json import folder_configs, read_config
 from sdjax.weights.spellings import current_name
 
-#: (stem, suffix) of the files that transformers and diffusers keep weights in, the preferred first
+#: (stem, suffix) of the files that transformers and diffusers keep weights in, the preferred one first
 TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))
 DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"))
 
-#: part -> (its folder, its weights' files)
+#: part -> (its folder, the names of its weights' files)
 PARTS = {
     name: (place.folder, TRANSFORMERS if place.part is CLIP_TEXT else DIFFUSERS) for name, place in SD.parts.items()
 }
 
 
 def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...]) -> str | None:
-    """Which of a folder's file names holds its weights, or is the index of their shards; None when there is none.
+    """Returns which of a folder's file names holds its weights or is the index of their shards, or None if none does.
 
-    Full precision before fp16, safetensors before .bin.
+    Full precision is preferred to fp16, and safetensors to .bin.
     """
     wanted = (
         name
@@ -52,7 +53,7 @@ def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...]) -> 
 
 
 def shard_names(index: Path) -> list[str]:
-    """The file names in an index of shards, whose keys are the tensors."""
+    """Returns the sorted file names in an index of shards. SdjaxError: it has none, or one that is a path."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise SdjaxError(f"{index}: has no weight_map from tensors to files")
@@ -62,7 +63,12 @@ def shard_names(index: Path) -> list[str]:
 
 
 def read_weights(folder: Path, stems: tuple[tuple[str, str], ...], part: str) -> dict[str, np.ndarray]:
-    """All tensors of a part's folder under their current names."""
+    """Returns all tensors in the folder of one part, by their current names.
+
+    stems: the names of the files to look for, `TRANSFORMERS` or `DIFFUSERS`.
+    part: whose old names are translated (see `spellings.OLD_NAMES`).
+    SdjaxError: the folder has no weights, or a tensor twice.
+    """
     found = weights_file({path.name for path in folder.iterdir()} if folder.is_dir() else (), stems)
     if found is None:
         stem, suffix = stems[0]
@@ -79,7 +85,8 @@ def read_weights(folder: Path, stems: tuple[tuple[str, str], ...], part: str) ->
 
 
 def read_params(folder: str | Path, config: Config) -> Params:
-    """{"text", "vae", "unet"} of a diffusers folder, in the files' dtypes."""
+    """Returns the parameters {"text", "vae", "unet"} of a diffusers folder, in the files' dtypes. SdjaxError: one
+    report of what does not fit `config`."""
     params = {}
     for part, (subfolder, stems) in PARTS.items():
         path, module = Path(folder) / subfolder, getattr(config, part)
@@ -89,14 +96,17 @@ def read_params(folder: str | Path, config: Config) -> Params:
 
 
 def read_folder(folder: str | Path, name: str | None = None) -> tuple[Config, Params, Any]:
-    """(config, params, tokenizer) of a diffusers folder; `name` is the config's, when it is no preset's."""
+    """Returns (config, params, tokenizer) of a diffusers folder. `name` names the config if it equals no preset."""
     config = read_config(folder, name)
     return config, read_params(folder, config), load_tokenizer(Path(folder) / "tokenizer")
 
 
 def write_folder(path: str | Path, config: Config, params: Params, tokenizer: Any) -> None:
-    """Writes a diffusers folder; values keep their dtype. Only an older model folder at `path` is replaced, and what
-    else lies in it stays."""
+    """Writes a model as a diffusers folder. Values keep their dtype.
+
+    An older model folder at `path` is replaced; other files in it stay. SdjaxError: `path` exists and is no model
+    folder, or `tokenizer` is None.
+    """
     path = Path(path).resolve()  # through a link: another disk's folder cannot be moved here
     if path.exists() and not (path / "model_index.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise SdjaxError(f"{path}: exists and is not a model folder; name a new folder")

@@ -1,4 +1,7 @@
-"""The JSON files of a diffusers folder <-> Config. Each network reads and writes its own: `Part.read`, `Part.write`."""
+"""Converts the JSON files of a diffusers folder to a Config and back.
+
+Each network reads and writes its own config.json (`Part.read`, `Part.write`).
+"""
 
 # ruff: noqa: C408 (field names read best as keywords)
 
@@ -21,9 +24,10 @@ CHECKED = dict(beta_schedule="scaled_linear", trained_betas=None, thresholding=F
 
 
 def read_config(folder: str | Path, name: str | None = None) -> Config:
-    """The Config of a diffusers folder, a preset if it equals one, else called `name` or as the folder is.
+    """Returns the Config of a diffusers folder.
 
-    Raises SdjaxError naming the file and the field that is not supported.
+    If it equals a preset it has the preset's name, else it is called `name`, or as the folder is called. SdjaxError:
+    names the file and the field that is not supported.
     """
     folder = Path(folder)
     index = read_json(folder / "model_index.json")
@@ -49,7 +53,8 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
 
 
 def read_schedule(fields: Fields) -> ScheduleConfig:
-    """The ScheduleConfig in scheduler_config.json, whatever scheduler it is of: samplers are chosen at the call."""
+    """Returns the ScheduleConfig in scheduler_config.json. The scheduler's class does not matter, since the sampler is
+    chosen at each call. SdjaxError: names the file and the field that is not supported."""
     prediction = fields.take("prediction_type", "epsilon", str)
     if prediction not in KINDS:
         raise SdjaxError(f"{fields.path}: prediction_type is {prediction!r}, should be one of {', '.join(KINDS)}")
@@ -72,8 +77,10 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
 
 
 def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
-    """Path -> content of every JSON file but the tokenizer's. The class in model_index.json is the one that the model
-    came with, else its family's."""
+    """Returns path -> content of every JSON file of a diffusers folder, except the tokenizer's.
+
+    The class in model_index.json is the one that the model was loaded with, or else its family's.
+    """
     family, schedule = family_of(config), config.schedule
     index = class_name(config.pipeline or family.pipeline) | dict(
         feature_extractor=[None, None],

@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub by their id: only the files that are read, cached by huggingface_hub.
+"""Downloads models from the Hugging Face hub by their id: only the files that are needed, cached by huggingface_hub.
 
-The hub is asked what a model's files are; when it does not answer, what the cache has is taken. huggingface_hub is
-imported only here and only inside functions.
+The hub is asked for the names of a model's files. If it does not answer, the cached files are taken. huggingface_hub is
+imported only in this file, and only inside functions.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from pathlib import Path
 from sdjax.errors import SdjaxError, log
 from sdjax.weights.folder import PARTS, shard_names, weights_file
 
-WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # names in these are meant as files
-SECONDS = 7  # for the hub's answer, names looked up and all
+WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # a name that ends in one of these means a file, not a hub id
+SECONDS = 7  # time limit for the hub's answer, including the look-up of its address
 
 CONFIGS = (
     "model_index.json",
@@ -48,9 +48,10 @@ def is_hub_id(source: str) -> bool:
 
 
 def fetch_folder(repo: str) -> Path:
-    """The cached folder of hub model `repo`, after downloading what is missing of it.
+    """Downloads the missing files of the hub model `repo` and returns its folder in the cache.
 
-    Without an answer within SECONDS, or with HF_HUB_OFFLINE=1, what an earlier call cached. Raises SdjaxError.
+    If the hub does not answer within SECONDS, or with HF_HUB_OFFLINE=1, it returns what an earlier call cached.
+    SdjaxError: there is no such model, it is no diffusers folder, or the download stopped.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -75,7 +76,7 @@ def fetch_folder(repo: str) -> Path:
     def download(wanted: list[str]) -> Path:
         try:
             return Path(snapshot_download(repo, allow_patterns=wanted))
-        except Exception as error:  # of the connection, the disk or the hub: which classes depends on its version
+        except Exception as error:  # of the connection, the disk or the hub; the classes depend on its version
             raise SdjaxError(
                 f"{repo}: the download stopped, {said(error)}; finished files are kept, load it again to go on"
             ) from None
@@ -93,7 +94,8 @@ def fetch_folder(repo: str) -> Path:
 
 
 def chosen_weights(names: Iterable[str]) -> list[str]:
-    """The weights (or the index of their shards) of each part, of a model's file names; a part may have none."""
+    """Returns, from a model's file names, those of each part's weights or of the index of their shards. A part may have
+    none."""
     found = []
     for folder, stems in PARTS.values():
         inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
@@ -103,7 +105,7 @@ def chosen_weights(names: Iterable[str]) -> list[str]:
 
 
 def find_cached(repo: str) -> Path | None:
-    """The folder of the newest version of `repo` that is in the cache, whole or not."""
+    """Returns the folder of the newest version of `repo` in the cache, complete or not, or None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(repo, "model_index.json")
@@ -111,7 +113,8 @@ def find_cached(repo: str) -> Path | None:
 
 
 def list_files(repo: str) -> set[str]:
-    """The names of the model's files, as the hub says within SECONDS. Raises SdjaxError: why not, without the id."""
+    """Asks the hub for the names of the model's files. SdjaxError: the reason why it gave none within SECONDS; the
+    message does not name the model."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
@@ -121,10 +124,10 @@ def list_files(repo: str) -> set[str]:
     def ask() -> None:
         try:
             answer.append({file.rfilename for file in HfApi().model_info(repo, timeout=SECONDS).siblings or ()})
-        except Exception as error:  # it is handed to the caller
+        except Exception as error:  # the caller raises it
             answer.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)  # looking up a name has no time limit of its own
+    thread = threading.Thread(target=ask, daemon=True)  # looking up an address has no time limit of its own
     thread.start()
     thread.join(SECONDS)
     if not answer:
@@ -135,7 +138,7 @@ def list_files(repo: str) -> set[str]:
 
 
 def said(error: Exception) -> str:
-    """One short clause about what huggingface_hub raised."""
+    """Returns one short clause that says what an error of huggingface_hub means."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 

@@ -1,5 +1,5 @@
-"""LPIPS' parameters from two files: torchvision's vgg16 and the heads that github.com/richzhang/PerceptualSimilarity
-trained on it (vgg.pth of version 0.1)."""
+"""Reads LPIPS' parameters from two files: torchvision's vgg16, and the heads that were trained on it by
+github.com/richzhang/PerceptualSimilarity (vgg.pth of version 0.1)."""
 
 from pathlib import Path
 
@@ -15,7 +15,13 @@ from sdjax.weights.convert import from_file_tensors
 
 
 def read_lpips(vgg: str | Path, heads: str | Path, widths: tuple[int, ...] = VGG16) -> Params:
-    """Parameters of nn.lpips.LPIPS as float32. SdjaxError that names the file and what does not fit in it."""
+    """Returns the parameters of `networks.lpips.network.LPIPS` as float32.
+
+    vgg: the file of torchvision's vgg16.
+    heads: the file of the trained heads.
+    widths: channels of the five stages.
+    SdjaxError: names the file and what does not fit in it.
+    """
     pixels = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     expected, params = module_shapes(LPIPS(widths), pixels, pixels), {}
     for path, prefix in ((vgg, "features."), (heads, "lin")):

@@ -1,8 +1,9 @@
-"""One file in the layout of CompVis' stable-diffusion, as Stability and the model-sharing sites distribute it.
+"""Reads and writes a model as one file in CompVis' layout, as Stability and the model-sharing sites distribute it.
 
-Which model it is follows from the names and shapes of four tensors (`Family.probes`), which differ between all presets
-but SD 2.x base and 768-v: these differ in what the UNet predicts, which `prediction` says, or the file's ModelSpec
-metadata, or at last a guess. What follows from no shape (heads, VAE scaling, schedule) is the recognised preset's.
+The names and shapes of four tensors tell which model it is (`Family.probes`). They differ between all presets except SD
+2.x base and 768-v. These two differ in what the UNet predicts, which comes from `prediction`, else from the file's
+ModelSpec metadata, else from a guess. What no shape shows (heads, VAE scaling, schedule) is taken from the recognised
+preset.
 """
 
 from collections.abc import Mapping
@@ -27,23 +28,24 @@ from sdjax.weights.spellings import current_name, ema_name
 
 PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpec, in a safetensors file's metadata
 
-#: What a file can be recognised as: the presets, and SD 2's inpainting model.
+#: The configs that a file can be recognised as: the presets, and SD 2's inpainting model.
 CANDIDATES = (*PRESETS.values(), *(config for family in FAMILIES for config in family.others))
 
 UNET = f"{SD.parts['unet'].prefix}."
 
-#: ComfyUI's test (comfy/supported_models.py, SD20.model_type): this bias spreads wider in the v-models of SD 2.
+#: ComfyUI's test (comfy/supported_models.py, SD20.model_type): in SD 2's v-models this bias has a larger deviation.
 V_BIAS, V_SPREAD = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 
 
 def known_prediction(prediction: str | None) -> str | None:
+    """Returns `prediction` as it is. SdjaxError: it is neither None nor a name in PREDICTIONS."""
     if prediction not in (None, *PREDICTIONS):
         raise SdjaxError(f"prediction is {prediction!r}, should be one of {', '.join(PREDICTIONS)}")
     return prediction
 
 
 def model_rows(config: Config) -> list[Row]:
-    """The tables of all parts, paths beginning with the part's name."""
+    """Returns the rows of all parts of a model. Their paths begin with the part's name."""
     parts = (
         (part, make_rows(getattr(config, part), prefix=place.prefix)) for part, place in family_of(config).parts.items()
     )
@@ -51,7 +53,7 @@ def model_rows(config: Config) -> list[Row]:
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
-    """Tensors' shapes by name -> the candidates that they may be, none, one or (SD 2.x) two."""
+    """Returns the candidates that a file with these tensor shapes, by name, may be: none, one or (SD 2.x) two."""
     return [
         config
         for config in CANDIDATES
@@ -60,7 +62,12 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
 
 
 def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, source: str | Path = "the file") -> Config:
-    """The Config of a single file's tensors. Logs one line where `prediction` had to be guessed."""
+    """Returns the Config of a single file's tensors, and logs one line if it had to guess the prediction.
+
+    prediction: what the UNet predicts, if it is known.
+    source: what messages call the file.
+    SdjaxError: it is none of the CANDIDATES.
+    """
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     if not (found := recognise(shapes)):
         asked = sorted({name for config in CANDIDATES for name in family_of(config).probes(config)})
@@ -87,14 +94,16 @@ def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, sou
 
 
 def predicting(found: list[Config], prediction: str | None) -> Config:
-    """Of candidates the one with this prediction, else the first, given it."""
+    """Returns the candidate with this prediction, or else the first one with its prediction replaced. None keeps the
+    first one's."""
     prediction = prediction or found[0].schedule.prediction
     config = next((config for config in found if config.schedule.prediction == prediction), found[0])
     return replace(config, schedule=replace(config.schedule, prediction=prediction))
 
 
 def read_scale(tensors: Mapping[str, np.ndarray], config: Config, source: Path) -> Config:
-    """CompVis' `scale_factor` buffer wins over the preset's scaling, but for its rounding to a small dtype."""
+    """Returns the config with the VAE scaling of CompVis' buffer `scale_factor`, if the file has it. A difference
+    within 0.1% is the rounding of a small dtype and is ignored."""
     scale = np.asarray(tensors.get("scale_factor", config.vae.scaling), np.float64)
     if scale.shape != () or not np.isfinite(scale) or scale <= 0:
         raise SdjaxError(f"{source}: scale_factor is {scale.tolist()}, should be one positive number")
@@ -104,7 +113,7 @@ def read_scale(tensors: Mapping[str, np.ndarray], config: Config, source: Path) 
 
 
 def check_betas(tensors: Mapping[str, np.ndarray], schedule: ScheduleConfig, source: Path) -> None:
-    """Logs one line where a file's schedule is not the one that is computed with."""
+    """Logs one line if the file's noise schedule differs from `schedule`, the one that is used."""
     ours = make_schedule(schedule).betas
     betas = np.asarray(tensors.get("betas", ours), np.float64)
     if betas.shape != ours.shape or not np.allclose(betas, ours, rtol=0.02, atol=0):
@@ -114,10 +123,12 @@ def check_betas(tensors: Mapping[str, np.ndarray], schedule: ScheduleConfig, sou
 def read_single(
     path: str | Path, prediction: str | None = None, prefer_ema: bool = False, config: Config | None = None
 ) -> tuple[Config, Params]:
-    """(config, {"text", "vae", "unet"}) of a .safetensors or .ckpt file, in the file's dtypes.
+    """Returns (config, params {"text", "vae", "unet"}) of a .safetensors or .ckpt file, in the file's dtypes.
 
-    `prediction` "epsilon" or "v" overrules the file and the preset; `prefer_ema` takes the UNet from `model_ema.*`
-    where there is one; `config` is for files of no preset. Raises SdjaxError with one report of all that does not fit.
+    prediction: "epsilon", "v" or "x0", overrules the file and the preset.
+    prefer_ema: take the UNet from the EMA copy `model_ema.*` if the file has one.
+    config: the model's Config, for files that are no preset; None recognises it.
+    SdjaxError: one report of everything that does not fit.
     """
     from sdjax.formats.tensors import read_checkpoint
 
@@ -149,11 +160,12 @@ def read_single(
 
 
 def write_single(path: str | Path, config: Config, params: Params) -> None:
-    """Writes `params` as one .safetensors file in CompVis' layout, whole or not at all; values keep their dtype.
+    """Writes a model as one .safetensors file in CompVis' layout, whole or not at all. Values keep their dtype.
 
-    Written are the UNet, the VAE and the layers of the text tower that are run: not OpenCLIP's last block nor its
-    text_projection and logit_scale, which SD 2 does not use and no reader needs, no EMA copy and no schedule buffers.
-    The metadata hold the prediction; `scale_factor` is written where the VAE's scaling is not the preset's.
+    It writes the UNet, the VAE and those layers of the text tower that are run. It does not write OpenCLIP's last
+    block, text_projection and logit_scale, which SD 2 does not use and no reader needs, nor an EMA copy, nor schedule
+    buffers. The metadata hold the prediction. `scale_factor` is written if the VAE's scaling is not the preset's. It
+    logs one line if reading the file would give another config, because the model's is no preset's.
     """
     path = Path(path)
     if path.exists() and not path.is_file():

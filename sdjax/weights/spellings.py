@@ -1,8 +1,8 @@
-"""Names of tensors that only some files have: spellings of older versions, and tensors that no computation needs."""
+"""Names of tensors that only some files have: older versions' spellings, and tensors that no computation here needs."""
 
 import re
 
-#: The buffers that CompVis' DDPM and DDIM register: functions of the noise schedule.
+#: The buffers that CompVis' DDPM and DDIM register. They are functions of the noise schedule.
 SCHEDULE_BUFFERS = (
     "betas",
     "alphas_cumprod",
@@ -20,11 +20,11 @@ SCHEDULE_BUFFERS = (
     "logvar",
 )
 
-#: Tensors that files hold and no computation here needs, by layout: patterns of whole names.
+#: Tensors that files hold and no computation here needs: layout -> patterns of their whole names.
 HARMLESS = {
     "diffusers": (
         r"(text|vision)_model\.embeddings\.position_ids",  # an index buffer of old versions
-        r"text_projection\.weight",  # of CLIPTextModelWithProjection, beside the states
+        r"text_projection\.weight",  # CLIPTextModelWithProjection has it; we use the states only
     ),
     "compvis": (
         *SCHEDULE_BUFFERS,
@@ -39,7 +39,7 @@ HARMLESS = {
     ),
 }
 
-#: Spellings of older files -> the table's, by part.
+#: part -> pairs of (pattern of an older spelling, its replacement in the table's spelling).
 OLD_NAMES = {
     "vae": (
         (r"\.query\.", ".to_q."),
@@ -57,18 +57,25 @@ OLD_NAMES = {
 
 
 def current_name(part: str, name: str) -> str:
-    """The table's spelling of a name that may be an older one; `part` is a diffusers folder's, or "single"."""
+    """Returns the table's spelling of a name that may be an older one.
+
+    part: "text", "vae" or "unet" for a diffusers folder, "vision" or "safety" for a CLIP, "single" for a single file.
+    """
     for pattern, replacement in OLD_NAMES.get(part, ()):
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def is_harmless(name: str, layout: str, text_layers: int = -1) -> bool:
-    """Is `name` a tensor that files hold and no computation needs? `text_layers`: how many layers are run."""
+    """Is `name` a tensor that files hold and no computation here needs?
+
+    layout: "diffusers" or "compvis".
+    text_layers: how many layers of the text tower are run.
+    """
     patterns = (pattern.replace("{text_layers}", str(text_layers)) for pattern in HARMLESS[layout])
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def ema_name(name: str) -> str:
-    """The name of the EMA copy of CompVis' `model.*`: without dots, since LitEma registers buffers."""
+    """Returns the name of the EMA copy of CompVis' `model.*`. It has no dots, since LitEma registers buffers."""
     return "model_ema." + name.removeprefix("model.").replace(".", "")

@@ -8,9 +8,9 @@ class TextConfig:
     """A CLIP text tower (arXiv 2103.00020): causal pre-LN transformer over BPE tokens."""
 
     vocab_size: int = 49408
-    length: int = 77  # tokens a prompt is padded to
+    length: int = 77  # number of tokens that a prompt is padded to
     width: int = 768
-    layers: int = 12  # layers that are run; OpenCLIP ViT-H has 24 and SD 2 runs 23
+    layers: int = 12  # number of layers that are run; OpenCLIP ViT-H has 24, and SD 2 runs 23 of them
     heads: int = 12
     mlp_width: int = 3072
     activation: str = "quick_gelu"  # or "gelu", the exact one
@@ -21,13 +21,13 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A CLIP image tower (ViT, arXiv 2103.00020); `projection` is the width of the shared space."""
+    """A CLIP image tower (ViT, arXiv 2103.00020)."""
 
-    size: int = 224  # pixels a side
-    patch: int = 14
+    size: int = 224  # pixels a side of the picture
+    patch: int = 14  # pixels a side of a patch
     width: int = 1024
     layers: int = 24
     heads: int = 16
     mlp_width: int = 4096
     activation: str = "quick_gelu"
-    projection: int = 768
+    projection: int = 768  # width of the space that text and pictures share

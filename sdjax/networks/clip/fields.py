@@ -16,9 +16,10 @@ CHECKED = dict(layer_norm_eps=1e-5)
 
 
 def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
-    """Token ids come from the folder `tokenizer`: text_encoder/config.json of SD 1.5 has wrong ones (0, 2 and 1).
+    """Returns the TextConfig in a text tower's config.json, or in that of a whole CLIP with an image tower.
 
-    Of a whole CLIP's config, image tower included, the text tower's part is read.
+    tokenizer: the folder that the token ids come from. SD 1.5's text_encoder/config.json has wrong ones (0, 2 and 1).
+    SdjaxError: names the file and the field that is not supported.
     """
     fields.enter("text_config")
     bos, eos, pad = special_ids(tokenizer)
@@ -47,7 +48,7 @@ def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
 
 
 def write_text(config: TextConfig) -> dict[str, Any]:
-    """The content of config.json."""
+    """Returns the content of the text tower's config.json."""
     return CHECKED | dict(
         architectures=["CLIPTextModel"],
         model_type="clip_text_model",
@@ -80,7 +81,7 @@ FIELDS = {
     "projection": "projection_dim",
 }
 
-#: What a field of vision_config means that is not there: transformers' CLIPVisionConfig.
+#: The values of fields that vision_config leaves out: the defaults of transformers' CLIPVisionConfig.
 DEFAULTS = {
     "image_size": 224,
     "patch_size": 32,
@@ -93,7 +94,8 @@ DEFAULTS = {
 
 
 def read_vision(source: Fields, *_: Any) -> VisionConfig:
-    """The image tower in the config.json of a whole CLIP."""
+    """Returns the VisionConfig in the config.json of a whole CLIP. SdjaxError: names the file and the field that is not
+    supported."""
     path, fields = source.path, source.values.get("vision_config")
     if not isinstance(fields, dict):
         raise SdjaxError(f"{path}: has no vision_config")
@@ -112,6 +114,6 @@ def read_vision(source: Fields, *_: Any) -> VisionConfig:
 
 
 def write_vision(config: VisionConfig) -> dict[str, Any]:
-    """The content of the config.json of CLIP's head: a CLIPModel's without its text tower."""
+    """Returns the content of config.json for CLIP's head: a CLIPModel's without its text tower."""
     vision = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     return {"model_type": "clip", "projection_dim": config.projection, "vision_config": vision}

@@ -7,6 +7,7 @@ from sdjax.networks.rows import Row, join, layer_norm, weight
 
 
 def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[Row]:
+    """Yields the rows of a tower's layers with transformers' names, also in single files (prefix None: in none)."""
     for i in range(layers):
         layer = f"{root}.encoder.layers.{i}"
         both = lambda name, layer=layer: (f"{layer}.{name}", join(prefix, f"{layer}.{name}"))
@@ -20,6 +21,7 @@ def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[Row]:
 
 
 def open_clip_layers(layers: int, prefix: str) -> Iterator[Row]:
+    """Yields the rows of the text tower's layers with OpenCLIP's names in single files, where q, k, v are stacked."""
     for i in range(layers):
         ours, theirs, old = f"layer_{i}", f"text_model.encoder.layers.{i}", f"{prefix}.{i}"
         for head in "qkv":
@@ -37,7 +39,7 @@ def open_clip_layers(layers: int, prefix: str) -> Iterator[Row]:
 
 
 def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[Row]:
-    """Towers with the exact gelu are OpenCLIP's, and hold its names in single files."""
+    """Yields the rows of a text tower. A tower with the exact gelu is OpenCLIP's, and has its names in single files."""
     name = "text_model.embeddings.{}_embedding.weight"
     if open_clip := config.activation == "gelu":
         prefix = f"{prefix}.model"
@@ -56,7 +58,7 @@ def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[
 
 
 def vision_rows(config: VisionConfig) -> Iterator[Row]:
-    """transformers' CLIPVisionModelWithProjection, `pre_layrnorm` spelled as there."""
+    """Yields the rows of an image tower: transformers' CLIPVisionModelWithProjection, which spells `pre_layrnorm`."""
     embeddings = "vision_model.embeddings"
     yield Row(("class_embedding",), f"{embeddings}.class_embedding", None, "same", "same")
     yield Row(("position_embedding",), f"{embeddings}.position_embedding.weight", None, "same", "same")

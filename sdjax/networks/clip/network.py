@@ -25,15 +25,19 @@ class Layer(nn.Module):
 
 
 class TextTower(nn.Module):
+    """CLIP's text tower: token ids -> the states of all positions after the final LayerNorm."""
+
     config: TextConfig
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, ids: Array, vectors: Array | None = None) -> Array:
-        """ids int32 [B, L] -> float32 states [B, L, width] after the final LayerNorm. Ids from vocab_size on stand for
-        the rows of `vectors` [N, width], the embeddings of textual inversion (arXiv 2208.01618).
+        """ids int32 [B, L] -> float32 states [B, L, width] after the final LayerNorm.
 
-        Attention is causal and knows no padding: padded positions are states like any other.
+        vectors: [N, width], the embeddings of textual inversion (arXiv 2208.01618). Ids from vocab_size on stand for
+            its rows.
+
+        Attention is causal and does not mask padding: padded positions have states like all others.
         """
         config = self.config
         embed = nn.Embed(config.vocab_size, config.width, dtype=self.dtype, name="token_embedding")
@@ -49,12 +53,14 @@ class TextTower(nn.Module):
 
 
 def pool_text(states: Array, ids: Array, eos_token: int) -> Array:
-    """The state at each row's first end token: [B, L, D], [B, L] -> [B, D]."""
+    """Returns the state at each row's first end token: states [B, L, D], ids [B, L] -> [B, D]."""
     first = jnp.argmax(ids == eos_token, axis=1)
     return jnp.take_along_axis(states, first[:, None, None], axis=1)[:, 0]
 
 
 class ImageTower(nn.Module):
+    """CLIP's image tower: pictures -> their embeddings in the space that they share with texts."""
+
     config: VisionConfig
     dtype: jnp.dtype = jnp.float32
 

@@ -1,4 +1,4 @@
-"""CLIP's towers as parts."""
+"""CLIP's towers as Parts."""
 
 import jax.numpy as jnp
 

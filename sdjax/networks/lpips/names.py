@@ -5,7 +5,8 @@ from sdjax.networks.rows import Row
 
 
 def lpips_rows() -> list[Row]:
-    """torchvision numbers convolutions, ReLUs and poolings in one row."""
+    """Returns the rows of VGG16's convolutions and of LPIPS' heads. torchvision numbers convolutions, ReLUs and
+    poolings in one sequence."""
     rows, place, number = [], 0, 0
     for stage, depth in enumerate(DEPTHS):
         for _ in range(depth):

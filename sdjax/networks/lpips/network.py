@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924): how different two pictures look to VGG16, from the features of five of its layers."""
+"""LPIPS (arXiv 1801.03924): the perceptual distance of two pictures, from the features of five of VGG16's layers."""
 
 import flax.linen as nn
 import jax
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from sdjax.types import Array
 
 VGG16 = (64, 128, 256, 512, 512)  # channels of the five stages
-DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each
+DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation for pixels in [-1, 1]
 
 
 class LPIPS(nn.Module):
-    """pixels in [-1, 1], [B, H, W, 3] twice -> distance [B]: 0 for equal pictures. Sides from 16 pixels on."""
+    """Pixels a and b in [-1, 1], [B, H, W, 3] each -> distance [B], 0 for equal pictures. Sides must be 16 or more."""
 
     widths: tuple[int, ...] = VGG16
 
@@ -33,13 +33,16 @@ class LPIPS(nn.Module):
 
 
 def unit(h: Array) -> Array:
-    """Features of length 1 at every place: h / (|h| + 1e-10); where all are 0, so is the slope."""
+    """Returns features of length 1 at every place: h / (|h| + 1e-10). Where all features are 0, so is the gradient."""
     square = jnp.square(h).sum(-1, keepdims=True)
     positive = square > 0
     return jnp.where(positive, h / (jnp.sqrt(jnp.where(positive, square, 1.0)) + 1e-10), 0.0)
 
 
 def lpips(params, a: Array, b: Array) -> Array:
-    """LPIPS by its parameters, which say how wide the layers are."""
+    """Returns the LPIPS distance [B] of pixels a and b, [B, H, W, 3] each in [-1, 1].
+
+    params: the parameters of LPIPS (`read_lpips`); their shapes say how wide the layers are. They get no gradient.
+    """
     widths = tuple(len(params[f"head_{stage}"]) for stage in range(len(DEPTHS)))
     return LPIPS(widths).apply({"params": jax.lax.stop_gradient(params)}, a, b)

@@ -34,12 +34,12 @@ CHECKED = dict(
     attention_type="default",
 )
 
-#: Fields without influence here: of training.
+#: Fields without influence here, since they matter only in training.
 IGNORED = {"dropout", "addition_embed_type_num_heads"}
 
 
 def read_unet(fields: Fields, *_: Any) -> UNetConfig:
-    """SdjaxError names the file and the field that is not supported."""
+    """Returns the UNetConfig in a config.json. SdjaxError: names the file and the field that is not supported."""
     channels = fields.take_list("block_out_channels", (320, 640, 1280, 1280))
     levels = len(channels)
     down = fields.take_list("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), levels)
@@ -72,7 +72,7 @@ def read_unet(fields: Fields, *_: Any) -> UNetConfig:
 
 
 def write_unet(config: UNetConfig) -> dict[str, Any]:
-    """The content of config.json, but for its sample_size."""
+    """Returns the content of the UNet's config.json, without sample_size, which the caller adds."""
     cross = lambda side: [("CrossAttn" if flag else "") + side for flag in config.attention]
     return (
         class_name("UNet2DConditionModel")

@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from sdjax.networks.rows import Row, norm, res_block, transformer, weight
 from sdjax.networks.unet.config import UNetConfig
 
-# CompVis' names of a ResBlock's six layers, in the UNet and in the VAE (diffusers has one set for both)
+# CompVis' names of a ResBlock's six layers in the UNet; the VAE has others (diffusers has one set for both)
 UNET_RES = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
 
 
 def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iterator[Row]:
+    """Yields the rows of all tensors of the UNet. `prefix` is that of their names in single files."""
     channels, top, linear = config.channels, len(config.channels) - 1, config.linear_projection
     yield from weight("time_in", "time_embedding.linear_1", f"{prefix}.time_embed.0", "dense")
     yield from weight("time_out", "time_embedding.linear_2", f"{prefix}.time_embed.2", "dense")
     yield from weight("conv_in", "conv_in", f"{prefix}.input_blocks.0.0", "conv")
 
-    width, skips, n = channels[0], [channels[0]], 1  # channels of h, of the skips; CompVis' running block number
+    width, skips, n = channels[0], [channels[0]], 1  # channels of h, and of the skips; CompVis' block number
     for level, wide in enumerate(channels):
         for i in range(config.blocks):
             names = f"down_blocks.{level}.resnets.{i}", f"{prefix}.input_blocks.{n}.0"

@@ -1,7 +1,7 @@
-"""The UNet: predicts eps or v from noisy latents, a timestep and text states.
+"""The UNet: predicts eps, v or x0 from noisy latents, a timestep and text states.
 
-The layout is CompVis `openaimodel.py`: a path down, a middle, a path up that concatenates [h, skip] for every
-ResBlock. Shapes at 512 px: x [B, 64, 64, 4]; levels of 64, 32, 16 and 8 latent pixels a side.
+The layout is that of CompVis `openaimodel.py`: a path down, a middle, and a path up that concatenates [h, skip] before
+every ResBlock. Shapes at 512 px: x [B, 64, 64, 4]; levels of 64, 32, 16 and 8 latent pixels a side.
 """
 
 import flax.linen as nn
@@ -13,40 +13,52 @@ from sdjax.nn.layers import Dense, GroupNorm, ResBlock, conv3x3, dense, timestep
 from sdjax.nn.transformer import SpatialTransformer
 from sdjax.types import Array, Params
 
-KeysValues = dict[str, tuple[Array, Array]]  # a cross-attention's keys and values, [B, L, C] each
-TimeShifts = dict[str, Array]  # what the time adds in a ResBlock, [B, C]
+KeysValues = dict[str, tuple[Array, Array]]  # name of a transformer -> its cross-attention's keys and values, [B, L, C]
+TimeShifts = dict[str, Array]  # name of a ResBlock -> what the time adds in it, [B, C]
 
 
 def keys_values(params: Params, context: Array, dtype: jnp.dtype) -> KeysValues:
-    """UNet parameters, context [B, L, D] -> what every cross-attention projects it to, once for all steps of a walk."""
+    """Returns the keys and values that every cross-attention projects a context [B, L, D] to.
+
+    params: the UNet's parameters. Use it to compute these once for all steps of a walk.
+    """
     project = lambda kernel: jnp.dot(context.astype(dtype), kernel.astype(dtype))
     crosses = {name: part["block"]["cross"] for name, part in params.items() if "block" in part}
     return {name: (project(cross["k"]["kernel"]), project(cross["v"]["kernel"])) for name, cross in crosses.items()}
 
 
 def time_shifts(params: Params, t: Array, config: UNetConfig, dtype: jnp.dtype) -> TimeShifts:
-    """UNet parameters, t [B] -> what the time adds to every ResBlock, once for all steps of a walk."""
+    """Returns what the timesteps t [B] add in every ResBlock.
+
+    params: the UNet's parameters. Use it to compute this for all steps of a walk at once.
+    """
     time = dense(params["time_in"], timestep_embedding(t, config.channels[0]), jnp.float32)
     time = nn.silu(dense(params["time_out"], nn.silu(time), jnp.float32)).astype(dtype)
     return {name: dense(part["time"], time, dtype) for name, part in params.items() if "time" in part}
 
 
 def computed_in(params: Params, dtype: jnp.dtype) -> Params:
-    """UNet parameters as its layers cast them at each call: all but the norms' and the time's own."""
+    """Returns the UNet's parameters in the dtype that its layers would cast them to at each call.
+
+    The parameters of the norms and of the time embedding (time_in, time_out) keep their dtype.
+    """
     own = lambda path: any("norm" in key.key or key.key in ("time_in", "time_out") for key in path)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if own(path) else leaf.astype(dtype), params)
 
 
 class UNet(nn.Module):
+    """The denoising UNet. It computes in `dtype`, and the time embedding in float32."""
+
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False  # keep each block's input alone for the backward pass and compute the rest again
+    remat: bool = False  # keep only each block's input for the backward pass, and compute the rest again
 
     @nn.compact
     def __call__(self, x: Array, t: Array | TimeShifts, context: Array | KeysValues) -> Array:
-        """x [B, h, w, in_channels], t [B], context [B, L, context_dim] -> float32 [B, h, w, out_channels].
+        """x [B, h, w, in_channels] -> float32 [B, h, w, out_channels].
 
-        t may be its `time_shifts` instead, context the `keys_values` of such states.
+        t: timesteps [B], or their `time_shifts`.
+        context: text states [B, L, context_dim], or their `keys_values`.
         """
         config, dtype = self.config, self.dtype
         levels = range(len(config.channels))

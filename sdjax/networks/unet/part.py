@@ -1,4 +1,4 @@
-"""The UNet as a part."""
+"""The UNet as a Part."""
 
 from sdjax.networks.part import Part, example
 from sdjax.networks.unet.config import UNetConfig

@@ -26,7 +26,7 @@ IGNORED = {"sample_size", "force_upcast"}
 
 
 def read_vae(fields: Fields, *_: Any) -> VAEConfig:
-    """SdjaxError names the file and the field that is not supported."""
+    """Returns the VAEConfig in a config.json. SdjaxError: names the file and the field that is not supported."""
     channels = fields.take_list("block_out_channels", (64,))
     for name, only in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(fields.take_list(name, only, len(channels))) != {only}:
@@ -44,7 +44,7 @@ def read_vae(fields: Fields, *_: Any) -> VAEConfig:
 
 
 def write_vae(config: VAEConfig) -> dict[str, Any]:
-    """The content of config.json, but for its sample_size."""
+    """Returns the content of the VAE's config.json, without sample_size, which the caller adds."""
     levels = len(config.channels)
     return (
         class_name("AutoencoderKL")

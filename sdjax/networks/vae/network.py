@@ -1,6 +1,7 @@
-"""AutoencoderKL: pixels [B, H, W, 3] <-> latents [B, H/f, W/f, 4]. Every GroupNorm's eps is 1e-6.
+"""AutoencoderKL: pixels [B, H, W, 3] <-> latents [B, H/f, W/f, 4]. The eps of every GroupNorm is 1e-6.
 
-The layout is CompVis `model.py`, the quant convs included; the decoder has one more ResBlock a level.
+The layout is that of CompVis `model.py`, with the quant convs. The decoder has one more ResBlock per level than the
+encoder.
 """
 
 import flax.linen as nn
@@ -28,6 +29,8 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
+    """pixels [B, H, W, 3] -> mean and log variance, side by side in the channels [B, h, w, 8]."""
+
     config: VAEConfig
     dtype: jnp.dtype
 
@@ -48,6 +51,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Unscaled latents [B, h, w, 4] -> pixels [B, H, W, 3], not clipped."""
+
     config: VAEConfig
     dtype: jnp.dtype
 
@@ -68,7 +73,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Works on unscaled latents: multiplying by `config.scaling` is the caller's."""
+    """The whole autoencoder. Its latents are unscaled: the caller multiplies them by `config.scaling`."""
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
@@ -78,7 +83,7 @@ class VAE(nn.Module):
         self.decoder = Decoder(self.config, self.dtype)
 
     def encode(self, pixels: Array) -> tuple[Array, Array]:
-        """[B, H, W, 3] -> posterior mean and log variance (clamped to [-30, 20]), float32 [B, h, w, 4] each."""
+        """pixels [B, H, W, 3] -> posterior mean and log variance (clamped to [-30, 20]), float32 [B, h, w, 4] each."""
         mean, logvar = jnp.split(self.encoder(pixels).astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
@@ -87,5 +92,5 @@ class VAE(nn.Module):
         return self.decoder(latents).astype(jnp.float32)
 
     def __call__(self, pixels: Array) -> Array:
-        """Both halves once: for initialisation."""
+        """Runs both halves once. It is there for initialisation."""
         return self.decode(self.encode(pixels)[0])

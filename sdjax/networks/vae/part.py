@@ -1,4 +1,4 @@
-"""The VAE as a part."""
+"""The VAE as a Part."""
 
 from sdjax.networks.part import Part, example
 from sdjax.networks.vae.config import VAEConfig

@@ -1,1 +1,1 @@
-"""How each backend computes attention, convolutions and norms. The architecture can be read without it."""
+"""How each backend computes attention, convolutions and norms. You can read the architecture without this package."""

@@ -1,7 +1,8 @@
-"""Attention: the one formula, how each backend computes it, and the transformer blocks of the UNet.
+"""Attention: the one formula, and how each backend computes it.
 
-softmax(q k^T / sqrt(d)) v (arXiv 1706.03762) with float32 logits and softmax. The T x S logits of a head are what
-costs: 268 million of them in one layer at 512 px, batch 2. `attention` looks up in TABLE how a backend avoids them.
+The formula is softmax(q k^T / sqrt(d)) v (arXiv 1706.03762) with float32 logits and softmax. Its cost is the T x S
+logits of every head: 268 million of them in one layer at 512 px, batch 2. `attention` looks up in TABLE how a backend
+avoids keeping all of them in memory.
 """
 
 import math
@@ -15,14 +16,17 @@ import jax.numpy as jnp
 from sdjax.nn.kernels.backends import by_platform, split_by_batch
 from sdjax.types import Array
 
-Context = Array | tuple[Array, Array]  # text states [B, S, D], or a layer's keys and values of them
+Context = Array | tuple[Array, Array]  # text states [B, S, D], or the keys and values that a layer projects them to
 
 
 def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, upcast: bool = False) -> Array:
-    """q [B, T, C], k and v [B, S, C], split into `heads` -> [B, T, C]. `causal`: row i sees columns <= i.
+    """Multi-head attention: q [B, T, C], k and v [B, S, C] -> [B, T, C].
 
-    `upcast` multiplies q k^T in float32 inputs; logits and softmax are always float32.
-    Traced once for all backends: the one that the program is lowered for takes its own way (`choose`).
+    heads: how many heads C is split into.
+    causal: query i sees only keys <= i.
+    upcast: cast q and k to float32 before q k^T; logits and softmax are float32 in any case.
+
+    The program holds an implementation for every backend; the backend that it is lowered for takes its own (`choose`).
     """
     q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
     size = Size(q.shape[0] * heads, q.shape[1], k.shape[1], q.shape[3], q.dtype, causal)
@@ -32,11 +36,11 @@ def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, up
     return y.reshape(*q.shape[:2], -1)
 
 
-# ---- the ways: q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D]
+# ---- the implementations: q [B, T, H, D], k and v [B, S, H, D] -> [B, T, H, D]
 
 
 def plain(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
-    """The formula as it stands, with all logits in memory."""
+    """Computes the formula as it stands, with all logits in memory at once."""
     if upcast:
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
     logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
@@ -47,8 +51,11 @@ def plain(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = Fal
 
 
 def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**22) -> Array:
-    """Some rows of some heads at a time, at most about `most` logits, half as many of several heads, computed again in
-    the backward pass."""
+    """Computes blocks of rows, for CPUs. The backward pass computes each block again.
+
+    most: about the largest number of logits in a block of one head. Small heads are taken several at a time, with half
+        as many logits together.
+    """
     assert not causal
     (b, t, h, d), s = q.shape, k.shape[1]
     scale = d**-0.5
@@ -71,13 +78,18 @@ def blocked(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = F
         return jax.lax.map(lambda q: block(q, k, v), q).reshape(-1, d)[:t]
 
     several = min(b * h, most // (2 * t * s))
-    y = jax.lax.map(head, (q, k, v), batch_size=several if several > 1 else None)  # of one, products would be batched
+    y = jax.lax.map(head, (q, k, v), batch_size=several if several > 1 else None)  # batch_size 1 batches the products
     return y.reshape(b, h, t, d).swapaxes(1, 2)
 
 
 def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False, most: int = 2**23) -> Array:
-    """Some rows of all heads at a time, for accelerators: small blocks would leave them idle, and blocks of heads would
-    not lie where XLA has split the batch over devices."""
+    """Computes blocks of rows of all heads at once, for accelerators. The backward pass computes each block again.
+
+    Small blocks would leave an accelerator idle, and blocks of heads would not match the way XLA has split the batch
+    over the devices.
+
+    most: about the largest number of logits in a block.
+    """
     assert not causal
     (b, t, h, d), s = q.shape, k.shape[1]
     count = math.ceil(b * h * t * s / most)
@@ -89,23 +101,25 @@ def blocked_large(q: Array, k: Array, v: Array, causal: bool = False, upcast: bo
 
 
 def cudnn(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
-    """cuDNN's flash attention (arXiv 2307.08691) on NVIDIA GPUs; its logits are float32."""
+    """cuDNN's flash attention (arXiv 2307.08691), for NVIDIA GPUs. Its logits are float32."""
     assert not causal
     try:
         return cudnn_any(q, k, v)
-    except (RuntimeError, NotImplementedError):  # no cuDNN here, or heads too wide for this GPU: only JAX's own
-        return blocked_large(q, k, v, causal, upcast)  # checks know, and they only raise
+    except (RuntimeError, NotImplementedError):  # no cuDNN here, or heads too wide for this GPU; only JAX's own
+        return blocked_large(q, k, v, causal, upcast)  # checks know that, and they raise
 
 
 @jax.custom_vjp
 def cudnn_any(q: Array, k: Array, v: Array) -> Array:
-    """Of any lengths: JAX refuses gradients where one is odd, as a prompt's 77, so there it gets one token more."""
+    """cuDNN's attention for sequences of any length. JAX refuses gradients if a length is odd, such as a prompt's 77,
+    so the gradient is taken with one token of padding (`cudnn_even`)."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
 def cudnn_even(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's attention, with odd lengths padded by one token that does not count."""
     lengths, even = {}, lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-    if q.shape[1] % 2 or k.shape[1] % 2:  # the token more does not count
+    if q.shape[1] % 2 or k.shape[1] % 2:  # cuDNN is told the true lengths
         lengths = {
             name: jnp.full(x.shape[0], x.shape[1], jnp.int32)
             for name, x in (("query_seq_lengths", q), ("key_value_seq_lengths", k))
@@ -118,20 +132,23 @@ cudnn_any.defvjp(lambda q, k, v: jax.vjp(cudnn_even, q, k, v), lambda gradients,
 
 
 def flash(q: Array, k: Array, v: Array, causal: bool = False, upcast: bool = False) -> Array:
-    """The Pallas kernels of flash.py, for TPUs; their logits are float32."""
+    """The Pallas kernels of flash.py, for TPUs. Their logits are float32."""
     assert not causal
-    q, k, v = (x.transpose(0, 2, 3, 1) for x in (q, k, v))  # as the projections then write them, no pass of its own
+    q, k, v = (x.transpose(0, 2, 3, 1) for x in (q, k, v))  # costs nothing: the projections write this layout directly
     return flash_split(q, k, v).transpose(0, 3, 1, 2)
 
 
 @jax.custom_vjp
 def flash_split(q: Array, k: Array, v: Array) -> Array:
-    """q [B, H, D, T], k and v [B, H, D, S] -> [B, H, D, T]."""
+    """`flash` in the kernels' own layout, with their backward pass.
+
+    q [B, H, D, T], k and v [B, H, D, S] -> [B, H, D, T].
+    """
     return flash_forward(q, k, v)[0]
 
 
 def flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    from sdjax.nn.kernels.flash import forward  # Pallas takes its time
+    from sdjax.nn.kernels.flash import forward  # importing Pallas is slow
 
     return split_by_batch(forward, q, k, v)
 
@@ -150,13 +167,13 @@ def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
 flash_split.defvjp(flash_kept, flash_backward)
 
 
-# ---- which way
+# ---- the choice of an implementation
 
 
 class Size(NamedTuple):
-    """What the choice hangs on."""
+    """What the choice of an implementation depends on."""
 
-    heads: int  # times batch
+    heads: int  # heads times batch
     t: int
     s: int
     width: int  # of a head
@@ -169,7 +186,7 @@ class Size(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of one head's queries or keys."""
+        """Bytes of one head's queries or keys, whichever are more."""
         return max(self.t, self.s) * self.width * self.dtype.itemsize
 
 
@@ -177,7 +194,8 @@ HALF = (jnp.bfloat16, jnp.float16)
 
 ALWAYS = lambda size: True
 
-#: platform -> (way, when it is right): the first that fits. Causal attention is the text towers', 77 tokens: `plain`.
+#: platform -> pairs of (implementation, condition); the first whose condition holds is taken. Only the text towers use
+#: causal attention, over 77 tokens, which `plain` computes.
 TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
     "cpu": ((plain, lambda size: size.causal or size.t * size.s <= 2**14), (blocked, ALWAYS)),
     "cuda": (
@@ -196,11 +214,12 @@ TABLE: dict[str, tuple[tuple[Callable, Callable[[Size], bool]], ...]] = {
 
 
 def choose(platform: str, size: Size) -> Callable:
-    """The first way of the platform's row in TABLE that fits."""
+    """Returns the first implementation in the platform's row of TABLE whose condition holds."""
     return next(way for way, fits in TABLE[platform] if fits(size))
 
 
 def attention_weights(q: Array, k: Array, heads: int) -> Array:
-    """softmax(q k^T / sqrt(d)) alone, the mean over the heads: float32 [B, T, S]. Only for looking at it."""
+    """Returns the weights softmax(q k^T / sqrt(d)), averaged over the heads: float32 [B, T, S]. Use it only to look at
+    them."""
     q, k = (x.reshape(*x.shape[:2], heads, -1).astype(jnp.float32) for x in (q, k))
     return jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q * q.shape[-1] ** -0.5, k), axis=-1).mean(1)

@@ -1,6 +1,6 @@
-"""3x3 convolutions of [B, H, W, C], and the ways in which a CPU or a TPU computes them better than by XLA's own.
+"""3x3 convolutions of [B, H, W, C], in forms that a CPU or a TPU computes faster than XLA's own convolution.
 
-All are the same sum, in another order or under another name. What is neither takes XLA's convolution.
+Every function here computes the same convolution, reordered for one backend. Shapes with no special case use XLA's.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from sdjax.nn.kernels.backends import by_platform, devices_sharing
 from sdjax.types import Array
 
-ROWS = (0, 0), (1, 1)  # padding of rows that have their neighbours
+ROWS = (0, 0), (1, 1)  # the padding of a band whose neighbouring rows are already there
 
 
 def convolve(
@@ -24,8 +24,11 @@ def convolve(
     padding=((1, 1), (1, 1)),
     before: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """x [B, H, W, C], kernel [3, 3, C, D], bias [D] -> [B, H', W', D]; of before(x), if given, which treats each pixel
-    alone."""
+    """3x3 convolution: x [B, H, W, C], kernel [3, 3, C, D], bias [D] -> [B, H', W', D].
+
+    padding: ((top, bottom), (left, right)).
+    before: a function that treats each pixel alone; if given, before(x) is convolved instead of x.
+    """
     if before is not None:
         whole = lambda x, kernel, bias: convolve(before(x), kernel, bias, stride, padding)
         if stride != 1 or padding != ((1, 1), (1, 1)) or not is_large(x):
@@ -44,7 +47,7 @@ def convolve(
 
 
 def convolve_enlarged(x: Array, kernel: Array, bias: Array) -> Array:
-    """`upsample_nearest`, then `convolve`, plus bias [D]: [B, H, W, C] -> [B, 2H, 2W, D]."""
+    """`upsample_nearest`, then `convolve` with kernel [3, 3, C, D] and bias [D]: [B, H, W, C] -> [B, 2H, 2W, D]."""
     enlarged = lambda way: lambda x, kernel, bias: convolve(way(x), kernel, bias)
     whole, b, h, w = enlarged(upsample_nearest), *x.shape[:3]
     return by_platform(
@@ -63,31 +66,35 @@ def upsample_nearest(x: Array) -> Array:
 
 
 def side_by_side(x: Array) -> Array:
-    """`upsample_nearest`, pixels first repeated in the channels, which a TPU turns into columns in half the time."""
+    """The same as `upsample_nearest`. It repeats each pixel in the channels first; a TPU turns these into columns in
+    half the time."""
     (b, h, w, channels), twice = x.shape, jnp.concatenate([x, x], -1)
     return twice.reshape(b, h, 2 * w, channels).repeat(2, axis=1)
 
 
 def direct(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1))) -> Array:
+    """XLA's own convolution, without bias."""
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 def fills_a_tpu(batch: int) -> bool:
-    """A TPU convolves eight pictures of a batch at once. Do the last ones leave little of that empty?"""
+    """Does this batch use a TPU well? A TPU convolves eight pictures at once. So a device's part of the batch must hold
+    eight or more, and the places that stay empty in the last eight must be at most a fifth of it."""
     batch //= devices_sharing(batch)
     return batch >= 8 and 5 * (-batch % 8) <= batch
 
 
 def by_columns(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1))) -> Array:
-    """The columns as batch, with the three that meet side by side in the channels, along which a sum over rows is left.
+    """Convolution with the picture's columns as the batch, for TPUs.
 
-    Of a batch below eight XLA's TPU compiler makes a larger one by cutting pictures, copied and padded at every step.
-    Here it has nothing to cut, and pixels lie as attention takes them.
+    The three columns that an output needs are concatenated along the channels, which leaves a convolution along the
+    rows with three taps. For a batch below eight, XLA's TPU compiler makes a larger batch by cutting pictures apart,
+    and copies and pads them at every step. Here it has nothing to cut, and the pixels lie as attention takes them.
     """
 
-    @jax.checkpoint  # a backward pass would keep the three, not x
+    @jax.checkpoint  # else the backward pass would keep the three columns instead of x
     def sums(x: Array, kernel: Array) -> Array:
         channels, padded = x.shape[3], jnp.pad(x, ((0, 0), (0, 0), padding[1], (0, 0)))
         places = padded.shape[2] - 2
@@ -104,7 +111,7 @@ def by_columns(x: Array, kernel: Array, stride: int = 1, padding=((1, 1), (1, 1)
 
 
 def is_large(x: Array, least: int = 2**24) -> bool:
-    """Is a picture of x so large that a CPU takes it `by_bands`?"""
+    """Is one picture of x so large that a CPU computes it with `by_bands`? `least` counts values; H divides by 8."""
     return x[0].size >= least and x.shape[1] % 8 == 0
 
 
@@ -115,16 +122,21 @@ def by_bands(
     in_place: bool = False,
     rows: int = 64,
 ) -> Array:
-    """step(before(band) with a row more at either end, zeros outside of x; band) of bands of x after each other, one
-    below the other. A band is `rows` of x or fewer; what is made on the way is never there for more than these.
+    """Walks over x [B, H, W, C] in bands of rows and stacks step(active, band) of all bands, one below the other.
 
-    in_place: the result has x's shape, and its place.
+    Intermediate results never exist for more than one band.
+
+    before: a function that treats each pixel alone.
+    step: takes `active`, which is before(...) of the band with one more row at either end (zeros outside of x), and
+        the band itself.
+    in_place: write the result over x; it must have x's shape.
+    rows: the largest number of rows in a band; the bands have equal heights.
     """
     b, height, w, channels = x.shape
     rows = max(n for n in range(1, rows + 1) if height % n == 0)
     if rows == height:
         return step(jnp.pad(before(x), ((0, 0), (1, 1), (0, 0), (0, 0))), x)
-    above = x[:, rows - 1 :: rows]  # each band's last row: in place, it is gone when the next one asks for it
+    above = x[:, rows - 1 :: rows]  # each band's last row: in place, it is overwritten before the next band needs it
 
     def made(source: Array, i: Array) -> Array:
         row = lambda x, at, rows=1: jax.lax.dynamic_slice(x, (0, at, 0, 0), (b, rows, w, channels))
@@ -140,22 +152,27 @@ def by_bands(
     if in_place:
         return jax.lax.fori_loop(0, height // rows, loop, x)
     band = jax.eval_shape(made, x, 0)
-    some = jax.lax.stop_gradient(before(x[:1, :1, :1])[0, 0, 0, 0])  # zeros would be there from the program's start on
+    some = jax.lax.stop_gradient(before(x[:1, :1, :1])[0, 0, 0, 0])  # XLA would allocate zeros at the program's start
     y = jnp.full((b, height // rows * band.shape[1], *band.shape[2:]), some, band.dtype)
     return jax.lax.fori_loop(0, height // rows, loop, y)
 
 
 def as_product(x: Array, kernel: Array) -> Array:
-    """The nine neighbours side by side, and one matrix product: on small pictures with many channels, what takes time
-    is reading the kernel, and a product reads it once."""
+    """Convolution as one matrix product over the nine neighbours, concatenated along the channels.
+
+    On small pictures with many channels most of the time goes into reading the kernel, and a product reads it once.
+    """
     (_, h, w, channels), padded = x.shape, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     neighbours = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
     return jnp.concatenate(neighbours, -1) @ kernel.reshape(9 * channels, -1)
 
 
 def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
-    """Of an enlarged picture's 3 x 3 neighbours some are the same pixel: for each of the four places in a doubled pixel
-    a 2x2 convolution of the small picture is left, with sums of the kernel's rows and columns."""
+    """Convolves the enlarged picture without making it: x [B, H, W, C] -> [B, 2H, 2W, D].
+
+    Some of the 3 x 3 neighbours in an enlarged picture are the same pixel. For each of the four places in a doubled
+    pixel, this leaves a 2x2 convolution of the small picture with sums of the kernel's rows and columns.
+    """
     kernel = after(x, kernel)
 
     def halves(kernel: Array, axis: int) -> list[Array]:
@@ -174,27 +191,30 @@ def by_phase(x: Array, kernel: Array, bias: Array) -> Array:
 
 
 def after(x: Array, y: Array) -> Array:
-    """y, once x is there: XLA's scheduler computes what is ready first, such as the transformed kernels of a whole
-    network, and there it lies."""
+    """Returns y, but makes it depend on x, so that XLA does not compute it before x is there.
+
+    XLA's scheduler computes first what is ready first, such as the transformed kernels of a whole network, which then
+    fill the memory.
+    """
     never = x[0, 0, 0, 0] - 1 > x[0, 0, 0, 0]
     return jnp.where(never, 0, y)
 
 
 @jax.custom_jvp
 def winograd(x: Array, kernel: Array) -> Array:
-    """16 products for 4 outputs instead of 36: F(2 x 2, 3 x 3) of arXiv 1509.09308, for even H and W.
+    """Winograd's convolution F(2 x 2, 3 x 3) (arXiv 1509.09308) for even H and W: 16 products for 4 outputs, not 36.
 
-    A tile is 4 x 4 inputs, for 2 x 2 outputs y = A^T [(G g G^T) * (B^T d B)] A; each of its 16 places is a matrix
-    product over the channels of all tiles.
+    A tile of 4 x 4 inputs gives 2 x 2 outputs y = A^T [(G g G^T) * (B^T d B)] A. Each of the tile's 16 places is one
+    matrix product over the channels, for all tiles at once.
     """
     (b, h, w, channels), padded = x.shape, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    factors = jax.lax.sort(after(x, jnp.array([0.25, 0.5, 1.0], x.dtype)))  # else XLA puts `after` into all 16 kernels
+    factors = jax.lax.sort(after(x, jnp.array([0.25, 0.5, 1.0], x.dtype)))  # else XLA repeats `after` in all 16 kernels
 
-    def transform(d: Array, axis: int) -> list[Array]:  # B^T d: of every second four along an axis
+    def transform(d: Array, axis: int) -> list[Array]:  # B^T d: windows of four along an axis, two apart
         d0, d1, d2, d3 = (jax.lax.slice_in_dim(d, i, i + x.shape[axis] - 1, 2, axis) for i in range(4))
         return [d0 - d2, d1 + d2, d2 - d1, d1 - d3]
 
-    def spread(g: Array) -> list[Array]:  # G g, but that G halves the two in the middle
+    def spread(g: Array) -> list[Array]:  # G g, without G's halving of the two in the middle (`factors` does it)
         return [g[0], g[0] + g[1] + g[2], g[0] - g[1] + g[2], g[2]]
 
     def gather(m: list[Array]) -> list[Array]:  # A^T m
@@ -213,7 +233,7 @@ def winograd(x: Array, kernel: Array) -> Array:
 
 @partial(winograd.defjvp, symbolic_zeros=True)
 def winograd_jvp(values, changes):
-    """Of the direct way: the transformed tiles, four times x, would have to be kept."""
+    """The derivative of `direct`. Winograd's own would have to keep the transformed tiles, four times the size of x."""
     (x, kernel), (dx, dkernel) = values, changes
     parts = [] if isinstance(dx, SymbolicZero) else [direct(dx, kernel)]
     parts += [] if isinstance(dkernel, SymbolicZero) else [direct(x, dkernel)]

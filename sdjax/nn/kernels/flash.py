@@ -1,14 +1,15 @@
 """Flash attention for TPUs (arXiv 2205.14135), forward and backward, as Pallas kernels with the tokens in the lanes.
 
-q [B, H, D, T], k and v [B, H, D, S]: heads are 40, 64, 80 or 160 features wide, which as rows of a tile fill it, and as
-its 128 lanes would not; a projection writes [B, C, T] as easily as [B, T, C], so nothing is padded or transposed on the
-way. Logits are [S, T], float32; what is kept of them is one number a query, lse = log sum_s exp(logits), float32
-[B, H, 1, T], from which the backward pass makes them again:
+q is [B, H, D, T], k and v are [B, H, D, S]. Heads are 40, 64, 80 or 160 features wide: such a width fills the rows of a
+tile, but would not fill its 128 lanes. A projection writes [B, C, T] as easily as [B, T, C], so nothing is padded or
+transposed on the way. Logits are [S, T], float32. Only one number a query is kept of them, lse = log sum_s exp(logits),
+float32 [B, H, 1, T], from which the backward pass computes them again:
 
     p = exp(scale k^T q - lse)                 y = v p
     ds = scale p (v^T dy - sum_d y dy)         dq = k ds     dk = q ds^T     dv = dy p^T
 
-Powers are of 2, which is what a TPU has: the factor log2(e) is in the scale, not in every exponential.
+Exponentials are powers of 2, since those are what a TPU has. The factor log2(e) is part of the scale, so that it does
+not cost a product in every exponential.
 """
 
 import math
@@ -23,14 +24,15 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sdjax.types import Array
 
-ROWS = ((0,), (0,))  # contracts D of two [D, ...]
-LANES = ((1,), (1,))  # contracts tokens of two [..., tokens]
-PLAIN = ((1,), (0,))
+ROWS = ((0,), (0,))  # contracts D of two arrays [D, ...]
+LANES = ((1,), (1,))  # contracts the tokens of two arrays [..., tokens]
+PLAIN = ((1,), (0,))  # a plain matrix product
 LOG2E = math.log2(math.e)
 
 
 class Blocks(NamedTuple):
-    """How a length is walked: `count` blocks in the grid, each in pieces of `piece`; the end may be padding."""
+    """How a length of tokens is divided: into `count` blocks in the grid, and each block into pieces of `piece` tokens.
+    The end of the last block may be padding."""
 
     length: int
     count: int
@@ -43,7 +45,8 @@ class Blocks(NamedTuple):
 
 
 def blocks(length: int, most: int, piece: int) -> Blocks:
-    """Blocks of at most `most` tokens, whole pieces of at most `piece`, both multiples of 128 if there are several."""
+    """Divides `length` into blocks of at most `most` tokens. Each holds whole pieces of at most `piece` tokens. If
+    there are several pieces, both sizes are multiples of 128."""
     if length <= piece:
         return Blocks(length, 1, length, length)
     pieces = math.ceil(length / piece)
@@ -54,13 +57,13 @@ def blocks(length: int, most: int, piece: int) -> Blocks:
 
 
 def product(a: Array, b: Array, axes: tuple) -> Array:
-    """float32; of float32 without rounding the factors to bfloat16."""
+    """Returns the product a b over `axes` as float32. float32 factors are not rounded to bfloat16."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return lax.dot_general(a, b, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
 def products(k: Array, q: Array, first: Array, keys: Blocks) -> Array:
-    """k^T q, [keys, queries]; keys past the end get -inf. `first`: number of the first key."""
+    """Returns k^T q [keys, queries], with -inf for keys past the end. `first` is the index of the first key in k."""
     found = product(k, q, ROWS)
     if keys.padding:
         row = first + lax.broadcasted_iota(jnp.int32, found.shape, 0)
@@ -69,7 +72,7 @@ def products(k: Array, q: Array, first: Array, keys: Blocks) -> Array:
 
 
 def forward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, top, total, mean, *, keys: Blocks):
-    """Queries of one block against the keys of one: a running maximum, and sums relative to it."""
+    """One block of queries against one block of keys: it keeps a running maximum and sums relative to it."""
     j, scale = pl.program_id(3), LOG2E * q_ref.shape[2] ** -0.5
 
     @pl.when(j == 0)
@@ -99,7 +102,8 @@ def forward_kernel(q_ref, k_ref, v_ref, y_ref, lse_ref, top, total, mean, *, key
 def backward_kernel(
     q_ref, k_ref, v_ref, y_ref, lse_ref, dy_ref, dq_ref, dk_ref, dv_ref, dq, dk, dv, *, queries: Blocks, keys: Blocks
 ):
-    """Keys of one block, the queries' blocks one after the other; dq, of all queries, stays until the last keys."""
+    """One block of keys against one block of queries after the other. dq of all queries stays on the chip until the
+    last block of keys."""
     j, i = pl.program_id(2), pl.program_id(3)
     mine = pl.ds(i * queries.block, queries.block) if queries.count > 1 else slice(None)
 
@@ -135,7 +139,8 @@ def backward_kernel(
 
 
 def plan(q: Array, k: Array) -> tuple[Blocks, Blocks]:
-    """Of queries and keys; the keys of a head stay on the chip as long as they are no more than half a megabyte."""
+    """Returns the Blocks of the queries and of the keys. The keys of a head stay on the chip as one block as long as
+    they take no more than half a megabyte."""
     width = q.shape[2] * q.dtype.itemsize
     return blocks(q.shape[3], 512, 512), blocks(k.shape[3], max(512, 2**19 // width), 512)
 
@@ -145,7 +150,8 @@ def pad(x: Array, tokens: Blocks) -> Array:
 
 
 def specs(width: int, queries: Blocks, keys: Blocks, place: callable) -> tuple:
-    """Of a block of queries' features, keys' features and queries' single numbers; place(grid indices) -> (i, j)."""
+    """Returns three BlockSpecs: for the features of a block of queries, for those of a block of keys, and for one
+    number a query. place(*grid indices) -> (block of queries, block of keys)."""
     spec = lambda rows, tokens, which: pl.BlockSpec(
         (1, 1, rows, tokens.block), lambda b, h, *ij: (b, h, 0, place(*ij)[which])
     )
@@ -153,14 +159,14 @@ def specs(width: int, queries: Blocks, keys: Blocks, place: callable) -> tuple:
 
 
 def cost(q: Array, k: Array, products: int, *arrays: Array) -> pl.CostEstimate:
-    """Of `products` matrix products and an exponential a logit. `arrays` are read or written once."""
+    """Returns the cost of `products` matrix products and one exponential a logit. `arrays` are read or written once."""
     logits = math.prod(q.shape[:2]) * q.shape[3] * k.shape[3]
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
     return pl.CostEstimate(flops=2 * products * logits * q.shape[2], transcendentals=logits, bytes_accessed=moved)
 
 
 def forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """(y [B, H, D, T], lse [B, H, 1, T])."""
+    """Returns (y [B, H, D, T], lse float32 [B, H, 1, T]) of attention; see the top of the file for the shapes."""
     (b, h, d, t), (queries, keys) = q.shape, plan(q, k)
     q, k, v = pad(q, queries), pad(k, keys), pad(v, keys)
     one, other, single = specs(d, queries, keys, lambda i, j: (i, j))
@@ -182,7 +188,7 @@ def forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
 
 def backward(q: Array, k: Array, v: Array, y: Array, lse: Array, dy: Array) -> tuple[Array, Array, Array]:
-    """(dq, dk, dv), shaped as q, k and v."""
+    """Returns (dq, dk, dv), shaped as q, k and v, from the forward pass' y and lse and the gradient dy of y."""
     (b, h, d, t), s, (queries, keys) = q.shape, k.shape[3], plan(q, k)
     q, y, lse, dy = (pad(x, queries) for x in (q, y, lse, dy))
     k, v = pad(k, keys), pad(v, keys)
