@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-FILLS = (0.84, 0.89, 0.94)  # sizes of the references: a thing's share of the picture's side
+FILLS = (0.84, 0.89, 0.94)  # a drawing's longer side as a share of the picture's side
 BORDER = 2  # width in pixels
 
 

@@ -19,7 +19,7 @@ from sdjax.image.pixels import to_rgb
 #: Formats that their first bytes identify, and that need no other program (EPS would run Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 
-#: Suffixes of the files in a shard that are taken for pictures.
+#: Suffixes by which shards, and folders in train/caption.py, are searched for pictures.
 SUFFIXES = frozenset(
     {
         "jpg",
