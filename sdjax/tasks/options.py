@@ -34,7 +34,7 @@ class Option(NamedTuple):
     flag: Any = None  # its type on the command line; None: it has no flag
     text: str | None = None  # its field in a PNG's parameters
     read: Callable[[str], Any] | None = None  # field's text -> value, or a dict of arguments; or ValueError
-    write: Callable[[Any], Any] | None = None  # value -> what is written always; None: see parameters.describe
+    write: Callable[[Any], Any] | None = None  # value -> what is written; None: written if not the default
     place: int = 100  # place of the field in the text: the order is the same in files of all versions
     axis: Callable[[str], Any] | None = None  # how --grid reads a value
     static: bool = False  # another value compiles anew
