@@ -1,4 +1,4 @@
-"""sdjax beside diffusers: python sample/benchmark.py. The same as `sdjax benchmark`."""
+"""Times sdjax beside diffusers: python sample/benchmark.py. The same as `sdjax benchmark`."""
 
 from sdjax.commands.benchmark import main
 from sdjax.commands.benchmark_options import Options

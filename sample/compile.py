@@ -1,4 +1,4 @@
-"""A generation program in a file: python sample/compile.py --out FILE. The same as `sdjax compile`."""
+"""Writes a generation program to a file: python sample/compile.py --out FILE. The same as `sdjax compile`."""
 
 from sdjax.commands.command_line import run
 from sdjax.commands.compile import Options, main

@@ -1,4 +1,4 @@
-"""How well a model draws the emoji: python sample/evaluate.py --data DIR. The same as `sdjax evaluate`."""
+"""Measures how well a model draws the emoji: python sample/evaluate.py --data DIR. The same as `sdjax evaluate`."""
 
 import sys
 from pathlib import Path

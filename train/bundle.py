@@ -1,4 +1,4 @@
-"""Makes a small folder to ship out of a trained one: float16 weights, CLIP's image tower beside them.
+"""Makes a small model folder to ship from a trained one: weights in float16, with CLIP's image tower beside them.
 
 python train/bundle.py --model runs/unet/export --clip runs/clip/export/clip --out sdjax/pretrained/emoji
 """
@@ -27,7 +27,7 @@ def main(options: Options) -> None:
     """Write a model in float16, with the CLIP image tower that belongs to it."""
     sd = sdjax.load(options.model)
     vision, clip = sdjax.load_clip(options.clip)
-    clip = cast_params(clip, np.float16)  # refuses what float16 does not hold, before anything is written
+    clip = cast_params(clip, np.float16)  # refuses values too large for float16 before anything is written
     sdjax.save(sd, options.out, dtype="float16")
     sdjax.save_clip(clip, vision, options.out / "clip")
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())

@@ -3,8 +3,8 @@
     python train/caption.py --data pictures --phrases phrases.txt
 
 writes pictures/metadata.jsonl, which the training scripts read: one {"file_name", "text", "score"} a line, in the order
-of the names. The score is the cosine of picture and phrase (arXiv 2103.00020, section 3.1.2). Pictures that cannot be
-read are named on standard error and left out.
+of the names. The score is the cosine similarity of picture and phrase (arXiv 2103.00020, section 3.1.2). Pictures that
+cannot be read are named on standard error and left out.
 """
 
 import json
@@ -36,7 +36,7 @@ class Options:
 
 
 def find_pictures(root: Path) -> list[Path]:
-    """Every file in the folder whose suffix is a picture's, sorted. SdjaxError when there is none."""
+    """Returns every file in the folder, and in folders in it, whose suffix is a picture's, sorted. SdjaxError: none."""
     from sdjax.data.picture import SUFFIXES
 
     if not root.is_dir():
@@ -86,7 +86,11 @@ def main(options: Options) -> None:
 
 
 def make_ranking(options: Options, phrases: list[str]):
-    """(path -> what the tower sees of a picture, these [B, size, size, 3] -> (best phrase [B], its cosine [B]))."""
+    """Returns two functions: read and rank.
+
+    read(path) returns a picture as the image tower takes it, [size, size, 3]. rank(pictures [B, size, size, 3]) returns
+    the index of the best phrase for each, [B], and its cosine similarity [B]. SdjaxError: the towers do not fit.
+    """
     import sdjax
     from sdjax.conditioning.clip import clip_pixels, embed_phrases, image_embedding
     from sdjax.data.picture import load_picture, load_square, to_pixels
@@ -99,7 +103,7 @@ def make_ranking(options: Options, phrases: list[str]):
     if text := load_clip_text(folder):
         sd = sdjax.StableDiffusion(replace(EMOJI, text=text[0]), {"text": text[1]}, text[2])
         read = lambda path: clip_pixels(load_picture(path), config.size)
-    else:  # train/train_clip.py shows its tower pixels in [-1, 1]
+    else:  # train/train_clip.py trains its tower on pixels in [-1, 1]
         sd, read = sdjax.load(options.model), lambda path: to_pixels(load_square(path, config.size))
     if sd.config.text.width != len(params["text_projection"]):
         raise SdjaxError(

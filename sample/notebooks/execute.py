@@ -1,7 +1,7 @@
-"""Runs the notebooks beside it and keeps what their cells show: python sample/notebooks/execute.py [NOTEBOOK ...]
+"""Runs the notebooks beside it and stores what their cells show: python sample/notebooks/execute.py [NOTEBOOK ...]
 
-To be run again when the bundled model or the code that they show has changed. No Jupyter is needed: the cells run in
-this process. What Jupyter would show is kept: standard output, what is given to display(), a last expression's value.
+Run it again when the bundled model or the code in the notebooks has changed. No Jupyter is needed: the cells run in
+this process. It stores what Jupyter would show: standard output, arguments of display(), a last expression's value.
 """
 
 import ast
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 
 def execute(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook (nbformat 4, as JSON has it) with its code cells' outputs as they are now."""
+    """Returns the notebook (nbformat 4, read as JSON) with new outputs of its code cells."""
     outputs: list[dict[str, Any]] = []
     names = {"__name__": "__main__", "display": lambda value: outputs.append(shown(value, "display_data"))}
     cells, count = [], 0
@@ -36,7 +36,7 @@ def execute(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(source: str, names: dict[str, Any], where: str) -> Any:
-    """Runs a cell; -> the value of its last statement when that is an expression."""
+    """Runs a cell. Returns the value of its last statement if that is an expression."""
     body = ast.parse(source, where).body
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
     exec(compile(ast.Module(body, []), where, "exec"), names)
@@ -44,7 +44,7 @@ def run(source: str, names: dict[str, Any], where: str) -> Any:
 
 
 def shown(value: Any, kind: str) -> dict[str, Any]:
-    """An output cell: a picture where `value` is one (PIL), in 256 colours to keep the file small, beside its text."""
+    """Returns an output: a value's text, and for a PIL image a PNG in 256 colours, which keeps the file small."""
     data: dict[str, Any] = {"text/plain": repr(value).splitlines(True)}
     if hasattr(value, "save") and hasattr(value, "getpixel"):
         file = io.BytesIO()
@@ -57,6 +57,7 @@ def shown(value: Any, kind: str) -> dict[str, Any]:
 
 
 def main(names: list[str]) -> None:
+    """Runs the named notebooks, or all of them, and writes them back."""
     for path in map(Path, names) if names else sorted(FOLDER.glob("*.ipynb")):
         notebook = execute(json.loads(path.read_text(encoding="utf-8")))
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

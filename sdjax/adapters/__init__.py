@@ -1,1 +1,1 @@
-"""What changes a model, sd -> sd: textual inversion."""
+"""Functions that return a changed model, sd -> sd: textual inversion."""

@@ -1,4 +1,4 @@
-"""Textual inversion (arXiv 2208.01618): a word of prompts that stands for vectors of its own, read from a file.
+"""Textual inversion (arXiv 2208.01618): a file gives prompts a new word, which stands for learned vectors.
 
 sd = sdjax.add_embedding(sd, "learned_embeds.safetensors")             # diffusers: {token: [D] or [n, D]}
 sd = sdjax.add_embedding(sd, "easynegative.pt", token="easynegative")  # the web UI: its "string_to_param"
@@ -15,16 +15,18 @@ from sdjax.errors import SdjaxError
 from sdjax.formats.tensors import read_tensors
 from sdjax.model.value import StableDiffusion
 
-UNNAMED = ("*", "emb_params")  # what the web UI's files call their one tensor
+UNNAMED = ("*", "emb_params")  # names that the web UI's files give their one tensor
 
 
 def add_embedding(sd: StableDiffusion, path: str | Path, token: str | None = None) -> StableDiffusion:
-    """A model like `sd` whose prompts know `token`: read as the n vectors of a .safetensors, .pt or .bin file.
+    """Returns a model like `sd` in whose prompts the word `token` stands for the n vectors of a file.
 
-    `token`: the file's own name for it when None, or the file's name where it has none. It is found in prompts as a
-    whole word, in upper or lower case, and takes n tokens of a chunk. `sdjax.save` does not write it.
-    SdjaxError: a file that holds anything but one [n, D] or [D] tensor of the text tower's width D, more vectors than
-    a chunk has tokens, or a token that prompts cannot hold.
+    path: a .safetensors, .pt or .bin file.
+    token: the word; None takes the name that the file gives it, or the file's own name if it gives none. Prompts may
+        write it in upper or lower case, but as a whole word; it takes n tokens of a chunk.
+    `sdjax.save` does not write the word.
+    SdjaxError: the file holds something else than one [n, D] or [D] tensor of the text tower's width D, or more vectors
+    than a chunk has tokens; or prompts cannot hold `token`.
     """
     config, tensors = sd.config.text, read_tensors(path)
     if len(tensors) != 1:

@@ -1,1 +1,1 @@
-"""What one types: the options of each command, parsing, progress, and the work of each command."""
+"""The commands: their options, command-line parsing, progress bars, and the work that each does."""

@@ -1,12 +1,12 @@
-"""Thousands of pictures into one folder, by one process or many: each written whole or not at all, and recorded.
+"""Draws thousands of pictures into one folder, with one process or many, and records each finished one.
 
-    OUT/manifest.jsonl        {"settings": {...}}, then a record a finished picture:
+    OUT/manifest.jsonl        {"settings": {...}}, then a record for each finished picture:
                               {"image": i, "file": "00007-seed7.png", "seed": 7, "prompt": "a red apple", "bytes": 9041}
-    OUT/manifest-<p>.jsonl    the same of process p > 0
+    OUT/manifest-<p>.jsonl    the same for process p > 0
 
-After a kill the same command goes on: finished pictures stay as they are. Picture i goes through the model in the same
-batch and at the same place of it whether the run was disturbed or not, so that its bytes are the same; what a kill
-costs is the batch in progress. The settings have to be the same; prompts may be added at the end.
+Each picture is written whole or not at all. After a kill the same command continues; finished pictures stay as they
+are. Picture i always has the same place in the same batch, so its bytes are reproducible; a kill loses at most one
+batch. The settings must be the same as before; prompts may be added at the end.
 """
 
 import contextlib
@@ -38,15 +38,19 @@ def run_batch(
     processes: int = 1,
     report: Callable[[float, int], None] | None = None,
 ) -> int:
-    """Draws what is missing of this process's share of `prompts` into `out`; -> how many pictures that was.
+    """Draws those pictures of this process's share that `out` does not hold yet. Returns how many it drew.
 
-    draw(prompts, seed, progress) makes `size` pictures, the k-th from seed + k alone; picture i of the run has prompt
-    i, seed + i, and describe(i) as its parameters text. The last batch is filled up with the last prompt. `settings`
-    (JSON) is what has to be the same when a run goes on. report(done, all), of this process's share, is called at the
-    start and during each batch; done is a fraction then.
-
-    SdjaxError when `out` holds a run with other settings or prompts, another picture under a name that is needed, or
-    when another process writes there.
+    draw: draw(prompts, seed, progress) draws `size` pictures, the k-th from seed + k alone. The last batch is padded
+        with the last prompt.
+    describe: describe(i) is the parameters text of picture i.
+    prompts: picture i has prompt i and seed + i.
+    settings: JSON values that must be the same when a run continues.
+    size: pictures in a batch.
+    process, processes: this process's number, and how many share the work.
+    report: report(done, all) is called at the start and during each batch, for this process's share; during a batch
+        done may be a fraction.
+    SdjaxError: `out` holds a run with other settings or prompts, or another picture under a name that is needed; or
+    another process writes there.
     """
     out, count, made = Path(out), len(prompts), 0
     if not 0 <= seed <= 2**32 - count - size:
@@ -73,12 +77,12 @@ def run_batch(
 
 
 def name(i: int, seed: int) -> str:
-    """The file of picture i of a run from `seed`."""
+    """Returns the file name of picture i of a run from `seed`."""
     return f"{i:05d}-seed{seed + i}.png"
 
 
 def adopt(manifest: "Manifest", out: Path, share: range, prompts: Sequence[str], seed: int, describe) -> None:
-    """Records the pictures that are there whole but that a kill kept from their record; removes its scratch files."""
+    """Records whole pictures that a killed process wrote and did not record, and removes its scratch files."""
     there = {entry.name for entry in os.scandir(out)}
     own = {name(i, seed): i for i in share if i not in manifest.recorded}
     for scratch in there:
@@ -92,9 +96,10 @@ def adopt(manifest: "Manifest", out: Path, share: range, prompts: Sequence[str],
 
 
 class Manifest:
-    """The record of a run, all its processes' manifests together; a context that holds the lock of its own.
+    """The record of a run: reads the manifests of all processes, and writes and locks that of its own.
 
-    `recorded`: the pictures that they name; `finished`: those of them that are there, whole.
+    Use it as a context manager. `recorded`: the pictures that the manifests name; `finished`: those of them whose files
+    are there, with the recorded size.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], prompts: Sequence[str], process: int):
@@ -122,6 +127,7 @@ class Manifest:
             self.path.unlink()
 
     def add(self, i: int, path: Path, prompt: str, seed: int) -> None:
+        """Records picture i, whose file is whole."""
         if self.empty:
             self._write({"settings": self.settings})
             self.empty = False
@@ -134,7 +140,7 @@ class Manifest:
             self.file.flush()
 
     def _read(self, path: Path, out: Path, prompts: Sequence[str]) -> int:
-        """Takes in the records of one manifest; -> how many of its bytes are whole lines (a kill tears the last)."""
+        """Reads the records of one manifest. Returns the bytes of its whole lines; a kill may tear the last one."""
         whole = 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):

@@ -1,10 +1,10 @@
 """sdjax beside diffusers, on this machine and in one run: python sample/benchmark.py --model SD15 --sizes 256 512
 
-Each loads the same folder in a process of its own, and they take turns: A B A B ... Printed are medians, the range,
-what each holds at most in memory, the share of a matrix product's speed, and how far apart the results are. diffusers
-and torch come with the extra `parity`; with `--peer none` sdjax runs alone.
+Each library loads the same folder in a process of its own, and they take turns: A B A B ... The table has medians and
+ranges of the times, each one's largest memory use, its share of a matrix product's speed, and the difference of the
+results. The extra `parity` installs diffusers and torch; with `--peer none` sdjax runs alone.
 
-`--aot-tpu v5e` compiles for a TPU that need not be there (extra `tpu`) and prints what XLA reckons.
+`--aot-tpu v5e` compiles for a TPU, which is not needed for that (extra `tpu`), and prints XLA's estimates.
 """
 
 import multiprocessing
@@ -24,8 +24,11 @@ from sdjax.commands.benchmark_process import Worker
 from sdjax.commands.benchmark_tpu import aot, work_of
 from sdjax.errors import SdjaxError
 
+# ---- the two sides: (part, pixels a side) -> a function that computes the part and returns numpy arrays
+
 
 def ours(folder: str, options: Options) -> Callable:
+    """Loads the folder with sdjax. Returns calls(part, size), which returns a function to time."""
     import jax
 
     import sdjax
@@ -57,6 +60,7 @@ def ours(folder: str, options: Options) -> Callable:
 
 
 def theirs(folder: str, options: Options) -> Callable:
+    """The same with diffusers."""
     import diffusers
     import torch
     import transformers
@@ -101,7 +105,7 @@ def theirs(folder: str, options: Options) -> Callable:
 
 
 def write_random(name: str, dtype: str, folder: str) -> None:
-    """A preset with random parameters, none of them 0, as a diffusers folder."""
+    """Writes a preset with random parameters, none of them 0, as a diffusers folder."""
     import jax
 
     import sdjax
@@ -111,7 +115,7 @@ def write_random(name: str, dtype: str, folder: str) -> None:
 
     config, noise = NAMED[name], np.random.default_rng(0).normal(size=2**20).astype(np.float32)
 
-    def draw(leaf):  # drawing a thousand million numbers would take longer than all the rest
+    def draw(leaf):  # drawing 1e9 numbers would take longer than everything else
         scale = 1 / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
         return (np.resize(noise * np.float32(scale), leaf.shape) + np.float32(len(leaf.shape) == 1)).astype(dtype)
 
@@ -155,6 +159,7 @@ def main(options: Options) -> None:
 
 
 def compare(options: Options, config, sizes: list[int], folder: str) -> None:
+    """Times both sides on the same folder and prints the table."""
     import jax
 
     from sdjax.devices.cost import matmul_ceiling

@@ -1,4 +1,4 @@
-"""The options of `sdjax benchmark`."""
+"""The options of `sdjax benchmark`, and the inputs that it gives to both sides."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -32,11 +32,11 @@ class Options:
     """Take compiled programs from where other scripts keep them; then compile times are not those of a first run."""
 
 
-# ---- the two sides: (part, pixels a side) -> a function that computes it and gives numpy back
+# ---- inputs
 
 
 def inputs(config, options: Options, size: int) -> dict[str, np.ndarray]:
-    """The same for both."""
+    """Returns the random inputs of the parts, the same for both sides, for pictures of `size` pixels a side."""
     batch, side = options.batch_size, size // config.vae.factor
     draw = lambda seed, *shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     return {

@@ -1,4 +1,4 @@
-"""One side of a benchmark in a process of its own, and the memory that it takes."""
+"""Runs one side of a benchmark in a process of its own, and measures its memory."""
 
 import multiprocessing
 import os
@@ -13,7 +13,10 @@ from sdjax.errors import SdjaxError
 
 
 def serve(pipe, make: Callable, *arguments) -> None:
-    """A worker: answers (part, size) with (seconds, bytes held at most, result)."""
+    """Runs in the worker: answers each (part, size) with (seconds, peak memory in bytes, result).
+
+    make(*arguments) loads a side; the first answer, without a question, is for that.
+    """
     try:
         begin, calls = time.perf_counter(), {}
         side = make(*arguments)
@@ -27,11 +30,13 @@ def serve(pipe, make: Callable, *arguments) -> None:
             pipe.send((time.perf_counter() - begin, peak_memory(make), result))
     except EOFError:  # no more questions
         return
-    except Exception as error:  # so that the other side says it instead of waiting
+    except Exception as error:  # the other process raises it, instead of waiting
         pipe.send(error if isinstance(error, SdjaxError) else SdjaxError(f"{make.__name__}: {error!r}"))
 
 
 class Worker:
+    """A side of a benchmark in its own process. `loaded` is the answer for loading it, see `serve`."""
+
     def __init__(self, make: Callable, *arguments):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
@@ -41,6 +46,7 @@ class Worker:
         self.loaded = self.answer()
 
     def answer(self):
+        """Returns the next answer. Raises what the worker raised, or SdjaxError if its process has ended."""
         try:
             answer = self.pipe.recv()
         except EOFError:
@@ -51,18 +57,19 @@ class Worker:
         return answer
 
     def ask(self, part: str, size: int):
+        """Returns (seconds, peak memory in bytes, result) of one call."""
         self.pipe.send((part, size))
         return self.answer()
 
 
 def forget_peak() -> None:
-    """On Linux the highest memory use can be set back to the present one."""
+    """Resets the process' peak memory to its present use, where Linux allows it."""
     if os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(make: Callable) -> float:
-    """Bytes: the accelerator's where there is one, else the process'."""
+    """Returns the peak memory in bytes: the accelerator's if there is one, else the process'; 0 if unknown."""
     if make.__name__ == "ours" and (stats := sys.modules["jax"].local_devices()[0].memory_stats()):
         return stats["peak_bytes_in_use"]
     if make.__name__ == "theirs" and (cuda := sys.modules["torch"].cuda).is_available():

@@ -1,4 +1,4 @@
-"""What XLA reckons of a program for a TPU that need not be there."""
+"""Compiles a benchmark's parts for a TPU, which is not needed for that, and prints XLA's estimates."""
 
 import time
 from importlib.metadata import version
@@ -7,11 +7,11 @@ from sdjax.commands.benchmark_options import Options, inputs
 from sdjax.devices import tpu
 from sdjax.errors import SdjaxError
 
-# ---- what they compute, traced: for counting, and for compiling elsewhere
+# ---- the parts as functions to trace, to count FLOPs and to compile for a TPU
 
 
 def traced(config, options: Options, size: int, part: str) -> tuple:
-    """(function, shapes of its arguments)."""
+    """Returns (a traceable function that computes the part, its arguments, of which the parameters are shapes)."""
     import jax
     import jax.numpy as jnp
 
@@ -43,7 +43,7 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
 
 
 def work_of(config, options: Options, size: int) -> dict[str, float]:
-    """FLOPs of the model in each part."""
+    """Returns the FLOPs of each part, by the model's matrix products and convolutions."""
     from sdjax.devices.cost import flops
 
     count = {
@@ -55,7 +55,7 @@ def work_of(config, options: Options, size: int) -> dict[str, float]:
 
 
 def aot(options: Options, config, sizes: list[int]) -> None:
-    """Compiles the parts for one TPU chip."""
+    """Compiles the parts for one TPU chip and prints a table of XLA's estimates. SdjaxError: an unknown chip."""
     from sdjax.devices import cost as measure
 
     if options.aot_tpu not in tpu.CHIPS:
@@ -93,7 +93,7 @@ def aot(options: Options, config, sizes: list[int]) -> None:
             seconds, costs, text = time.perf_counter() - begin, measure.Costs(compiled), compiled.as_text()
             moved = measure.main_memory_traffic(text)
             least = max(costs.flops / measure.peak_flops(device.device_kind), moved / chip.bandwidth)
-            whole = part != "image"  # XLA counts a loop's body once
+            whole = part != "image"  # not "image": XLA counts the body of its loop once
             print(
                 row(
                     part,

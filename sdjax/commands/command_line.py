@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: one line on standard error and exit status 2 for whatever is refused."""
+"""Command lines made from dataclasses. Every refusal is one line on standard error and exit status 2."""
 
 import contextlib
 import gc
@@ -25,9 +25,12 @@ def parse(
     arguments: Sequence[str] | None = None,
     program: str | None = None,
 ) -> Options:
-    """Reads `arguments` (sys.argv's) into the dataclass `options`; tyro's error box becomes one line, exit status 2.
+    """Reads a command line into the dataclass `options`. tyro's error box becomes one line and exit status 2.
 
-    `default`: an instance whose values stand where the command line says nothing. `program`: its name in --help.
+    description: the text of --help.
+    default: an instance with the values of options that the command line leaves out; None: the dataclass' own.
+    arguments: None takes sys.argv's.
+    program: the command's name in --help.
     """
     import tyro
 
@@ -43,7 +46,7 @@ def parse(
 
 
 def flag_names(options: type) -> set[str]:
-    """The fields of a dataclass that are flags on the command line."""
+    """Returns the names of the fields of a dataclass that are flags on the command line."""
     return {field.name for field in fields(options)} - {"prompt"}
 
 
@@ -54,10 +57,12 @@ def run(
     arguments: Sequence[str] | None = None,
     program: str | None = None,
 ) -> None:
-    """Parses, calls `main`, and turns every refusal into one line and exit status 2.
+    """Parses the command line, calls main(options), and turns every refusal into one line and exit status 2.
 
-    defaults(parsed) may return other defaults, which options on the command line override. `arguments`, `program`: see
-    `parse`.
+    main: its docstring is the text of --help.
+    options: a dataclass.
+    defaults: defaults(parsed) may return an instance with other defaults; the command line is then parsed again.
+    arguments, program: see `parse`.
     """
     with reader_may_leave():
         _run(main, options, defaults, arguments, program)
@@ -80,9 +85,9 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def _run(main, options, defaults, arguments, program) -> None:
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is no news here
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch was not found
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF, palettes, sizes: what matters is refused by name
-    gc.set_threshold(50_000)  # imports and traces make millions of objects that stay: looking through them took a tenth
+    gc.set_threshold(50_000)  # imports and traces make millions of lasting objects: collecting took a tenth of the time
     parsed = parse(options, main.__doc__ or "", None, arguments, program)
     handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -105,24 +110,27 @@ def _run(main, options, defaults, arguments, program) -> None:
             "pictures at once and --dtype bfloat16 take less"
         )
     finally:
-        for name, handler in handlers.items():  # training sets its own
+        for name, handler in handlers.items():  # training sets its own handlers
             signal.signal(name, handler)
 
 
 def refuse(message: str) -> None:
-    """Prints `error: message` in one line and leaves with status 2."""
+    """Prints `error: message` in one line and exits with status 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
 
 class Progress:
-    """A bar with the time left, on standard error from the first call on, so that a refusal stays alone on its line."""
+    """A progress bar with the time left, on standard error.
+
+    It appears at the first call, so that a refusal before that has its line for itself.
+    """
 
     def __init__(self, unit: str):
         self.unit, self.bar = unit, None
 
     def __call__(self, done: float, total: int) -> None:
-        """`done` of `total`, counted from the first call on; fractions count."""
+        """Shows `done` of `total`; `done` may be a fraction. The time left is reckoned from the first call on."""
         if self.bar is None:
             from tqdm import tqdm
 
@@ -134,9 +142,9 @@ class Progress:
 
 
 def _one_line(box: str) -> str:
-    """The sentences inside tyro's box: without escapes, borders, its title and the hint below its rule."""
+    """Returns the sentences inside tyro's box, without escapes, borders, its title and the hint below its rule."""
     text = re.split(r"\n│ ─+ │\n", re.sub(r"\x1b\[[0-9;]*m", "", box))[0]
     lines = [line for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     sentence = " ".join(" ".join(re.sub(r"[─-╿]+", " ", line) for line in lines).split())
-    sentence = re.sub(r"^Error parsing \w+: ", "", sentence)  # a dataclass' own refusal, which names the argument
+    sentence = re.sub(r"^Error parsing \w+: ", "", sentence)  # the dataclass refused, and named the argument itself
     return sentence or "the command line could not be read: see --help"

@@ -1,4 +1,4 @@
-"""A generation program in a file: python sample/compile.py --model emoji --steps 20 --out emoji.sdjax
+"""Writes a generation program to a file: python sample/compile.py --model emoji --steps 20 --out emoji.sdjax
 
 `sdjax.load_program(FILE)(sd, "a red apple", seed=7)` runs it without tracing, on the platforms that it was made for.
 """

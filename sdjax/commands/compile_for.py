@@ -1,10 +1,10 @@
-"""Compiles the training step for a TPU that is not here, and prints what it takes there.
+"""Compiles the training step for a TPU, which is not needed for that, and prints the memory and the work it takes.
 
     pip install ".[tpu]"
     python train/compile_for.py --topology v5e:8x8 --model SD15 --batch-size 512 --parallel fsdp --remat
 
-Works on any Linux machine with a CPU; the full step of SD 1.5 compiles in some minutes. Memory, FLOPs and bytes are
-the compiler's, for one chip.
+It works on any Linux machine with a CPU; the full step of SD 1.5 compiles in some minutes. Memory, FLOPs and bytes are
+the compiler's figures for one chip.
 """
 
 from collections import Counter
@@ -81,7 +81,7 @@ def main(options: Options) -> None:
     )
     if options.batch_size % len(devices):
         raise SdjaxError(f"--batch-size {options.batch_size}: expected a positive multiple of the {len(devices)} chips")
-    # pmap compiles for devices that are here; jit with the state on every chip is the same arrangement
+    # pmap compiles only for devices of this machine; jit with the state on every chip is the same arrangement
     layout = FsdpLayout(options.replicas if options.parallel == "fsdp" else len(devices), devices)
     layout.kind = options.parallel
     null = np.zeros((config.text.length, config.text.width), np.float32)
@@ -108,12 +108,12 @@ def main(options: Options) -> None:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Name -> (how many, bytes of their results) in a compiled program's text; what is in a loop counts once."""
+    """Returns {name: (how many, bytes of their results)} of a compiled program's text; a loop's body counts once."""
     counts, sizes = Counter(), Counter()
     for _, kind, operation, *_ in operations(text):
         name = operation.removesuffix("-start")
         if name in COLLECTIVES:
             results = array_sizes(kind)
-            counts[name] += 1  # the type of a start holds its operands too
+            counts[name] += 1  # the type of a start contains its operands too
             sizes[name] += sum(results) if name == operation else max(results, default=0)
     return {name: (counts[name], sizes[name]) for name in COLLECTIVES if counts[name]}

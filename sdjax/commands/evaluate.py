@@ -1,15 +1,18 @@
-"""Measures how well a model trained on the emoji data draws what it is asked for. Prints one Markdown table.
+"""Measures how well a model trained on the emoji data draws what its prompts ask for. Prints one Markdown table.
 
     python train/prepare_emoji.py --out data/emoji
     python sample/evaluate.py --data data/emoji
 
-For each prompt "a 3d render of a red apple on a yellow background" one picture is drawn and asked:
-background  is the median colour of its border nearest (CIE Lab) to a shade of the named colour?
-thing       is the asked thing the nearest, or among the five nearest, of all things of that style drawn on that
-            background at three sizes? Distances are Euclidean, over pixels averaged to 32 x 32.
-style       is the thing in the asked style nearer than in the other two?
-clip        does the picture's embedding rank its own caption first, or in the first five, of all captions asked?
-The rows "true" put the data's own pictures in, "shuffled" other prompts' pictures: the ceiling and the floor.
+For each prompt, as "a 3d render of a red apple on a yellow background", it draws one picture and computes:
+background  Is the median colour of the picture's border nearest (CIE Lab) to a shade of the named colour?
+thing       The picture is compared with the data's own drawings of all things, each in the asked style on the asked
+            background at three sizes. Is the asked thing the nearest, or among the five nearest? Distances are
+            Euclidean, over pixels averaged to 32 x 32.
+style       The same with the asked thing's drawings in all three styles: is that in the asked style the nearest?
+clip        Among the captions of all prompts of the row, is the picture's own the nearest to it, or among the five
+            nearest, in CLIP's space?
+The columns give the shares of pictures for which the answer is yes. The row "true pictures" judges the data's own
+pictures, the ceiling; the row "shuffled pictures" judges the pictures of other prompts, the floor.
 """
 
 import json
@@ -19,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-FILLS = (0.84, 0.89, 0.94)
-BORDER = 2  # pixels
+FILLS = (0.84, 0.89, 0.94)  # a drawing's longer side as a share of the picture's side
+BORDER = 2  # width in pixels
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Asked:
+    """What one prompt asks for."""
+
     thing: str
     style: str
     background: str
 
 
 def choose_prompts(options: Options, things: list[str], styles, backgrounds, held: dict) -> dict[str, list[Asked]]:
-    """Trained and held-out combinations, fixed by the seed."""
+    """Returns the prompts of each row of the table: trained and held-out combinations, chosen by the seed.
+
+    held: the combinations that were held out of the training data, {"thing_style", "thing_background"}.
+    """
     rng = np.random.default_rng(options.seed)
     pick = lambda values: values[rng.integers(len(values))]
     no_style, no_background = (set(map(tuple, held[kind])) for kind in ("thing_style", "thing_background"))
@@ -82,33 +90,33 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def border_colour(picture: np.ndarray) -> np.ndarray:
-    """Median colour of the outermost pixels of uint8 [H, W, 3]."""
+    """Returns the median colour of the outermost BORDER pixels of a picture, uint8 [H, W, 3]."""
     inner = np.zeros(picture.shape[:2], bool)
     inner[BORDER:-BORDER, BORDER:-BORDER] = True
     return np.median(picture[~inner], axis=0)
 
 
 def shrink(pictures: np.ndarray) -> np.ndarray:
-    """uint8 [N, 64, 64, 3] -> float32 [N, 3072], averaged over 2 x 2."""
+    """uint8 [N, 64, 64, 3] -> float32 [N, 3072], averaged over 2 x 2 pixels."""
     n, h, w, _ = pictures.shape
     return pictures.reshape(n, h // 2, 2, w // 2, 2, 3).mean((2, 4), dtype=np.float32).reshape(n, -1)
 
 
 class References:
-    """Every thing in every style, to be put on a background at three sizes."""
+    """The data's drawings of every thing in every style, to be put on a background at three sizes."""
 
     def __init__(self, folder: Path, size: int, things: list[str], slugs: list[str], styles):
         from PIL import Image
 
         def cutout(path: Path) -> Image.Image:
-            with Image.open(path) as image:  # read now: thousands of files would stay open
+            with Image.open(path) as image:  # reads it now: else thousands of files would stay open
                 return image.convert("RGBA")
 
         self.things, self.size = things, size
         self.cutouts = {style: [cutout(folder / style / f"{slug}.png") for slug in slugs] for style in styles}
 
     def on(self, colour: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """style -> float32 [things, sizes, features]"""
+        """Returns {style: float32 [things, sizes, features]} on a background of `colour`."""
         from prepare_emoji import compose
 
         def draw(cutouts):
@@ -121,7 +129,10 @@ class References:
 
 
 def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, dict[str, float]]:
-    """{row: (asked, pictures uint8)} -> {row: {metric: share}}. References are made once a background."""
+    """{row: (asked, pictures uint8)} -> {row: {metric: share}}, all but clip's; see the top of this file.
+
+    backgrounds: {name: shades}; references stand on a background's first shade and are made once for each background.
+    """
     shades = [(name, shade) for name, values in backgrounds.items() for shade in values]
     lab = rgb_to_lab(np.array([shade for _, shade in shades]))
     hits: dict[str, list[dict]] = {row: [] for row in sets}
@@ -148,7 +159,7 @@ def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, di
 
 
 def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) -> dict[str, float]:
-    """Share of pictures whose own caption comes first, or in the first five, among `captions`."""
+    """Returns the shares of pictures whose own caption is the nearest, or among the five nearest, of `captions`."""
     import sdjax
     from sdjax.conditioning.clip import embed_phrases, image_embedding
     from sdjax.data.picture import to_pixels

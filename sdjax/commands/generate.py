@@ -1,10 +1,10 @@
 """Text to image: python sample/generate.py "a red apple" --steps 20 --num-images 4 --out out
 
-Writes OUT/00000-seed<seed>.png and on (numbers go on after what is there), each with its settings in the PNG's
-`parameters` text, and OUT/sheet.png when there is more than one.
+Writes OUT/00000-seed<seed>.png and so on, each with its settings in the PNG's `parameters` text, and OUT/sheet.png if
+there are several pictures. Numbers continue after the pictures that are in OUT already.
 
---init-image F [--strength S] [--mask F]   begins with a picture, or paints its white part under the mask anew
---from PICTURE.png                         takes the settings of such a text, a web UI's too; options go before them
+--init-image F [--strength S] [--mask F]   starts from a picture; with --mask repaints it where the mask is white
+--from PICTURE.png                         takes the settings from a picture's text, a web UI's too; options override
 --grid "guidance_scale=3,5" --grid seed=0..3    all combinations; the last axis runs along the columns of the sheet
 --prompts-file F                           picture i has prompt i and seed + i; all devices and processes share the
                                            work, OUT/manifest.jsonl records it, after a kill the same command goes on
@@ -24,7 +24,7 @@ from sdjax.files import check_folder
 
 
 class Task:
-    """txt2img, or with --init-image img2img and with --mask inpaint: their arguments and what a picture's text says."""
+    """The task that the options name, with its arguments: txt2img, with --init-image img2img, with --mask inpaint."""
 
     def __init__(self, sd, options: Options, image, mask):
         import sdjax
@@ -57,7 +57,7 @@ class Task:
                 self.checker = sdjax.load_safety_checker(options.safety_checker)
 
     def check(self, prompts: list[str], **changes) -> None:
-        """Refuses before the first picture what a later one would be refused for."""
+        """Checks all arguments before the first picture is drawn. changes: those of a grid's cell."""
         from sdjax.conditioning.text import prompt_tower
         from sdjax.tasks.options import TaskOptions as Arguments
         from sdjax.tasks.plans import plan_of
@@ -72,10 +72,11 @@ class Task:
         prompt_tower(self.sd, own.clip_skip)
 
     def draw(self, prompts: list[str], progress, **changes) -> list:
+        """Returns the pictures of some prompts as they are saved."""
         return self.finish(self.function(self.sd, prompts, progress=progress, **self.arguments | changes))
 
     def finish(self, images: list) -> list:
-        """Pictures as they are saved: black where --safety-checker flags them, with --watermark's bytes."""
+        """Returns pictures as they are saved: black if --safety-checker flags them, with --watermark's bytes."""
         import sdjax
         from sdjax.families.table import family_of
         from sdjax.image import watermark
@@ -91,12 +92,14 @@ class Task:
         return images
 
     def preview(self, step: int, numbers: list[int], pictures: list) -> None:
+        """Writes OUT/preview.png."""
         from sdjax.image.png import save_png
         from sdjax.image.sheets import contact_sheet
 
         save_png(contact_sheet(self.finish(pictures)), self.options.out / "preview.png")
 
     def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
+        """Returns the parameters text of a picture."""
         from sdjax.tasks.parameters import describe
 
         others = ("init_image", "mask", "embedding", "safety_checker", "watermark", "dtype")
@@ -143,7 +146,7 @@ def main(options: Options) -> None:
 
 
 def draw(task: Task, prompt: str) -> None:
-    """--num-images pictures of one prompt, and a sheet of them."""
+    """Draws and saves --num-images pictures of one prompt, and a sheet of them."""
     from sdjax.image.png import save_png
     from sdjax.image.sheets import contact_sheet
 
@@ -156,7 +159,7 @@ def draw(task: Task, prompt: str) -> None:
 
 
 def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
-    """A picture of each combination, and the labelled sheet."""
+    """Draws and saves one picture for each combination, and the labelled sheet."""
     from sdjax.commands.grid import cells, grid_sheet
     from sdjax.image.png import save_png
 
@@ -173,7 +176,7 @@ def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
 
 
 def draw_batch(task: Task, prompts: list[str]) -> None:
-    """--num-images pictures of each line of --prompts-file."""
+    """Draws and saves --num-images pictures of each prompt of --prompts-file."""
     import jax
     import numpy as np
 
@@ -207,11 +210,11 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     )
     print(f"{options.out}: {made} pictures drawn")
     with device_errors():
-        agree(made)  # a process that ended would wait for the others for 100 s at most
+        agree(made)  # waits for the other processes: at its end JAX would wait for only 100 s
 
 
 def read_picture(name: str, path: Path | None):
-    """The picture of an option, as RGB; what is transparent in a mask stays as it is."""
+    """Reads the picture of an option as RGB, or returns None. Transparent parts of a mask become black (kept)."""
     from sdjax.data.picture import Unreadable, decode, open_file
 
     try:
@@ -221,8 +224,10 @@ def read_picture(name: str, path: Path | None):
 
 
 def save_next(image, folder: Path, seed: int, text: str) -> Path:
-    """Saves it under a number one higher than the highest that a picture in the folder has. Other runs may draw into
-    the same folder: an empty file holds the name until the picture replaces it."""
+    """Saves a picture under the number after the highest one in the folder, and returns its path.
+
+    Other runs may draw into the same folder, so an empty file reserves the name until the picture replaces it.
+    """
     from sdjax.image.png import save_png
 
     while True:

@@ -1,4 +1,4 @@
-"""What sample/generate.py takes on its command line, and what is refused of it before a model is loaded."""
+"""The options of `sdjax generate`, and the checks of them that need no model."""
 
 import sys
 from dataclasses import dataclass, field, make_dataclass, replace
@@ -16,7 +16,7 @@ NAMES = tuple(option.name for option in FLAGS)
 
 
 def flagged(option: Option) -> tuple[str, Any, Any]:
-    """A row as a field of a dataclass that tyro reads."""
+    """Returns a row of OPTIONS as a field of a dataclass that tyro reads."""
     return option.name, Annotated[option.flag, tyro.conf.arg(help=option.help)], field(default=option.default)
 
 
@@ -71,7 +71,10 @@ class Options(Sampling):
 
 
 def settings_of_picture(options: Options) -> Options | None:
-    """The defaults that --from makes of a picture's text; says what it does not take from it."""
+    """Returns the defaults that --from takes from a picture's text, or None without --from.
+
+    Prints one line with the fields that it does not use. SdjaxError: the picture has no such text, or it is wrong.
+    """
     if options.from_ is None:
         return None
     from sdjax.image.parameters import read_parameters
@@ -86,7 +89,7 @@ def settings_of_picture(options: Options) -> Options | None:
     if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
         rest = {name: value for name, value in rest.items() if name not in ("Source", "Model")}
         found["model"] = source
-    if "strength" in found and not (options.init_image or "init_image" in found):  # a web UI's hires pass
+    if "strength" in found and not (options.init_image or "init_image" in found):  # it is a web UI's hires pass
         rest["Denoising strength"] = found.pop("strength")
     if rest:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
@@ -97,7 +100,7 @@ def settings_of_picture(options: Options) -> Options | None:
 
 
 def check_options(options: Options) -> None:
-    """Refuses what can be refused without a model."""
+    """Raises SdjaxError for options that do not fit together or are out of range, as far as no model is needed."""
     if options.prompts_file and options.prompt:
         raise SdjaxError("--prompts-file: instead of a prompt, not beside one")
     if not options.prompts_file and len(options.prompt) != 1:

@@ -1,4 +1,4 @@
-"""Grids: pictures over all combinations of a few settings, "guidance_scale=3,5,7.5" x "seed=0,1", on a labelled sheet.
+"""Grids: a picture for each combination of some settings, "guidance_scale=3,5,7.5" x "seed=0,1", on a labelled sheet.
 
 The last axis runs along the columns, all others along the rows.
 """
@@ -14,7 +14,7 @@ from sdjax.image.sheets import labelled_sheet
 from sdjax.tasks.options import OPTIONS
 from sdjax.tasks.parameters import OTHERS
 
-#: What an axis can be: an argument of txt2img (strength: of img2img) and the type of its values.
+#: The axes that a grid can have: arguments of txt2img (strength: of img2img), and how their values are read.
 AXES: Mapping[str, Callable[[str], Any]] = {
     option.name: option.axis for option in (*OPTIONS, *OTHERS) if option.axis is not None
 }
@@ -23,7 +23,7 @@ AXES: Mapping[str, Callable[[str], Any]] = {
 def read_axes(texts: Sequence[str]) -> dict[str, list]:
     """["guidance_scale=3,5", "seed=0..3"] -> {"guidance_scale": [3.0, 5.0], "seed": [0, 1, 2, 3]}.
 
-    "a..b" stands for all whole numbers from a to b. SdjaxError naming the axis that cannot be read.
+    "a..b" stands for all whole numbers from a to b. SdjaxError, which names the axis, if one cannot be read.
     """
     axes: dict[str, list] = {}
     for text in texts:
@@ -55,12 +55,12 @@ def _read(text: str, kind: Callable[[str], Any]) -> list:
 
 
 def cells(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
-    """The settings of each picture, row by row."""
+    """Yields the settings of each picture, row by row."""
     return (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
 def grid_sheet(axes: Mapping[str, list], images: Sequence[Image.Image]) -> Image.Image:
-    """The sheet of the pictures of `cells(axes)`, in their order."""
+    """Returns the labelled sheet. images: those of `cells(axes)`, in the same order."""
     *others, last = axes
     shown = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
     label = lambda name, value: f"{name.replace('_', ' ')}\n{shown(value)}"

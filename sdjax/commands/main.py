@@ -1,6 +1,6 @@
-"""The command `sdjax`: its first words name a command, the others are that command's options.
+"""The command `sdjax`: its first words name a command, and the rest are that command's options.
 
-Nothing is imported before it is known which command is asked for, so that a list of them or a refusal takes no time.
+A command's module is imported only when it is asked for, so that the list of commands or a refusal takes no time.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sdjax.commands.command_line import reader_may_leave, run
 
-#: words -> (module of this room with `main`, `Options` and perhaps `defaults`, what it does)
+#: words -> (module of this folder with `main`, `Options` and perhaps `defaults`; what the command does)
 COMMANDS = {
     "generate": ("generate", "Draw pictures of a prompt."),
     "batch": ("generate", "Draw a picture of each line of a file; go on after a kill (generate --prompts-file FILE)."),
@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command that `arguments` (sys.argv's) name."""
+    """Runs the command that `arguments` name; None takes sys.argv's."""
     with reader_may_leave():
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
 
@@ -49,14 +49,14 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def usage(first: str = "") -> str:
-    """The list of commands, or of those that begin with the word `first`."""
+    """Returns the list of all commands, or of those that begin with the word `first`."""
     shown = {name: what for name, (_, what) in COMMANDS.items() if name.split(" ")[0] == first or not first}
     lines = [f"  {name:<{max(map(len, shown))}}  {what}" for name, what in shown.items()]
     return "\n".join(["usage: sdjax COMMAND [OPTIONS]", "", *lines, "", "sdjax COMMAND --help lists its options."])
 
 
 def refuse(name: str) -> None:
-    """One line for words that name no command, with the nearest one, and exit status 2."""
+    """Prints one line for words that name no command, with the nearest command, and exits with status 2."""
     if name.split(" ")[-1].startswith("-"):
         print(
             f"error: {name.split(' ')[-1]}: an option comes after a command; sdjax --help lists them", file=sys.stderr

@@ -1,11 +1,11 @@
-"""The training step's speed beside diffusers' on torch: the same model, weights, shapes and optimiser, in one run.
+"""Times the training step beside diffusers' on torch: the same model, weights, shapes and optimiser, in one run.
 
     pip install ".[parity]"
     python train/benchmark.py --model EMOJI --batch-size 16
 
-Both steps noise latents, regress the noise, clip the gradient, and update AdamW and the EMA, float32 parameters all, on
-the CPU or on the accelerator that each of them finds. First the networks' outputs are compared: the two have to do the
-same.
+Both steps noise latents, regress the noise (or v, as the model does), clip the gradient, and update AdamW and the EMA.
+All parameters are float32. Each library runs on the accelerator that it finds, else on the CPU. First the networks'
+outputs are compared, to show that both compute the same.
 """
 
 import os
@@ -80,15 +80,18 @@ def main(options: Options) -> None:
     sides |= {
         f"diffusers, {peer}": lambda peer=peer: theirs(diffusers, torch, unet, config, batch, options.dtype, peer)
         for peer in sorted(options.peer, reverse=True)
-    }  # eager first: compiled, it stays so
+    }  # eager first: the UNet stays compiled once it is
     for name, make in sides.items():
         first, each, note = measure(make, options.steps)
         print(f"{name:<18} {first:9.2f} s  {each:9.3f} s  {options.batch_size / each:12.2f}{note}")
 
 
 def measure(make: Callable, steps: int) -> tuple[float, float, str]:
-    """Seconds of the first step, compilation included, and of one of the next, the median. As in a training loop the
-    host waits for a step only when it has started the next one."""
+    """Returns the seconds of the first step, with compilation, the median of the next ones, and a note for the table.
+
+    As in a training loop, the host waits for a step only after it has started the next one.
+    make: returns (step, note); step() starts a step and returns a function that waits for it.
+    """
     start = time.perf_counter()
     step, note = make()
     wait = step()
@@ -107,6 +110,7 @@ def measure(make: Callable, steps: int) -> tuple[float, float, str]:
 
 
 def random_batch(config: Config, count: int) -> Batch:
+    """Returns a batch of random moments and text states."""
     rng, side = np.random.default_rng(0), config.size // config.vae.factor
     moments = rng.normal(size=(count, side, side, 2 * config.vae.latent_channels)).astype(np.float16)
     context = rng.normal(size=(count, config.text.length, config.text.width)).astype(np.float16)
@@ -114,6 +118,7 @@ def random_batch(config: Config, count: int) -> Batch:
 
 
 def ours(options: Options, config: Config, params, batch: Batch) -> tuple[Callable, Callable]:
+    """Returns sdjax's (step, note), see `measure`."""
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, warmup=0, parallel=options.parallel)
     layout = make_layout(options.parallel)
     make, step = build(
@@ -138,6 +143,7 @@ def ours(options: Options, config: Config, params, batch: Batch) -> tuple[Callab
 
 
 def torch_unet(diffusers, torch, config: Config, params):
+    """Returns diffusers' UNet with the same parameters."""
     from safetensors.numpy import save_file
 
     fields = folder_configs(config)["unet/config.json"]
@@ -151,6 +157,7 @@ def torch_unet(diffusers, torch, config: Config, params):
 
 
 def outputs_differ(torch, unet, config: Config, params, batch: Batch) -> float:
+    """Returns the largest difference of the two networks' outputs, divided by the largest value."""
     x, t = batch.moments[:1, ..., :4].astype(np.float32), np.full(1, 500)
     mine = unet_output(params, x, t.astype(np.float32), batch.context[:1].astype(np.float32), config.unet)
     put = lambda array: torch.tensor(np.asarray(array, np.float32), device=unet.device)
@@ -165,7 +172,7 @@ def outputs_differ(torch, unet, config: Config, params, batch: Batch) -> float:
 
 
 def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str, peer: str) -> tuple[Callable, Callable]:
-    """As diffusers' examples/text_to_image does it."""
+    """Returns diffusers' (step, note), see `measure`; the step is that of its examples/text_to_image."""
     from diffusers.training_utils import EMAModel
 
     prediction = "v_prediction" if config.schedule.prediction == "v" else "epsilon"

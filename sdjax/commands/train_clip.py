@@ -1,8 +1,8 @@
-"""Trains CLIP from nothing: a text tower with its own BPE vocabulary and an image tower, contrastively.
+"""Trains CLIP from nothing, with the contrastive loss: a text tower with its own BPE vocabulary, and an image tower.
 
-In a random batch of a composed data set the backgrounds tell most pairs apart, and a tower that knows colours alone is
-soon nearly right: its states hardly say which thing is meant. --alike style,background makes half of every batch agree
-in these fields of metadata.jsonl, so that what is left has to be told apart.
+In a random batch of a composed data set the backgrounds tell most pairs apart. A tower that knows only colours is then
+soon nearly right, and its states hardly say which thing is meant. --alike style,background makes half of every batch
+agree in these fields of metadata.jsonl, so that the towers must tell it apart by the rest.
 """
 
 import codecs
@@ -33,8 +33,8 @@ from sdjax.training.start import open_pictures, start_model
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
-    """Contrastive training compares each picture with every caption of its batch, whatever device they lie on: large
-    batches help. --accumulate does not make them larger.
+    """Contrastive training compares each picture with every caption of its batch, on all devices, so large batches
+    help. --accumulate does not make them larger.
     """
 
     batch_size: int = 256
@@ -43,7 +43,10 @@ class Options(TrainOptions):
 
 
 def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], Chosen]:
-    """step -> the batch's rows, no caption twice in the half that agrees in the fields of --alike."""
+    """Returns a function step -> the batch's rows, half of which agree in the fields of --alike.
+
+    No caption is twice in that half. SdjaxError: metadata.jsonl has no such field, or several values in one.
+    """
     names = options.alike.split(",")
     if not (options.data / "metadata.jsonl").is_file():
         raise SdjaxError(f"--alike {options.alike}: {options.data} has no metadata.jsonl with such fields")
@@ -77,7 +80,7 @@ def main(options: Options) -> None:
     sd = start_model(options, tokenizer=False)
     text, vision = sd.config.text, replace(EMOJI_VISION, projection=sd.config.text.width)
     source = open_pictures(options, vision.size)
-    with tempfile.TemporaryDirectory() as folder:  # every process has the same: the captions are
+    with tempfile.TemporaryDirectory() as folder:  # all processes have the same captions, so the same vocabulary
         tokenizer = sd.tokenizer or train_bpe(source.texts, text.vocab_size, folder, text.length)
     ids = tokenize(tokenizer, text, source.texts)
     key = jax.random.key(options.seed)

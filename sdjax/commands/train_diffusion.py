@@ -1,4 +1,4 @@
-"""Trains the UNet: noise is added to latents and the network regresses it, text tower and VAE frozen.
+"""Trains the UNet to predict the noise (or v) that was added to latents; the text tower and the VAE are frozen.
 
 python train/train_diffusion.py --data DIR --model FOLDER --out RUN --steps 10000
 """
@@ -26,7 +26,7 @@ from sdjax.training.options import TrainOptions, check_channels, check_dtype, pi
 from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Batch
 
-VIEWS = 4  # of a picture that is flipped or cropped at random
+VIEWS = 4  # views of each picture if it is flipped or cropped at random
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Options(TrainOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.model in NAMED:  # others once they are read
+        if self.model in NAMED:  # other models are checked once they are loaded
             check_channels(self.model, NAMED[self.model])
         if self.prediction not in (None, "epsilon", "v"):
             raise SdjaxError(f"--prediction {self.prediction}: expected epsilon or v")
@@ -83,7 +83,7 @@ class Options(TrainOptions):
 
     @property
     def varied(self) -> bool:
-        """Does a picture look different in each view?"""
+        """True if a picture looks different in each view."""
         return self.flip or self.crop == "random"
 
 
@@ -152,7 +152,7 @@ def main(options: Options) -> None:
         trained = replace(sd, params=sd.params | {"unet": params})
         pictures = sdjax.txt2img(
             trained, prompts[: options.sample_prompts], steps=20, guidance_scale=None, seed=options.seed, syntax="plain"
-        )  # as the captions were encoded
+        )  # "plain", as the captions were encoded
         run.save_sheet(step, pictures)
 
     name_batch = lambda step: [source.files[i] for i in choose(step).rows]

@@ -1,10 +1,10 @@
-"""Trains the VAE: L1 or L2, LPIPS where its files are given, KL, and a patch discriminator; see
-sdjax/training/autoencoder.py.
+"""Trains the VAE with L1 or L2, LPIPS, KL and a patch discriminator; the loss is in sdjax/training/autoencoder.py.
 
     python train/train_vae.py --data DIR --model FOLDER --out RUN --vgg vgg16.pth --lpips vgg.pth \
         --discriminator-weight 0.5 --discriminator-start 50001
 
-vgg16.pth is torchvision's, vgg.pth the heads of LPIPS 0.1. Without them the reconstruction is of pixels alone.
+vgg16.pth is torchvision's, vgg.pth holds the heads of LPIPS 0.1. Without them the loss compares pixels alone. The
+discriminator is trained only with --discriminator-weight.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Params
 from sdjax.weights.lpips import read_lpips
 
-SMALLEST = {"discriminator_weight": 24, "vgg": 16}  # pixels a side that the discriminator and VGG need
+SMALLEST = {"discriminator_weight": 24, "vgg": 16}  # least side of pictures in pixels, for the discriminator and VGG
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,10 @@ def main(options: Options) -> None:
 
 
 def unit_scaling(vae: Params, config: VAEConfig, batches: Iterable[np.ndarray], count: int) -> float:
-    """What gives the latents of all these pictures unit variance (arXiv 2112.10752, appendix G); `count` at a time."""
+    """Returns the scaling that gives the latents of these pictures unit variance (arXiv 2112.10752, appendix G).
+
+    batches: pixels [B, H, W, 3]. count: how many pictures are encoded at a time.
+    """
     parts = (pixels[i : i + count] for pixels in batches for i in range(0, len(pixels), count))
     means = [np.ravel(vae_posterior(vae, part, config)[0]) for part in parts]
     return round(float(1 / np.std(np.concatenate(means))), 5)

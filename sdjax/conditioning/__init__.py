@@ -1,1 +1,1 @@
-"""Whatever a picture is asked for -> Cond."""
+"""Turns what a picture is asked for (prompts, phrases) into a Cond or into CLIP embeddings."""

@@ -23,8 +23,11 @@ PHRASES = 256  # that go through the text tower at once
 
 
 def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array) -> Array:
-    """Unit embeddings [N, D] of phrases, read literally, in the space of the CLIP image tower that `projection`
-    ([width, D], `load_clip`'s "text_projection") belongs to (arXiv 2103.00020, section 2.4)."""
+    """Returns unit embeddings [N, D] of phrases in the shared space of a CLIP model (arXiv 2103.00020, section 2.4).
+
+    phrases: N texts; no character is special in them.
+    projection: [width, D], the "text_projection" that `load_clip` reads; the CLIP image tower must belong to it.
+    """
     text, vectors = prompt_tower(sd)
     tokens = stack(read_prompts(sd, phrases, "plain"), text)
 
@@ -46,8 +49,11 @@ MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862
 
 
 def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
-    """CLIP's image processor: RGB, the shorter side brought to `size` (bicubic), its centre, CLIP's mean and deviation.
-    float32 [size, size, 3]."""
+    """Prepares an image as CLIP's image processor does. Returns float32 [size, size, 3].
+
+    The image becomes RGB, is resized (bicubic) so that its shorter side is `size`, cropped to the centre square, and
+    normalised with CLIP's mean and standard deviation.
+    """
     image = to_rgb(whole_picture(image))
     short, long = sorted(image.size)
     sides = [size if side == short else int(size * long / short) for side in image.size]
@@ -59,6 +65,6 @@ def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def image_embedding(params: Params, pixels: Array, config: VisionConfig, dtype=FLOAT32) -> Array:
-    """Image tower's parameters, clip_pixels [B, size, size, 3] -> float32 [B, projection], not normalised."""
+    """Image tower's parameters, `clip_pixels` [B, size, size, 3] -> float32 [B, projection], not normalised."""
     with precise(dtype):
         return ImageTower(config, dtype).apply({"params": params}, pixels)

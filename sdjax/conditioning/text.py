@@ -19,9 +19,11 @@ from sdjax.types import Array, Cond, Params
 def text_context(
     params: Params, tokens: prompt.Tokens, config: TextConfig, dtype=FLOAT32, vectors: Array | None = None
 ) -> Cond:
-    """Text parameters, B prompts of P parts and K chunks -> Cond: the chunks' states one behind the other.
+    """Text parameters, tokens of B prompts of P parts and K chunks -> Cond, with the chunks' states concatenated.
 
-    Not one jitted function but two: what `emphasise` leaves alone is the tower's output to the bit.
+    The context is [B, K L, D], or [B, P, K L, D] for prompts composed with AND.
+    The tower and `emphasise` are two jitted functions and not one, so that states which `emphasise` does not change
+    are the tower's output to the bit.
     """
     rows = lambda a: a.reshape(-1, config.length)
     states = emphasise(text_states(params, rows(tokens.ids), config, dtype, vectors), rows(tokens.weights))
@@ -32,7 +34,10 @@ def text_context(
 
 
 def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:
-    """Prompts -> int32 [B, L]: start, tokens (cut to fit), end, padding."""
+    """Prompts -> int32 [B, L]: the start token, the prompt's tokens (cut to fit), the end token, padding.
+
+    SdjaxError: the model has no tokenizer.
+    """
     if sd.tokenizer is None:
         raise SdjaxError("sd.tokenizer is None: this model came without a tokenizer")
     return tokenizer.tokenize(sd.tokenizer, sd.config.text, prompts)
@@ -41,7 +46,11 @@ def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:
 def read_prompts(
     sd: StableDiffusion, prompts: str | Sequence[str], syntax: str = "a1111", composed: bool = True
 ) -> list[prompt.Prompt]:
-    """`prompt.read_prompts` with the words of sd.embeddings; logs a line for each prompt that was not understood."""
+    """Returns prompts as `text.prompt.read_prompts` reads them, with the words of sd.embeddings.
+
+    composed: AND joins prompts; otherwise it is text.
+    What is cut or not understood in a prompt is logged in one line. SdjaxError: no tokenizer, an unknown syntax.
+    """
     if sd.tokenizer is None:
         raise SdjaxError("sd.tokenizer is None: this model came without a tokenizer")
     ends = np.cumsum([sd.config.text.vocab_size, *(len(v) for v in sd.embeddings.values())])
@@ -55,7 +64,7 @@ def read_prompts(
 
 
 def prompt_tower(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, Array | None]:
-    """The text tower's config without its last clip_skip - 1 layers, and the vectors of sd.embeddings."""
+    """Returns the text tower's config without its last clip_skip - 1 layers, and the vectors of sd.embeddings."""
     config, vectors = sd.config.text, list(sd.embeddings.values())
     if not is_whole(clip_skip, 1, config.layers):
         raise SdjaxError(f"clip_skip {clip_skip!r}: a whole number from 1, the last layer, to {config.layers}")
@@ -65,11 +74,12 @@ def prompt_tower(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, A
 def encode_prompt(sd: StableDiffusion, prompts: str | Sequence[str], clip_skip: int = 1, syntax: str = "a1111") -> Cond:
     """Prompts -> Cond, whose context is float32 [B, L, D]: the text tower's last states after its final LayerNorm.
 
-    `syntax`: "a1111", the web UI's as `text.prompt` has it, L = config.text.length times the number of chunks of the
-    longest prompt; or "plain", no character is special and what is too long is cut. Where a prompt composes several
-    with AND, context is [B, P, L, D] and mix [B, P] has their weights: for guidance, `predict` takes one at a time.
-    `clip_skip`: 1 the last layer, 2 the last but one, and so on; the final LayerNorm always comes after it.
-    What was cut or not understood is logged as a warning to "sdjax". SdjaxError: an unknown syntax, no such layer.
+    If a prompt composes several with AND, context is [B, P, L, D] and mix [B, P] holds their weights; guidance takes
+    such a Cond, and `predict` does not.
+    clip_skip: 1 is the last layer, 2 the last but one, and so on; the final LayerNorm always follows.
+    syntax: "a1111" is the web UI's (see text/prompt.py), with L = config.text.length times the number of chunks of the
+        longest prompt. In "plain" no character is special, and a prompt that is too long is cut.
+    What is cut or not understood is logged as a warning to "sdjax". SdjaxError: an unknown syntax, no such layer.
     """
     config, vectors = prompt_tower(sd, clip_skip)
     found = read_prompts(sd, prompts, syntax)
@@ -80,10 +90,10 @@ def encode_prompt(sd: StableDiffusion, prompts: str | Sequence[str], clip_skip: 
 
 @jax.jit
 def emphasise(states: Array, weights: Array) -> Array:
-    """states [N, L, D] times weights [N, L], then scaled to the mean that they had: the web UI's `sd_emphasis.py`.
+    """Multiplies states [N, L, D] by weights [N, L], then restores their mean: the web UI's `sd_emphasis.py`.
 
-    Rows of weight 1 stay as they are to the bit. The mean is of all L D numbers of a row. It is restored only where it
-    is one, above 0.01 standard deviations: around 0, as the bundled model's is, the quotient would be noise.
+    Rows whose weights are all 1 stay the same to the bit. The mean is over all L D numbers of a row. It is restored
+    only if it is larger than 0.01 standard deviations: near 0, as the bundled model's is, the quotient would be noise.
     """
     mean = lambda x: x.mean((1, 2), keepdims=True)
     weighted, before = states * weights[..., None], mean(states)

@@ -1,14 +1,14 @@
 """Training data: folders, .tar shards and Hugging Face data sets as one kind of source, with random access.
 
-    picture.py   a file's bytes -> an RGB picture of a given shape, or the reason why not
+    picture.py   a file's bytes -> an RGB picture of a given shape, or the reason why it cannot be used
     tars.py      the index of img2dataset's shards
-    listing.py   what a data set holds, before any picture is read
-    bad.py       what is set aside, and when that is too much
+    listing.py   the names and captions of a data set, before any picture is read
+    bad.py       the pictures that are set aside, and the limit on how many may be
     buckets.py   shapes for pictures of all aspect ratios
-    source.py    pictures and captions by row; a bad one's stand-in
-    order.py     which rows the batch of a step has
+    source.py    pictures and captions by row; another picture stands in for a bad one
+    order.py     the rows of each step's batch
 
-The batch of step n is a function of (source, seed, n) alone, so that the data's state is the step number.
+The batch of step n depends on (source, seed, n) alone, so the step number is all that a checkpoint keeps of the data.
 """
 
 from sdjax.data.order import Chosen, Order, read_ahead

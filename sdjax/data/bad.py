@@ -1,4 +1,4 @@
-"""The pictures that a run does without, named in RUN/bad_data.jsonl."""
+"""Bad pictures: they are set aside and named in RUN/bad_data.jsonl, and too many of them stop the run."""
 
 import json
 import threading
@@ -9,37 +9,38 @@ from sdjax.files import json_line, writing
 
 
 class BadData:
-    """Counts bad pictures, writes them down once, and stops the run when they are too many.
+    """Counts bad pictures, writes each to a file once, and stops the run when there are too many. Thread-safe.
 
-    total: how many pictures there are; share: how many of them may be bad; path: the file, to which a run that goes on
-    appends what is not in it yet. Threads may share it.
+    total: the number of all pictures.
+    share: the share of them that may be bad.
+    path: the file of JSON lines; a run that is continued appends to it what is not in it yet.
     """
 
     def __init__(self, total: int, share: float = 0.0, path: Path | None = None):
         self.total, self.share, self.path, self.lock = total, share, path, threading.Lock()
-        self.names: set[str] = set()  # met by this process: what was repaired since an earlier start does not count
+        self.names: set[str] = set()  # found by this process: a picture repaired since an earlier start does not count
         self.written: set[str] = set()
         self.refusal: SdjaxError | None = None
-        self.before = ""  # what stands before the next line: a break where a full disk cut the last one off
+        self.before = ""  # written before the next line: a line break if a full disk cut the last line off
         if path is not None and path.is_file():
             content = path.read_text("utf-8", "replace")
             self.before = "\n" if content and not content.endswith("\n") else ""
             for line in content.splitlines():
                 try:
                     self.written.add(json.loads(line)["path"])
-                except (ValueError, KeyError, TypeError):  # such a line
+                except (ValueError, KeyError, TypeError):  # a line that was cut off
                     continue
 
     def __len__(self) -> int:
         return len(self.names)
 
     def check(self) -> None:
-        """Raises what `add` raised, in every thread from then on."""
+        """Raises again the SdjaxError that `add` raised in any thread."""
         if self.refusal is not None:
             raise self.refusal
 
     def add(self, name: str, reason: str) -> None:
-        """SdjaxError when more than `share` of the pictures are bad with this one."""
+        """Counts and writes down a bad picture. SdjaxError if more than `share` of all pictures are bad now."""
         name = name.encode("utf-8", "replace").decode()
         with self.lock:
             new = name not in self.names

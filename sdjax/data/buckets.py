@@ -15,8 +15,11 @@ from sdjax.files import whole
 
 
 def bucket_shapes(size: int, multiple: int) -> list[tuple[int, int]]:
-    """(height, width) of all buckets: multiples of `multiple` from size / 2 to 2 size, each with the longest other
-    side whose area is at most size^2; the square comes first."""
+    """Returns (height, width) of all buckets; the square comes first.
+
+    Sides are multiples of `multiple` from size / 2 to 2 size. For each side the other one is the longest that keeps the
+    area within size^2. SdjaxError: size is no multiple of `multiple`.
+    """
     if size % multiple:
         raise SdjaxError(f"size {size}: buckets need a multiple of {multiple}")
     sides = range(-(-size // 2 // multiple) * multiple, 2 * size + 1, multiple)
@@ -26,7 +29,7 @@ def bucket_shapes(size: int, multiple: int) -> list[tuple[int, int]]:
 
 
 def nearest_shapes(sizes: np.ndarray, shapes: list[tuple[int, int]]) -> np.ndarray:
-    """[N, 2] heights and widths -> the number of the shape whose log aspect ratio is nearest; no size: the first."""
+    """[N, 2] heights and widths -> [N] index of the shape with the nearest log aspect ratio; 0 for an unknown size."""
     known = (sizes > 0).all(1)
     ratio = np.log(np.where(known, sizes[:, 0], 1)) - np.log(np.where(known, sizes[:, 1], 1))
     offered = np.array([np.log(h / w) for h, w in shapes])
@@ -36,9 +39,12 @@ def nearest_shapes(sizes: np.ndarray, shapes: list[tuple[int, int]]) -> np.ndarr
 def picture_sizes(
     listing: Listing, known: set[int], report: Callable[[int, str], None], folder: Path | None = None
 ) -> np.ndarray:
-    """int32 [N, 2], height and width as turned by EXIF, 0 where that cannot be read, which is reported.
+    """Returns the height and width of all pictures, int32 [N, 2], after EXIF's rotation; 0 for unreadable ones.
 
-    They are read from the pictures' heads once, and kept in `folder`.
+    The sizes are read from the pictures' heads once.
+    known: rows that are bad already; they are not read.
+    report: is called with (row, reason) for a picture that cannot be read.
+    folder: keeps the sizes for the next start; None keeps none.
     """
     from tqdm import tqdm
 
@@ -49,7 +55,7 @@ def picture_sizes(
             if sizes.shape == (len(listing), 2):
                 return sizes
         except (ValueError, OSError, EOFError):
-            pass  # cut off: read them again
+            pass  # the file was cut off: read the sizes again
 
     def size(i: int) -> tuple[int, int]:
         if i in known:
@@ -64,6 +70,6 @@ def picture_sizes(
         rows = list(tqdm(pool.map(size, range(len(listing))), total=len(listing), desc="picture sizes"))
     sizes = np.array(rows, np.int32)
     if kept:
-        with whole(kept) as scratch, open(scratch, "wb") as file:  # to a name, np.save would add a suffix
+        with whole(kept) as scratch, open(scratch, "wb") as file:  # given a name, np.save would add a suffix
             np.save(file, sizes)
     return sizes

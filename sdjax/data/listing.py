@@ -1,4 +1,4 @@
-"""What a data set holds: names, captions, and how to open each picture. No picture is read yet."""
+"""Listings of data sets: names, captions, and how to open each picture. No picture is read here."""
 
 import codecs
 import hashlib
@@ -22,23 +22,25 @@ LINE = '{"file_name": "...", "text": "..."}'
 
 @dataclass(frozen=True)
 class Listing:
-    """Row i is the i-th picture. `known`: rows that are bad already now, and why."""
+    """The pictures of a data set; row i is the i-th one."""
 
-    files: Sequence[str]  # as the data set names them
-    paths: Sequence[str]  # as a person finds them
+    files: Sequence[str]  # names in the data set
+    paths: Sequence[str]  # names by which a person finds them
     texts: Sequence[str]
     open: Callable[[int], BinaryIO | Image.Image]  # raises Unreadable
-    digest: str  # of what can be told without reading pictures: names, sizes, times of change
-    known: Mapping[int, str] = field(default_factory=dict)
+    digest: str  # of what is known without reading pictures: names, sizes, times of change
+    known: Mapping[int, str] = field(default_factory=dict)  # {row: reason} of those known to be bad already
 
     def __len__(self) -> int:
         return len(self.files)
 
 
 def list_data(data: Any, index: Path | None = None) -> Listing:
-    """A folder with metadata.jsonl, a folder of .tar shards or one of them, or a `datasets.Dataset`.
+    """Returns the Listing of a data set.
 
-    `index`: where the index of shards is kept.
+    data: a folder with metadata.jsonl, a folder of .tar shards, one shard, or a `datasets.Dataset`.
+    index: the folder that keeps the index of shards; None keeps none.
+    SdjaxError: `data` is none of these, or is broken.
     """
     if not isinstance(data, (str, Path)):
         return list_dataset(data)
@@ -55,8 +57,11 @@ def list_data(data: Any, index: Path | None = None) -> Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """Reads `root/metadata.jsonl`. A broken line is refused by its number; a picture that is not there, or whose
-    caption is no text, is only known to be bad."""
+    """Lists the pictures in `root/metadata.jsonl`.
+
+    A picture that is missing, or whose caption is not valid UTF-8, is listed as bad. SdjaxError: a broken line; the
+    message gives its number.
+    """
     table = root / "metadata.jsonl"
     if not table.is_file():
         raise SdjaxError(f"data {root}: no metadata.jsonl there; expected one {LINE} a line")
@@ -70,7 +75,7 @@ def list_folder(root: Path) -> Listing:
             file, text = record["file_name"], record["text"]
             if not (isinstance(file, str) and isinstance(text, str)):
                 raise TypeError
-            file.encode()  # JSON can spell half of a surrogate pair
+            file.encode()  # JSON can hold half of a surrogate pair
         except (ValueError, KeyError, TypeError, RecursionError):
             raise SdjaxError(f"{table} line {number}: expected {LINE}") from None
         clean = text.encode("utf-8", "replace").decode()
@@ -79,7 +84,7 @@ def list_folder(root: Path) -> Listing:
         try:
             found = os.stat(root / file)
             regular = stat.S_ISREG(found.st_mode)
-        except (OSError, ValueError):  # also for a name that no file can have
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             found = None
         if found is None or not regular:
             known[len(files)] = f"metadata.jsonl line {number}: no such picture"
@@ -88,14 +93,16 @@ def list_folder(root: Path) -> Listing:
         texts.append(clean)
     if not files:
         raise SdjaxError(f"{table}: no pictures listed")
-    digest.update(repr(sorted(known)).encode())  # a caption that is mended changes what is cached
+    digest.update(repr(sorted(known)).encode())  # a repaired caption changes what is cached
     paths = [str(root / file) for file in files]
     return Listing(tuple(files), paths, tuple(texts), lambda i: open_file(root / files[i]), digest.hexdigest(), known)
 
 
 def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
-    """Every picture of img2dataset's shards, in their order; its caption is the .txt beside it, else the "caption" in
-    its .json, else empty. Pictures are read where they lie."""
+    """Lists every picture of img2dataset's shards, in their order. Pictures are read from inside the shards.
+
+    A picture's caption is the .txt beside it, else "caption" or "text" in its .json, else empty.
+    """
     members = read_shards(shards, index)
 
     def open_member(i: int) -> BinaryIO:
@@ -120,7 +127,7 @@ def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
 
 
 def list_dataset(dataset: Any) -> Listing:
-    """A `datasets.Dataset`, or whatever has its length, column_names and rows: dataset[i][column], dataset[column].
+    """Lists a `datasets.Dataset`, or any object with len, column_names, dataset[i][column] and dataset[column].
 
     Columns: "image" (else "jpg", "png", "webp", "img") and "text" (else "caption", "txt"). Pictures are Pillow images,
     bytes, paths, or {"bytes": ..., "path": ...}.
@@ -144,7 +151,7 @@ def list_dataset(dataset: Any) -> Listing:
     def open_row(i: int) -> BinaryIO | Image.Image:
         try:
             value = dataset[i][image]
-        except Exception as error:  # the picture is decoded in there
+        except Exception as error:  # dataset[i] decodes the picture
             raise Unreadable(f"not a readable picture ({' '.join(str(error).split())})") from None
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")

@@ -1,9 +1,9 @@
-"""Which rows the batch of a step has, and threads that read batches ahead.
+"""The order of the data: which rows the batch of a step has, and threads that read batches ahead.
 
-Every group of rows (pictures of one shape) is an endless stream of its own: shuffled, again in every epoch, cut into
-batches. With n rows a group has ceil(e n / B) batches up to the end of epoch e, so that it comes in proportion to its
-size, every row exactly once in each n of its stream, and all rows of all groups within the first epoch. Within an epoch
-the groups' batches come in random order.
+Every group of rows (pictures of one shape) is an endless stream of its own: its rows are shuffled anew for each epoch,
+and the stream is cut into batches of B. A group of n rows contributes ceil(e n / B) batches by the end of epoch e:
+groups appear in proportion to their size, each visits every row once before it repeats one, and the first epoch has all
+rows of all groups. Within an epoch the groups' batches come in random order.
 """
 
 import os
@@ -14,23 +14,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SPREAD = 0x9E3779B9  # between the groups' seeds
+SPREAD = 0x9E3779B9  # distance of the groups' seeds
 
 
 class Chosen(NamedTuple):
     """The examples of one batch, [B] each."""
 
     rows: np.ndarray
-    epochs: np.ndarray  # how often the row has come before
-    group: int  # that all rows are of
+    epochs: np.ndarray  # how many times the row has come before
+    group: int  # the group of all the rows
 
     def part(self, examples: slice) -> "Chosen":
-        """Some of the examples."""
+        """Returns some of the examples."""
         return Chosen(self.rows[examples], self.epochs[examples], self.group)
 
 
 class Order:
-    """order(step) -> Chosen, from the rows of each group, the batch size and the seed. Seed None does not shuffle."""
+    """order(step) returns the examples of the batch that follows `step` steps.
+
+    groups: the rows of each group. batch_size: B.
+    seed: of the shuffling; None does not shuffle.
+    """
 
     def __init__(self, groups: Sequence[Sequence[int]], batch_size: int, seed: int | None):
         self.groups, self.counts = groups, [len(rows) for rows in groups]
@@ -47,7 +51,7 @@ class Order:
         return self._batch(group, self._done(group, epoch) + int((labels[:rank] == group).sum()))
 
     def _batch(self, group: int, number: int) -> Chosen:
-        """Batch `number` of the group's stream."""
+        """Returns batch `number` of the group's stream."""
         epochs, places = np.divmod(number * self.batch_size + np.arange(self.batch_size), self.counts[group])
         if self.seed is not None:
             pairs = zip(epochs.tolist(), places.tolist(), strict=True)
@@ -55,8 +59,11 @@ class Order:
         return Chosen(np.array([self.groups[group][place] for place in places]), epochs, group)
 
     def _shuffled(self, group: int, epoch: int, place: int) -> int:
-        """Where the row stands that comes at `place` of the group's epoch. Large groups are shuffled as by grain's
-        shuffle(seed), which needs no table but walks about 2^16 / n steps a row."""
+        """Returns the position in the group of the row at `place` of the shuffled epoch.
+
+        Groups of more than 2^16 rows are shuffled like grain's shuffle(seed), which needs no table. For fewer rows it
+        would walk about 2^16 / n steps for each, so that they have a table.
+        """
         if (count := self.counts[group]) <= 1 << 16:
             return self.tables(group, epoch)[place]
         from grain.experimental import index_shuffle
@@ -68,27 +75,30 @@ class Order:
         return np.random.default_rng((self.seed, group, epoch)).permutation(rows)
 
     def _done(self, group: int, epoch: int) -> int:
-        """Batches of the group before the epoch."""
+        """Returns the number of the group's batches before the epoch."""
         return -(-epoch * self.counts[group] // self.batch_size)
 
     def _before(self, epoch: int) -> int:
         return sum(self._done(group, epoch) for group in range(len(self.counts)))
 
     def _labels(self, epoch: int) -> np.ndarray:
-        """The group of each batch of the epoch."""
+        """Returns the group of each batch of the epoch."""
         counts = [self._done(group, epoch + 1) - self._done(group, epoch) for group in range(len(self.counts))]
         labels = np.repeat(np.arange(len(counts)), counts)
         return labels if self.seed is None else np.random.default_rng((self.seed, epoch)).permutation(labels)
 
 
 def read_ahead(make: Callable[[int], Any], start: int = 0, stop: int = 2**62) -> Iterator[Any]:
-    """make(start), make(start + 1), ..., computed ahead by a few threads. What `make` raises comes at its turn."""
+    """Yields make(start), make(start + 1), ... up to `stop`, computed ahead by a few threads.
+
+    An exception in `make` is raised when its turn comes.
+    """
     import grain
 
     def attempt(step: int) -> tuple[Any, Exception | None]:
         try:
             return make(step), None
-        except Exception as error:  # through grain it would come with a paragraph about grain's frames
+        except Exception as error:  # grain would add a paragraph about its own frames
             return None, error
 
     threads = min(8, os.cpu_count() or 1)

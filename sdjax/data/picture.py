@@ -1,7 +1,7 @@
 """One picture: from a file's bytes to RGB pixels of a given shape, or to the reason why it cannot be used.
 
-What counts as a picture is what Pillow decodes whole in one of FORMATS; `image.pixels.to_rgb` has the rules by which
-modes become RGB. Of animations and of files with several pages the first picture is taken.
+A picture is a file that Pillow decodes completely and whose format is one of FORMATS. `image.pixels.to_rgb` has the
+rules by which modes become RGB. An animation or a file with several pages gives its first picture.
 """
 
 import errno
@@ -15,10 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from sdjax.errors import SdjaxError
 from sdjax.image.pixels import to_rgb
 
-#: Those that say what they are in their first bytes, and need no other program. EPS would run Ghostscript.
+#: Formats that their first bytes identify, and that need no other program (EPS would run Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 
-#: Suffixes by which folders and shards are searched for pictures.
+#: Suffixes by which shards, and folders in train/caption.py, are searched for pictures.
 SUFFIXES = frozenset(
     {
         "jpg",
@@ -53,6 +53,7 @@ class Unreadable(SdjaxError):
 
 
 def open_file(path: Path) -> BinaryIO:
+    """Opens a picture's file. Raises Unreadable, or OSError if there are too many open files or too little memory."""
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -64,20 +65,20 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def decode(opened: BinaryIO | Image.Image, under: str = "white") -> Image.Image:
-    """An open file, or a Pillow image of any mode -> RGB, transparency laid on `under`. Raises Unreadable."""
+    """An open file, or a Pillow image of any mode -> RGB, with transparency laid on `under`. Raises Unreadable."""
     return _read(opened, partial(to_rgb, under=under))
 
 
 def measure(opened: BinaryIO | Image.Image) -> tuple[int, int]:
-    """(height, width) as `decode` will have them, from the file's head. Raises Unreadable."""
+    """Returns (height, width) as `decode` will have them, read from the file's head. Raises Unreadable."""
 
     def size(image):
         whole = image.format == "PNG" and not any("exif" in str(key).lower() for key in image.info)
         try:
-            orientation = None if whole else image.getexif().get(0x112)  # of a PNG without EXIF Pillow would read all
+            orientation = None if whole else image.getexif().get(0x112)  # getexif reads all of a PNG that has no EXIF
         except Exception:  # as in to_rgb
             orientation = None
-        return image.size if orientation in (5, 6, 7, 8) else image.size[::-1]  # these exchange the sides
+        return image.size if orientation in (5, 6, 7, 8) else image.size[::-1]  # these orientations exchange the sides
 
     return _read(opened, size)
 
@@ -102,7 +103,7 @@ def _read(opened, use):
         reason = f"more than {MAX_PIXELS} pixels: a decompression bomb?"
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
     raise Unreadable(f"not a readable picture ({reason})")
 
@@ -110,10 +111,11 @@ def _read(opened, use):
 def fit(
     image: Image.Image, shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> np.ndarray:
-    """RGB -> uint8 [height, width, 3]: the largest crop of the shape's aspect ratio, resized with LANCZOS.
+    """RGB -> uint8 [height, width, 3]: the largest crop of the shape's aspect ratio, resized with Lanczos.
 
-    `place`: where the crop lies, from (0, 0) at the top and left to (1, 1); the centre is (0.5, 0.5).
-    `flip` mirrors left and right.
+    shape: (height, width).
+    place: where the crop lies, as (down, right): (0, 0) is at the top left, (1, 1) at the bottom right.
+    flip: mirror left and right.
     """
     height, width = shape
     scale = max(height / image.height, width / image.width)
@@ -130,7 +132,7 @@ def fit(
 
 
 def load_picture(path: Path) -> Image.Image:
-    """A picture as RGB. SdjaxError that names the file."""
+    """Reads a picture as RGB. SdjaxError, which names the file, if it cannot be read."""
     try:
         return decode(open_file(path))
     except Unreadable as error:
@@ -138,7 +140,7 @@ def load_picture(path: Path) -> Image.Image:
 
 
 def load_square(path: Path, size: int) -> np.ndarray:
-    """A picture's centre as RGB uint8 [size, size, 3]. SdjaxError that names the file."""
+    """Reads a picture's centre square as RGB uint8 [size, size, 3]. SdjaxError, which names the file, if it cannot."""
     return fit(load_picture(path), (size, size))
 
 

@@ -1,5 +1,7 @@
-"""Pictures and captions by row. A picture that cannot be read is set aside, and the next one that can stands in for it:
-a rule that depends on the data alone, so that every process and every restart comes to the same batches."""
+"""Pictures and captions by row. A picture that cannot be read is set aside, and the next readable one stands in for it.
+
+This rule depends on the data alone, so that every process and every restart gets the same batches.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +18,11 @@ from sdjax.errors import SdjaxError
 
 
 class Pictures:
-    """Row i is {"pixels": uint8 [height, width, 3], "index": i, "text": caption}.
+    """Pictures with random access: pictures[i] is {"pixels": uint8 [height, width, 3], "index": i, "text": caption}.
 
-    files, texts: of all rows, the bad ones' included. groups: the rows of each shape in `shapes`.
+    files, texts: the names and captions of all rows, bad ones too.
+    shapes, groups: all shapes (height, width), and the rows of each.
+    known: {row: reason} of the bad pictures found so far.
     """
 
     def __init__(
@@ -47,20 +51,23 @@ class Pictures:
         return self.view(row)
 
     def bucket(self, shapes: Sequence[tuple[int, int]], sizes: np.ndarray) -> None:
-        """Gives every picture the nearest of `shapes`; those that nobody needs are dropped."""
+        """Gives every picture the nearest of `shapes` and drops the shapes that have no picture. sizes: [N, 2]."""
         nearest = nearest_shapes(sizes, list(shapes))
         members = [np.flatnonzero(nearest == k) for k in range(len(shapes))]
         self.shapes = [shape for shape, rows in zip(shapes, members, strict=True) if len(rows)]
         self.groups = [rows for rows in members if len(rows)]
 
     def set_aside(self, row: int, reason: str) -> None:
-        """SdjaxError when too many are."""
+        """Marks a row as bad. SdjaxError if there are too many now."""
         self.bad.add(self.listing.paths[row], reason)
         self.known[row] = reason
 
     def view(self, row: int, epoch: int = 0, group: int = 0) -> dict[str, Any]:
-        """The row as epoch `epoch` shows it, in the shape of its group: random crops and flips hang on (seed, epoch,
-        row). "index" and "text" are the stand-in's where the row is bad. SdjaxError when too many are."""
+        """Returns a row as epoch `epoch` crops and flips it, in the shape of `group`.
+
+        Random crops and flips depend on (seed, epoch, row). If the row is bad, all of the result is the stand-in's.
+        SdjaxError: too many pictures are bad.
+        """
         self.bad.check()
         draw = np.random.default_rng((self.seed, epoch, row)).random(3) if self.flip or self.crop == "random" else None
         place = (draw[0], draw[1]) if self.crop == "random" else (0.5, 0.5)
@@ -78,7 +85,7 @@ class Pictures:
 
     @property
     def digest(self) -> str:
-        """Of everything that pixels depend on, as far as can be told without reading them."""
+        """A text that changes with everything that pixels depend on, as far as is known without reading pictures."""
         return f"{self.listing.digest} {self.crop} {self.flip} {self.seed if self.flip or self.crop != 'center' else 0}"
 
 
@@ -93,13 +100,19 @@ def open_data(
     seed: int = 0,
     process: int = 0,
 ) -> Pictures:
-    """What `data` names (see `listing.list_data`), its pictures brought to `size` pixels a side.
+    """Opens a data set.
 
-    max_bad: share of the pictures that may be bad; above it SdjaxError. They are named in run/bad_data.jsonl (by
-    process i > 0 in bad_data-i.jsonl), and what takes long to find out is kept in run/cache.
-    crop: "center" or "random", of the largest part with the right aspect ratio. flip: mirror half of the views.
+    data: see `listing.list_data`.
+    size: the side of square crops in pixels.
+    max_bad: share of the pictures that may be bad; with more SdjaxError is raised.
+    run: the run's folder. Bad pictures are named in run/bad_data.jsonl (by process i > 0 in bad_data-i.jsonl), and what
+        takes long to compute is kept in run/cache. None keeps nothing.
+    crop: "center" or "random": where the largest part with the right aspect ratio is cut out.
+    flip: mirror half of the views.
     buckets: None makes every picture a square; otherwise each gets the nearest of the shapes of about size^2 pixels
-    whose sides are multiples of this number.
+        whose sides are multiples of this number.
+    seed: of random crops and flips.
+    process: the number of this process.
     """
     if not is_whole(size, 1):
         raise SdjaxError(f"size {size!r}: a whole number of pixels from 1 on")

@@ -1,7 +1,8 @@
-"""The index of img2dataset's .tar shards: where every picture lies, and its caption. Nothing is unpacked.
+"""The index of img2dataset's .tar shards: the position and the caption of every picture. Nothing is unpacked.
 
-A shard 00000.tar holds 000000000.jpg, 000000000.json and 000000000.txt: what is equal up to the first dot belongs
-together. A shard's index is read in one pass over its headers and kept as a file, by name, size and time of change.
+A shard 00000.tar holds 000000000.jpg, 000000000.json and 000000000.txt: files whose names are equal up to the first dot
+belong together. A shard's index is made in one pass over its headers, and is kept in a file whose name depends on the
+shard's name, size and time of change.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from sdjax.data.picture import SUFFIXES
 from sdjax.errors import SdjaxError, log
 from sdjax.files import whole
 
-MAX_CAPTION = 1 << 20  # bytes of a .txt or .json
+MAX_CAPTION = 1 << 20  # largest .txt or .json in bytes
 
 
 class Member(NamedTuple):
@@ -24,14 +25,18 @@ class Member(NamedTuple):
 
     shard: Path
     name: str
-    start: int  # byte in the shard
+    start: int  # offset in the shard in bytes
     size: int  # bytes
     text: str
-    bad: str | None  # why it cannot be used, when that is known already
+    bad: str | None  # why it cannot be used, if that is known already
 
 
 def read_shards(shards: Sequence[Path], index: Path | None = None) -> list[Member]:
-    """All pictures of the shards in order; SdjaxError naming a shard that is broken or has none."""
+    """Returns all pictures of the shards, in order.
+
+    index: the folder that keeps the shards' indexes; None keeps none.
+    SdjaxError: a shard is broken or has no pictures; the message names it.
+    """
     members = []
     for shard in shards:
         found = shard.stat()
@@ -47,7 +52,7 @@ def read_shards(shards: Sequence[Path], index: Path | None = None) -> list[Membe
 
 
 def index_shard(shard: Path) -> list[tuple]:
-    """(name, start, size, text, bad) of every picture in the shard."""
+    """Returns (name, start, size, text, bad) of every picture in the shard, see `Member`. SdjaxError: it has none."""
     total, pictures, captions, names, twice = shard.stat().st_size, [], {}, set(), set()
     if not total:
         raise SdjaxError(f"{shard}: zero bytes; move it away")
@@ -56,7 +61,7 @@ def index_shard(shard: Path) -> list[tuple]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     key, suffix = _split(member.name)
-                    if not member.isreg() or not os.path.basename(key):  # macOS' tar writes a ._000.png beside each
+                    if not member.isreg() or not os.path.basename(key):  # macOS' tar adds a ._000.png to each
                         continue
                     start, size = member.offset_data, member.size
                     if member.name in names:
@@ -65,12 +70,12 @@ def index_shard(shard: Path) -> list[tuple]:
                     if suffix in SUFFIXES:
                         pictures.append((key, member.name, start, size))
                     elif suffix in ("txt", "json"):
-                        file.seek(start)  # tarfile seeks by itself before it reads on
+                        file.seek(start)  # tarfile seeks again before it reads on
                         content = file.read(min(size, MAX_CAPTION))
                         captions.setdefault(key, {})[suffix] = content if len(content) == size else None
                 file.seek(tar.offset)
                 end = file.read(tarfile.BLOCKSIZE)
-                if len(end) == tarfile.BLOCKSIZE and any(end):  # there tarfile would take damage for the end
+                if len(end) == tarfile.BLOCKSIZE and any(end):  # tarfile takes damage there for the end
                     raise tarfile.ReadError(f"damaged at byte {tar.offset}")
         except tarfile.TarError as error:
             end = b""
@@ -83,7 +88,7 @@ def index_shard(shard: Path) -> list[tuple]:
     rows = []
     for key, name, start, size in pictures:
         text, bad = caption(captions.get(key, {}))
-        if key in twice:  # whose caption is whose?
+        if key in twice:  # it is unknown whose caption is whose
             bad = "its name is in the shard twice"
         if start + size > total:
             bad = "not a readable picture (its shard is cut off)"
@@ -92,7 +97,10 @@ def index_shard(shard: Path) -> list[tuple]:
 
 
 def caption(parts: dict[str, bytes | None]) -> tuple[str, str | None]:
-    """The caption among a picture's neighbours {"txt": bytes, "json": bytes}, and what is wrong with it."""
+    """Returns a picture's caption, and what is wrong with it or None.
+
+    parts: the contents of the files beside the picture, {"txt": bytes, "json": bytes}; None for one that is too long.
+    """
     try:
         if "txt" in parts:
             text = parts["txt"].decode("utf-8").strip()
@@ -106,7 +114,7 @@ def caption(parts: dict[str, bytes | None]) -> tuple[str, str | None]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """dir/000.x.jpg -> (dir/000, jpg): the key is what stands before the first dot, the kind after the last."""
+    """dir/000.x.jpg -> (dir/000, jpg): the key is the part before the first dot, the suffix the part after the last."""
     folder, base = os.path.split(name)
     return os.path.join(folder, base.partition(".")[0]), base.rpartition(".")[2].lower()
 
@@ -114,7 +122,7 @@ def _split(name: str) -> tuple[str, str]:
 def _load(path: Path) -> list | None:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):  # not there, or cut off
+    except (OSError, ValueError):  # missing, or cut off
         return None
 
 

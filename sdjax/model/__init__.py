@@ -1,1 +1,1 @@
-"""One loaded model as a value, and the pure functions over it."""
+"""A loaded model as one value, how it is loaded and saved, and the pure functions that take it."""

@@ -1,8 +1,8 @@
-"""A whole model as one value, and the pure functions over it: load, save, encode, predict, decode.
+"""Pure functions of a loaded model: encode pixels, predict, decode latents.
 
-Two layers. The functions that take `sd` are the public ones: they check arguments. Below them `text_states`,
-`unet_output`, `vae_posterior` and `vae_pixels` take parameters and a config; they are compiled once per shape, config
-and dtype, and may be called inside other jitted functions.
+There are two layers. The functions that take `sd` are the public ones; they check their arguments. They call
+`text_states`, `context_keys`, `unet_output`, `vae_posterior` and `vae_pixels`, which take parameters and a config, are
+compiled once for each shape, config and dtype, and may be called inside other jitted functions.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from sdjax.nn.layers import precise
 from sdjax.nn.tiles import in_tiles
 from sdjax.types import Array, Cond, Params
 
-#: the VAE's tiles, in latents: their side, by how much two overlap at least, and the positions up to which a picture
+#: The VAE's tiles, in latents: a tile's side, the least overlap of two tiles, and the largest number of positions that
 #: goes through in one piece (1024 x 1024 pixels at a factor of 8)
 TILE, OVERLAP, UNTILED = 96, 16, 128 * 128
 
@@ -36,15 +36,21 @@ TILE, OVERLAP, UNTILED = 96, 16, 128 * 128
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def text_states(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32, vectors: Array | None = None) -> Array:
-    """Text parameters, int32 ids [B, L] -> float32 states [B, L, D] after the final LayerNorm. With fewer
-    config.layers than the parameters have, the last ones are skipped. vectors [N, D]: see TextTower."""
+    """Text parameters, int32 ids [B, L] -> float32 states [B, L, D] after the final LayerNorm.
+
+    config: with fewer layers than the parameters have, the last ones are skipped (clip_skip).
+    vectors: [N, D], what ids from vocab_size on stand for (textual inversion).
+    """
     with precise(dtype):
         return TextTower(config, dtype).apply({"params": params}, ids, vectors)
 
 
 @partial(jax.jit, static_argnames="dtype")
 def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
-    """UNet parameters, context [..., L, D] -> a context for `unet_output` with its share of the work done."""
+    """UNet parameters, context [..., L, D] -> the keys and values that all cross-attentions make of it.
+
+    Give them to `unet_output` in place of the context, and they are computed once for all steps of a walk.
+    """
     with precise(dtype):
         return keys_values(params, context, dtype)
 
@@ -53,15 +59,18 @@ def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
 def unet_output(
     params: Params, x: Array, t: Array | TimeShifts, context: Array | KeysValues, config: UNetConfig, dtype=FLOAT32
 ) -> Array:
-    """UNet parameters, x [B, h, w, C], t [B] or its shifts, context [B, L, D] or its `context_keys` -> float32
-    [B, h, w, 4], the raw output."""
+    """Returns the UNet's raw output, float32 [B, h, w, 4].
+
+    params: the UNet's. x: [B, h, w, C]. t: timesteps [B], or their `time_shifts` (networks/unet/network.py).
+    context: [B, L, D], or its `context_keys`.
+    """
     with precise(dtype):
         return UNet(config, dtype).apply({"params": params}, x, t, context)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def vae_posterior(params: Params, pixels: Array, config: VAEConfig, dtype=FLOAT32) -> tuple[Array, Array]:
-    """VAE parameters, pixels [B, H, W, 3] -> mean and log variance, unscaled float32 [B, h, w, 4] each."""
+    """VAE parameters, pixels [B, H, W, 3] -> posterior mean and log variance, each unscaled float32 [B, h, w, 4]."""
 
     def encode(pixels: Array) -> Array:
         return jnp.concatenate(VAE(config, dtype).apply({"params": params}, pixels, method="encode"), axis=-1)
@@ -81,10 +90,12 @@ def vae_pixels(params: Params, latents: Array, config: VAEConfig, dtype=FLOAT32)
 
 
 def predict(sd: StableDiffusion, x: Array, t: Array, cond: Cond) -> Array:
-    """The UNet's raw output (eps or v, config.schedule.prediction) as float32 [B, h, w, 4].
+    """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
-    x: noisy scaled latents [B, h, w, C], C = config.unet.in_channels (inpainting: latents, mask, masked latents);
-    t: timesteps in [0, 999], int or float, [B] or one for all; cond.context: [B, L, D].
+    x: noisy scaled latents [B, h, w, C], C = config.unet.in_channels (inpainting: latents, mask, masked latents).
+    t: timesteps in [0, 999], int or float, [B] or one for all.
+    cond: as `sdjax.encode_prompt` returns it, with context [B, L, D].
+    SdjaxError: a wrong shape or dtype.
     """
     config = sd.config.unet
     if not isinstance(cond, Cond):
@@ -100,9 +111,10 @@ def predict(sd: StableDiffusion, x: Array, t: Array, cond: Cond) -> Array:
 
 
 def vae_moments(sd: StableDiffusion, pixels: Array) -> tuple[Array, Array]:
-    """pixels [B, H, W, 3] in [-1, 1], sides multiples of the VAE's factor -> posterior mean and log variance.
+    """Returns the posterior's mean and log variance, each float32 [B, h, w, 4] and unscaled.
 
-    Each float32 [B, h, w, 4], unscaled; the log variance is clamped to [-30, 20].
+    pixels: [B, H, W, 3] in [-1, 1]; the sides are multiples of the VAE's factor. The log variance is clamped to
+    [-30, 20].
     """
     config = sd.config.vae
     return vae_posterior(sd.params["vae"], images("pixels", pixels, 3, config.factor), config, sd.dtype)
@@ -111,7 +123,8 @@ def vae_moments(sd: StableDiffusion, pixels: Array) -> tuple[Array, Array]:
 def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array:
     """pixels [B, H, W, 3] in [-1, 1] -> scaled latents [B, h, w, 4]: the posterior's mean, or with a seed a sample.
 
-    Image i is sampled with seed + i and depends on nothing else in the batch.
+    seed: image i is sampled with seed + i, so its sample depends on nothing else in the batch.
+    SdjaxError: a wrong shape or dtype, or a seed outside 0 .. 2^32 - B.
     """
     mean, logvar = vae_moments(sd, pixels)
     if seed is not None:
@@ -122,13 +135,13 @@ def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array
 
 
 def decode(sd: StableDiffusion, latents: Array) -> Array:
-    """Scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], about [-1, 1] and not clipped."""
+    """Scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], in about [-1, 1] and not clipped."""
     config = sd.config.vae
     return vae_pixels(sd.params["vae"], images("latents", latents, config.latent_channels, 1), config, sd.dtype)
 
 
 def images(name: str, x: Any, channels: int, factor: int) -> Array:
-    """`x` as an array after checking [B, H, W, channels] with sides that are multiples of `factor`."""
+    """Returns `x` as an array. SdjaxError unless it is floating [B, H, W, channels] and `factor` divides H and W."""
     x = x if x is None or isinstance(x, str) else jnp.asarray(x)
     if np.ndim(x) != 4 or x.shape[3] != channels:
         raise SdjaxError(f"{name} has shape {list(np.shape(x))}, should be [B, H, W, {channels}]")

@@ -32,13 +32,15 @@ BUNDLED = ("emoji",)
 def load(
     source: str | Path, dtype: str | None = None, prediction: str | None = None, prefer_ema: bool = False
 ) -> StableDiffusion:
-    """A model from a bundled name ("emoji"), a diffusers folder, one .safetensors or .ckpt file in CompVis' layout, or
-    a hub id ("org/name"), whose files are downloaded once; offline (HF_HUB_OFFLINE=1) the cached ones are taken.
+    """Loads a model.
 
-    `dtype` is the computation's: "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
-    `prediction`: "epsilon" or "v" instead of what the files say; an SD 2.x file does not, and a guess is logged.
-    `prefer_ema`: the EMA copy of the UNet where a file holds both. Raises SdjaxError that names the file, field or
-    tensor that does not fit.
+    source: a bundled name ("emoji"), a diffusers folder, one .safetensors or .ckpt file in CompVis' layout, or a hub id
+        ("org/name"), whose files are downloaded once; offline (HF_HUB_OFFLINE=1) the cached ones are used.
+    dtype: of the computation, "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
+    prediction: "epsilon", "v" or "x0" instead of what the files say. A single SD 2.x file may not say; then it is
+        guessed, and the guess is logged.
+    prefer_ema: use the EMA copy of the UNet if a single file holds both.
+    SdjaxError: a file, field or tensor does not fit; the message names it.
     """
     dtype, prediction = FLOAT32 if dtype is None else known_dtype(dtype), known_prediction(prediction)
     path, name = find_source(source)
@@ -54,7 +56,10 @@ def load(
 
 
 def find_source(source: str | Path) -> tuple[Path, str | None]:
-    """(the folder or file that `source` means, the model's name if that is not the folder's)."""
+    """Returns (the folder or file that `source` names, the model's name if it is not the folder's).
+
+    A hub id is downloaded. SdjaxError: `source` names nothing.
+    """
     if not isinstance(source, (str, Path)):
         raise SdjaxError(f"source is {source!r}, should be a string or a path")
     path, name = Path(source), str(source)
@@ -72,11 +77,13 @@ def find_source(source: str | Path) -> tuple[Path, str | None]:
 
 
 def create(model: str | Path, seed: int = 0, without: str | None = None) -> StableDiffusion:
-    """What training starts from: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters, and CLIP's
-    tokenizer or none; anything else is `load`ed, its parameters as float32.
+    """Returns the model that training starts from, with float32 parameters.
 
-    `without` "text", "vae" or "unet" leaves that part's random parameters to `initial_params`, and does nothing where
-    they are loaded.
+    model: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters and, if its vocabulary is CLIP's,
+        CLIP's tokenizer, else none; anything else is loaded with `load`.
+    seed: of random parameters.
+    without: "text", "vae" or "unet" leaves out that part's random parameters, which `initial_params` can make later;
+        it changes nothing for a model that is loaded.
     """
     if str(model) not in NAMED:
         try:
@@ -92,18 +99,18 @@ def create(model: str | Path, seed: int = 0, without: str | None = None) -> Stab
 
 
 def initial_params(config: Config, part: str, seed: Array) -> Params:
-    """Random parameters of "text", "vae" or "unet"; can be traced, so that they come to be where they will lie."""
+    """Returns random parameters of "text", "vae" or "unet". Traceable, so that each device can make its own share."""
     place = list(SD.parts).index(part)
     return random_params(getattr(config, part), jax.random.fold_in(jax.random.key(seed), place))
 
 
 def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> None:
-    """Writes `sd` as a diffusers folder, or to a name in .safetensors as one file in CompVis' layout; diffusers loads
-    both. Parameters keep the dtype that they were loaded in, or are rounded to `dtype`: "float32", "bfloat16",
-    "float16". A single file has no tokenizer.
+    """Writes a model; diffusers loads both forms.
 
-    An older model folder or file at `path` is replaced, and what else lies in the folder stays; anything else there is
-    refused with SdjaxError, and so are values that `dtype` cannot hold.
+    path: a folder, or a name in .safetensors for one file in CompVis' layout, which holds no tokenizer. An older model
+        at `path` is replaced, and other files in its folder stay.
+    dtype: round the parameters to "float32", "bfloat16" or "float16"; None keeps the dtype that they were loaded in.
+    SdjaxError: something else than a model is at `path`, or `dtype` cannot hold a value.
     """
     suffix = Path(path).suffix.lower()
     if dtype is not None:
@@ -123,7 +130,7 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
 
 
 def bundled_tokenizer(text: TextConfig):
-    """The tokenizer that a single file of this tower goes with: CLIP's, the emoji model's, or None."""
+    """Returns the tokenizer of a model that came without one, by its vocabulary: CLIP's, the emoji model's, or None."""
     if text.vocab_size == SD15.text.vocab_size:
         return clip_tokenizer()
     folder = Path(__file__).parents[1] / "pretrained" / "emoji" / "tokenizer"

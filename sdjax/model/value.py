@@ -20,9 +20,14 @@ FLOAT32 = jnp.dtype("float32")
 
 @dataclass(frozen=True, eq=False)
 class StableDiffusion:
-    """config (hashable), params {"text", "unet", "vae"} in the dtype they were stored in, tokenizer (or None), and the
-    dtype of the computation; norms, softmax and the time embedding are always float32. embeddings: words of prompts
-    and the vectors [n, D] that stand for them, see `sdjax.add_embedding`."""
+    """A loaded model. `sdjax.load` returns it.
+
+    config: hashable.
+    params: {"text", "unet", "vae"}, in the dtype that they were stored in.
+    tokenizer: None if the model came without one.
+    dtype: of the computation; norms, softmax and the time embedding are always float32.
+    embeddings: words of prompts and the vectors [n, D] that stand for them, see `sdjax.add_embedding`.
+    """
 
     config: Config
     params: Params = field(repr=False)
@@ -43,7 +48,7 @@ def known_dtype(dtype: Any) -> jnp.dtype:
 
 
 def digest(params: Any, text: str = "") -> str:
-    """16 hexadecimal digits that name parameters' values and a text."""
+    """Returns 16 hexadecimal digits of a hash (SHA-256) of the parameters' values and a text."""
     found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for leaf in jax.tree.leaves(params):
         found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))

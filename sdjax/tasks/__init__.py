@@ -1,1 +1,1 @@
-"""Text and pictures to pictures: options, plans, compiled stages, and the tasks themselves."""
+"""The tasks that draw pictures from text and pictures, with their options, plans and compiled stages."""

@@ -1,4 +1,4 @@
-"""Where a picture's words are: the UNet's cross-attention as maps, a token each (arXiv 2210.04885).
+"""Attention maps: where in a picture the UNet's cross-attention looks at each token of the prompt (arXiv 2210.04885).
 
     walk = sdjax.txt2img(sd, prompt, output="trajectory")
     maps = sdjax.attention_maps(sd, prompt, walk)                  # [B, L, h, w]; over L they sum to 1
@@ -6,9 +6,9 @@
     sdjax.attention_pictures(image, maps[0], sdjax.prompt_words(sd, prompt)[0])   # a PIL sheet, a cell each word
 
 Every position of the latents spreads its attention over the L tokens of the context, in every head of every
-cross-attention of the UNet. A map is the mean over the heads, the layers (brought to the latents' size) and, of a walk,
-the evaluations of the model. It costs one more evaluation of the UNet each, conditional only, and nothing when not
-asked for.
+cross-attention of the UNet. A map is the mean over the heads, over the layers (resized to the latents' size) and, for a
+trajectory, over the evaluations of the model. Each of these evaluations costs one more call of the UNet, conditional
+only; sampling that asks for no maps costs nothing extra.
 """
 
 from collections.abc import Sequence
@@ -35,10 +35,14 @@ from sdjax.types import Array, Params
 def attention_maps(
     sd: StableDiffusion, prompt: str | Sequence[str], x, t=None, clip_skip: int = 1, syntax: str = "a1111"
 ) -> np.ndarray:
-    """float32 [B, L, h, w]: the share of its attention that each position of the latents pays to each token.
+    """Returns float32 [B, L, h, w]: the share of its attention that each position of the latents pays to each token.
 
-    x: noisy latents [B, h, w, C] with their timesteps t, [B] or one number; or, without t, a walk of txt2img or img2img
-    (output="trajectory"), whose evaluations are averaged. prompt: one for all or as many as pictures.
+    prompt: one for all pictures, or one for each.
+    x: noisy latents [B, h, w, C] with their timesteps t; or, without t, a trajectory of txt2img or img2img
+        (output="trajectory"), whose evaluations are averaged.
+    t: timesteps, [B] or one number.
+    clip_skip, syntax: see `sdjax.encode_prompt`.
+    SdjaxError: prompts composed with AND, latents without t, a trajectory with t, shapes that do not fit.
     """
     cond = encode_prompt(sd, prompt, clip_skip, syntax)
     if cond.mix is not None:
@@ -47,7 +51,7 @@ def attention_maps(
         if not hasattr(x, "sigma"):
             raise SdjaxError('t is None: latents need their timesteps; only a walk (output="trajectory") knows them')
         steps, at = x.x, sigma_to_t(make_schedule(sd.config.schedule), np.asarray(x.sigma, np.float64))
-        at = np.where(np.abs(at - np.round(at)) < 1e-3, np.round(at), at)  # as guidance.py does
+        at = np.where(np.abs(at - np.round(at)) < 1e-3, np.round(at), at)  # as timesteps_of in guidance.py does
     elif hasattr(x, "sigma"):
         raise SdjaxError("t: x is a walk, which knows its timesteps; leave t out")
     else:
@@ -65,12 +69,12 @@ def attention_maps(
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def cross_attention(params: Params, x: Array, t: Array, context: Array, config: UNetConfig, dtype) -> Array:
-    """UNet parameters, x [B, h, w, C], t [B], context [B, L, D] -> float32 [B, L, h, w], the mean of the layers."""
+    """UNet parameters, x [B, h, w, C], t [B], context [B, L, D] -> float32 [B, L, h, w], the mean over the layers."""
     with precise(dtype):
         _, found = UNet(config, dtype).apply({"params": params}, x, t, context, mutable=["maps"])
     b, h, w, _ = x.shape
     maps = []
-    for weights in jax.tree.leaves(found["maps"]):  # [B, T, L] each
+    for weights in jax.tree.leaves(found["maps"]):  # each [B, T, L]: T positions of a layer, mean over its heads
         level = next(i for i in range(len(config.channels)) if (h >> i) * (w >> i) == weights.shape[1])
         grid = weights.reshape(b, h >> level, w >> level, -1)
         maps.append(jax.image.resize(grid, (b, h, w, grid.shape[3]), "linear"))
@@ -78,7 +82,10 @@ def cross_attention(params: Params, x: Array, t: Array, context: Array, config: 
 
 
 def prompt_words(sd: StableDiffusion, prompts: str | Sequence[str], syntax: str = "a1111") -> list[list[str]]:
-    """The L tokens of each prompt as the tokenizer spells them: "</w>" ends a word, specials are "<|...|>"."""
+    """Returns the L tokens of each prompt as the tokenizer spells them, one for each map of `attention_maps`.
+
+    "</w>" ends a word; special tokens are written "<|...|>". SdjaxError: prompts composed with AND.
+    """
     own = [word + "</w>" for word, vectors in sd.embeddings.items() for _ in vectors]
     found = read_prompts(sd, prompts, syntax)
     if not found:
@@ -92,8 +99,14 @@ def prompt_words(sd: StableDiffusion, prompts: str | Sequence[str], syntax: str 
 
 
 def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int = 192) -> Image.Image:
-    """A sheet: `image`, then a cell for each word of the prompt with its map [L, h, w] over the image, bright where the
-    attention is. A word's tokens are added up; each map is scaled to its own largest value."""
+    """Returns a sheet: `image`, then one cell for each word of the prompt that shows the word's map over the image.
+
+    maps: [L, h, w], one picture's `attention_maps`. The maps of a word's tokens are added up, and each sum is scaled
+        from its smallest value (dark blue) to its largest (yellow).
+    words: the picture's `prompt_words`, [L].
+    side: the longer side of a cell in pixels.
+    SdjaxError: maps and words of different numbers.
+    """
     maps = np.asarray(maps)
     if maps.ndim != 3 or len(maps) != len(words):
         raise SdjaxError(f"maps of shape {list(maps.shape)}: [{len(words)}, h, w] expected for {len(words)} words")
@@ -103,7 +116,7 @@ def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int
     cells, word, total = [captioned(image, "")], "", 0.0
     for token, attention in zip(words, maps, strict=True):
         if token.startswith("<|"):  # start, end, padding
-            word, total = "", 0.0  # also of what pads in SD 2, "!", which ends no word
+            word, total = "", 0.0  # SD 2 pads with "!", which ends no word: dropped here too
             continue
         word, total = word + token.removesuffix("</w>"), total + attention
         if token.endswith("</w>"):
@@ -113,7 +126,7 @@ def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int
 
 
 def overlay(image: Image.Image, attention) -> Image.Image:
-    """`attention` [h, w] over the image in grey: dark blue where it is least, yellow where it is most."""
+    """Lays `attention` [h, w] over a grey copy of the image: dark blue where it is least, yellow where it is most."""
     attention = np.asarray(attention, np.float32)
     spread = np.ptp(attention)
     level = (attention - attention.min()) / spread if spread > 0 else np.zeros_like(attention)

@@ -1,8 +1,8 @@
-"""How every image task runs: its images in chunks that the devices hold, each chunk through the stages of stages.py.
+"""Runs every image task: splits its images into chunks that fit on the devices, and each chunk passes stages.py.
 
-With `progress` or `preview` the plan is walked a row at a time and the state carried on, instead of calling back from
-inside the scan: XLA programs that call Python cannot be kept in the persistent compilation cache, and one row's program
-serves any number of steps.
+With `progress` or `preview` the engine walks the plan one row at a time and carries the state on, instead of calling
+back from inside the scan: XLA programs that call Python cannot be kept in the persistent compilation cache, and the
+program of one row serves any number of steps.
 """
 
 import math
@@ -35,28 +35,28 @@ from sdjax.types import Array, Cond
 
 
 class Trajectory(NamedTuple):
-    """A walk as it went, for output="trajectory"; n counts evaluations of the model."""
+    """All of a walk, for output="trajectory"; n is the number of evaluations of the model."""
 
     sigma: np.ndarray  # [n]
-    x: np.ndarray  # [n, B, h, w, 4]: what the model was called with (known region and channels aside)
-    x0: np.ndarray  # [n, B, h, w, 4]: what it took x for, guided
-    latents: np.ndarray  # [B, h, w, 4]: where it ended
+    x: np.ndarray  # [n, B, h, w, 4]: what the model was called with, before inpainting adds its part
+    x0: np.ndarray  # [n, B, h, w, 4]: the denoiser's answer, after guidance
+    latents: np.ndarray  # [B, h, w, 4]: the end of the walk
 
 
 class Chunk(NamedTuple):
-    """What belongs to each image; None where a task has no such thing."""
+    """The inputs of some images, one entry for each; a field that the task does not use is None."""
 
     tokens: Tokens | None  # [B, P, K, length]
     seeds: np.ndarray  # [B]
-    noise: np.ndarray | None = None  # [B, h, w, C] in place of the seeds' first draw
+    noise: np.ndarray | None = None  # [B, h, w, C], replaces the noise that seeds draw first
     pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
     masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
 
 
 class Work(NamedTuple):
-    """One chunk's share of a request."""
+    """The part of a request that one chunk draws."""
 
-    places: np.ndarray  # [B] images' places among all; what comes after `length` only fills up
+    places: np.ndarray  # [B] the images' places in the request; after `length` the last one repeats, to fill up
     length: int
     tokens: Tokens
     negative: Tokens  # [1, 1, K, length]
@@ -79,10 +79,10 @@ def read_texts(sd: StableDiffusion, request: Request) -> Texts:
 
 
 def plan_work(sd: StableDiffusion, request: Request, texts: Texts) -> list[Work]:
-    """Images whose prompts have one shape go together, as many at a time as the devices hold."""
+    """Splits a request into chunks of images whose prompts have one shape, as many at a time as the devices hold."""
     text, work = prompt_tower(sd, request.options.clip_skip)[0], []
     for places, tokens, null in group(texts.prompts, texts.negative, text):
-        called = 1 + tokens.mix.shape[1]  # without a prompt, and with each that AND composes: usually 2
+        called = 1 + tokens.mix.shape[1]  # the negative prompt, and each one that AND composes: usually 2
         size, devices = chunk_size(len(places), request.shape[0] * request.shape[1] * called // 2)
         for first in range(0, len(places), size):
             chosen = np.minimum(np.arange(first, first + size), len(places) - 1)
@@ -92,7 +92,7 @@ def plan_work(sd: StableDiffusion, request: Request, texts: Texts) -> list[Work]
 
 
 def evaluations(plan: Plan) -> int:
-    """How often the model is called for each chunk."""
+    """Returns how many times a plan calls the model for each chunk."""
     return int(np.sum(plan.rows.live))
 
 
@@ -108,11 +108,13 @@ def run(
     after: int = 0,
     texts: Texts | None = None,
 ):
-    """All images of a request, in the form that options.output says.
+    """Draws all images of a request and returns them in the form that options.output says.
 
-    pictures, masks: float32 arrays as `image.read_images` and `read_masks` give them, of one or as many images. stream:
-    see `stages.image_draws`. before, after: evaluations of other walks, for `progress`. texts: the request's prompts,
-    where they were read before.
+    pictures, masks: float32 arrays as `read_images` and `read_masks` return them, one for all images or one for each.
+    feather: see `feather_masks`.
+    stream: see `noise.image_draws`.
+    before, after: evaluations of other walks before and after this one, which `progress` counts too.
+    texts: the request's prompts, if they were read before; None reads them.
     """
     options, count = request.options, request.count
     each = partial(for_each, count=count)
@@ -144,7 +146,11 @@ def run(
 
 
 def tell(request: Request, places: np.ndarray, done: int, total: int, row: int, picture: Callable[[], Array]) -> None:
-    """Calls `progress` and `preview` after row number `row` (from 1 on) of a chunk; picture() are pixels of its x0."""
+    """Calls `progress` and `preview` after row number `row` (from 1 on) of a chunk.
+
+    places: the chunk's images. done, total: evaluations before this chunk, and of everything.
+    picture: returns the pixels of the row's x0.
+    """
     options, step = request.options, done + row
     if options.preview and step % options.preview_every == 0 and step != total:
         options.preview(step, [*map(int, places)], pixels_to_pil(picture())[: len(places)])
@@ -153,7 +159,7 @@ def tell(request: Request, places: np.ndarray, done: int, total: int, row: int, 
 
 
 def for_each(values: np.ndarray | None, count: int) -> np.ndarray | None:
-    """What was given once, or once a picture, for `count` images."""
+    """Repeats values that were given once, or once for each picture, to one for each of `count` images."""
     if values is None or len(values) == count:
         return values
     if len(values) == 1:
@@ -162,7 +168,10 @@ def for_each(values: np.ndarray | None, count: int) -> np.ndarray | None:
 
 
 def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: Chunk, negative: Tokens, report, stream):
-    """One chunk through the stages, as host arrays, the image first; report(row, picture) is called on the way."""
+    """Draws one chunk. Returns host arrays whose first axis is the image: latents, pixels or a Trajectory.
+
+    report(row, picture) is called after each row if the options have `progress` or `preview`.
+    """
     options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
     text, vectors = prompt_tower(sd, options.clip_skip)
     draws = noise.image_draws(
@@ -216,18 +225,19 @@ def prepare(
     config: Config,
     dtype,
 ):
-    """What a walk takes: (cond, uncond, extra, known, state). Can be traced as a whole, for txt2img; see program.py."""
+    """Returns what a walk starts from: (cond, uncond, extra, known, state). Traceable for txt2img; see program.py."""
     cond, uncond = (text_context(params["text"], side, text, dtype, vectors) for side in (chunk.tokens, negative))
     uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
     cond, uncond = (
         side._replace(context=context_keys(params["unet"], side.context, dtype)) for side in (cond, uncond)
-    )  # once for all steps
+    )  # computed once for all steps
     eps = noise.draw(draws, shape, chunk.noise)
     x0, extra, known = condition(config, dtype, params, plan, chunk, eps)
     return cond, uncond, extra, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
 
 
 def guide_of(request: Request, plan: Plan) -> stages.Guide:
+    """Returns the guidance of a request, with one scale for each step and then ones up to the plan's length."""
     scales = np.ones(len(plan.levels), np.float32)
     scales[: len(request.scales)] = request.scales
     low, high = request.options.guidance_interval or (0.0, math.inf)
@@ -237,7 +247,11 @@ def guide_of(request: Request, plan: Plan) -> stages.Guide:
 
 
 def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
-    """-> (x0 of the pictures, channels that an inpainting model wants, what another is to keep), or None each."""
+    """Returns (x0, extra, known), each None if it is not needed.
+
+    x0: the pictures' latents. extra: the channels that an inpainting model takes beside x. known: what inpainting with
+    any other model keeps of the pictures.
+    """
     if chunk.pictures is None:
         return None, None, None
     encode = partial(stages.encode, params["vae"], config=config, dtype=dtype)
@@ -249,7 +263,7 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
     if chunk.masks is not None:
         small = chunk.masks[:, :: config.vae.factor, :: config.vae.factor]
         if inpainting:
-            extra = jnp.concatenate([small, encode(chunk.pictures * (1 - chunk.masks))], -1)  # the hole is 0: grey
+            extra = jnp.concatenate([small, encode(chunk.pictures * (1 - chunk.masks))], -1)  # 0 in the hole is grey
         else:
             known = stages.Known(x0, noise, small, plan.rows.sigma[0])
     return x0, extra, known

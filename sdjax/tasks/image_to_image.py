@@ -1,4 +1,4 @@
-"""Text and pictures to pictures. Each task reads its arguments, plans its walk and leaves the rest to engine.py."""
+"""The tasks that start from a picture. Each reads its arguments, plans its walk and leaves the rest to engine.py."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,14 @@ from sdjax.tasks.request import check
 def img2img(
     sd: StableDiffusion, prompt: str | Sequence[str], image, strength: float = 0.75, options: TaskOptions = None
 ):
-    """Pictures like `image`: it gets the noise of a level on the way and is denoised from there. Results as txt2img's.
+    """Returns pictures like `image`: adds noise of an intermediate level to it and denoises it from there.
 
+    The results have the form of txt2img's.
     image: a PIL image or a list of them, resized to height and width or to the next smaller fitting size; a float
-    array [H, W, 3] or [B, H, W, 3] in [-1, 1] of a fitting size; or scaled latents [B, h, w, 4]. One for all prompts,
-    or as many as prompts. Its latents are the posterior's mean.
-    strength: (0, 1]; the last int(steps strength) steps are walked, from the level that the picture is noised to.
+        array [H, W, 3] or [B, H, W, 3] in [-1, 1] of a fitting size; or scaled latents [B, h, w, 4]. One for all
+        prompts, or one for each. Pixels are encoded to the mean of the VAE's posterior.
+    strength: in (0, 1]; only the last int(steps strength) steps are walked, and the picture is noised to the level of
+        the first of them.
     latents: the unit noise that is added.
     """
     refuse_inpainting(sd.config)
@@ -44,17 +46,19 @@ def inpaint(
     feather: float = 0.0,
     options: TaskOptions = None,
 ):
-    """`image` with its white part under `mask` painted anew; pixels under black are the input's. Results as txt2img's.
+    """Returns `image` repainted where `mask` is white; pixels where it is black stay exactly those of `image`.
 
-    An inpainting model (9 channels) sees the mask and the rest of the picture beside x; for any other what is known is
-    put back, with noise, before each step. The model's mask takes one pixel in each latent's corner, as diffusers.
-    image: as img2img's, but no latents. mask: PIL, or an array [H, W] or [B, H, W] (bool, 0 .. 1, uint8), of any size;
-    half and more is white. One for all, or as many as images.
-    strength: 1 fills the hole from noise; below 1 from what was there, as img2img. feather: pixels inside the mask's
-    border over which old and new are blended.
+    The results have the form of txt2img's. An inpainting model (9 channels) gets the mask and the rest of the picture
+    beside x; with any other model the known region is put back, with noise, before each step. The mask is reduced to
+    the latents' size by taking the top left pixel of each latent's square, as diffusers does.
+    image: as for img2img, but no latents.
+    mask: a PIL image, a list of them, or an array [H, W] or [B, H, W] (bool, 0 .. 1, uint8), of any size; values of at
+        least half are white. One for all images, or one for each.
+    strength: 1 fills the hole from noise; below 1 it starts from what was there, as img2img does.
+    feather: width in pixels of the zone inside the mask's border in which old and new are blended.
     """
     config = sd.config
-    family_of(config)  # refuses a model that no task takes
+    family_of(config)  # raises SdjaxError for a model that no task takes
     if not is_number(feather, 0):
         raise SdjaxError(f"feather {feather!r}: a number of pixels from 0 on")
     options, pictures = read(config, image, options)
@@ -65,7 +69,7 @@ def inpaint(
     if len(masks) not in (1, count) or len(pictures) not in (1, count):
         raise SdjaxError(f"mask: {len(masks)} masks for {len(pictures)} images, one or {len(pictures)} expected")
     request = check(config, prompt, options, count)
-    full = is_number(strength) and strength == 1  # then x is all noise, what is known included, as in diffusers
+    full = is_number(strength) and strength == 1  # x then starts as noise, in the known region too, as in diffusers
     plan = plan_of(sd, options, None if full else given(strength))
     return run(sd, request, plan, pictures, masks, feather)
 
@@ -83,10 +87,12 @@ def outpaint(
     feather: float = 0.0,
     options: TaskOptions = None,
 ):
-    """`image` on a canvas larger by left, right, top and bottom pixels; what is added is painted by `inpaint`.
+    """Returns `image` on a larger canvas: `inpaint` paints what is added, and the picture itself stays as it is.
 
-    The picture itself stays as it is. image: as inpaint's, not resized: the canvas has to have a size that the model
-    takes. strength, feather: as inpaint's; below 1 the start is the picture's border, drawn out over the canvas.
+    image: as for inpaint, but never resized: the canvas must have a size that the model takes.
+    left, right, top, bottom: whole numbers of pixels to add on each side.
+    strength: as for inpaint; below 1 the added part starts from the picture's border pixels, repeated outwards.
+    feather: as for inpaint.
     """
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     for name, side in sides.items():

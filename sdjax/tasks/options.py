@@ -1,7 +1,7 @@
-"""OPTIONS, one row an option of sampling: its name, default, check, help, and what it is in a PNG's text and on a grid.
+"""OPTIONS: one row for each option of sampling, with its name, default, check, help, PNG text field and grid axis.
 
-The tasks' signatures and docstrings, the command line, the PNG text both ways, the axes of grids and what an exported
-program can be asked for are all made from these rows: a new option is a new row, and the code that uses it.
+These rows make the tasks' signatures and docstrings, the command line, the PNG text both ways, the axes of grids and
+the list of options that an exported program takes. To add an option, add a row and the code that uses it.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from sdjax.image.parameters import read_interval, read_sampler, read_schedule
 from sdjax.text.syntax import SYNTAXES
 
 OUTPUTS = ("pil", "pixels", "latents", "trajectory")
-MOST_IMAGES = 2**20  # of a prompt in one call: their prompts and seeds are listed before the first is drawn
+MOST_IMAGES = 2**20  # largest num_images: prompts and seeds of all images are listed before the first is drawn
 
 
 class Option(NamedTuple):
@@ -26,22 +26,23 @@ class Option(NamedTuple):
 
     name: str
     default: Any
-    type: Any  # of the argument
+    type: Any  # type of the argument
     help: str  # for the command line and for the docstring
     more: str = ""  # for the docstring alone
-    check: Callable[[Any], bool] | None = None  # is a value possible, whatever the model? None: checked elsewhere
-    right: str = ""  # what would be possible
-    flag: Any = None  # its type on the command line; None where it has no flag
+    check: Callable[[Any], bool] | None = None  # is a value right for any model? None: checked elsewhere
+    right: str = ""  # which values are right, for the error's message
+    flag: Any = None  # its type on the command line; None: it has no flag
     text: str | None = None  # its field in a PNG's parameters
-    read: Callable[[str], Any] | None = None  # the field's text -> a value, or a dict of arguments; ValueError
-    write: Callable[[Any], Any] | None = None  # a value -> what is written, or None
-    place: int = 100  # of the field in the text: files of all versions have the same order
+    read: Callable[[str], Any] | None = None  # field's text -> value, or a dict of arguments; or ValueError
+    write: Callable[[Any], Any] | None = None  # value -> what is written; None: written if not the default
+    place: int = 100  # place of the field in the text: the order is the same in files of all versions
     axis: Callable[[str], Any] | None = None  # how --grid reads a value
-    static: bool = False  # programs are compiled for its value
-    program: bool = True  # can be asked of an exported program
+    static: bool = False  # another value compiles anew
+    program: bool = True  # an exported program takes it
 
 
 def one_of(names: Sequence[str]) -> dict[str, Any]:
+    """Returns `check` and `right` for an option whose value is one of `names`."""
     return {"check": lambda value: isinstance(value, str) and value in names, "right": f"one of {', '.join(names)}"}
 
 
@@ -49,7 +50,7 @@ SEED = {"check": lambda value: is_whole(value, 0, 2**32 - 1), "right": f"a whole
 SHARE = {"check": lambda value: is_number(value, 0, 1), "right": "a number from 0 to 1"}
 FUNCTION = {"check": lambda value: value is None or callable(value), "right": "a function or None", "program": False}
 
-#: In the order of the tasks' arguments.
+#: All shared options, in the order of the tasks' arguments.
 OPTIONS: tuple[Option, ...] = (
     Option(
         "negative_prompt",
@@ -294,7 +295,7 @@ TaskOptions.__module__ = __name__
 
 
 def described(options: Sequence[Option] = OPTIONS) -> str:
-    """The help of each option, for docstrings."""
+    """Returns the help of each option and which of them are compiled for, as text for docstrings."""
     lines = [f"{option.name}: {' '.join(filter(None, (option.help, option.more)))}" for option in options]
     static = ", ".join(option.name for option in options if option.static)
     return "\n".join(lines) + (
@@ -305,9 +306,9 @@ def described(options: Sequence[Option] = OPTIONS) -> str:
 
 
 def takes_options(task: Callable) -> Callable:
-    """Gives task(..., options: TaskOptions) the rows of OPTIONS as keyword arguments, in its signature and docstring.
+    """Decorates task(..., options: TaskOptions): puts the rows of OPTIONS into its signature and docstring.
 
-    What does not bind is refused as everything else is, by SdjaxError.
+    Arguments that do not fit the signature raise SdjaxError, as every other refusal does, and not TypeError.
     """
     own = [p for p in inspect.signature(task).parameters.values() if p.name != "options"]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -1,4 +1,4 @@
-"""The `parameters` text of a picture <-> the arguments that it was drawn with, made from OPTIONS and OTHERS."""
+"""The `parameters` text in a PNG <-> the arguments that drew the picture. OPTIONS and OTHERS define both ways."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from sdjax.errors import SdjaxError
 from sdjax.image.parameters import parameters_text, parse_parameters, read_dtype
 from sdjax.tasks.options import OPTIONS, Option
 
-#: What else says how a picture came to be: arguments of some tasks alone, files, and what is done to finished pictures.
+#: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
 OTHERS: tuple[Option, ...] = (
     Option(
         "strength",
@@ -45,12 +45,16 @@ FIELDS = tuple(sorted((o for o in (*OPTIONS, *OTHERS) if o.text is not None), ke
 def describe(
     arguments: Mapping[str, Any], seed: int, size: tuple[int, int], model: str, source: str | None = None
 ) -> str:
-    """The parameters text of one picture of `size` = (width, height) that a task drew with `arguments` from `seed`.
+    """Returns the parameters text of one picture.
 
-    `arguments`: txt2img's, and img2img's and inpaint's; init_image, mask, safety_checker and embedding, a tuple, are
-    files' names. `model` is the model's name, `source` what sdjax.load was given, where that is another.
+    arguments: those that the task was called with (txt2img's, img2img's and inpaint's), and the names of files:
+        init_image, mask, safety_checker, and embedding, a tuple.
+    seed: the seed of this picture.
+    size: (width, height) in pixels.
+    model: the model's name.
+    source: what sdjax.load was given; it is written if it differs from `model`.
     """
-    head, tail = {}, {}  # what is always written, and what is another than the default
+    head, tail = {}, {}  # fields that are always written, and those that differ from their default
     for option in FIELDS:
         value = {**arguments, "seed": seed}.get(option.name, option.default)
         if option.write:
@@ -65,9 +69,9 @@ def describe(
 
 
 def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters text -> (arguments of txt2img, the fields that are none of them).
+    """Parameters text -> (arguments of tasks, by name; the fields that stand for none).
 
-    Raises SdjaxError naming the field whose value cannot be one.
+    SdjaxError: the text has no line of settings, or a field's value cannot be read; it names the field.
     """
     prompt, negative, fields = parse_parameters(text)
     if not fields:
@@ -87,7 +91,7 @@ def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def read_field(name: str, value: str) -> dict[str, Any] | None:
-    """The arguments that a field of the text stands for; None where it is of no option. ValueError: no such value."""
+    """Returns the arguments that a field of the text stands for, or None for no argument. ValueError: a bad value."""
     if name == "Size":
         width, height = value.split("x")
         return {"width": int(width), "height": int(height)}

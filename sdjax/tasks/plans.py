@@ -1,4 +1,4 @@
-"""What tasks share: the plan of a walk, the pictures that it starts from, the models that a task takes."""
+"""What the tasks share: the plan of a walk and the pictures that it starts from."""
 
 from dataclasses import replace
 
@@ -16,13 +16,14 @@ from sdjax.tasks.request import check_size
 
 
 def given(strength: float | None) -> float:
-    """A plan without one begins with noise alone."""
+    """Returns `strength`. SdjaxError if it is None, because a plan without a strength starts from noise alone."""
     if strength is None:
         raise SdjaxError("strength None: a number above 0 and up to 1")
     return strength
 
 
 def plan_of(sd: StableDiffusion, options: TaskOptions, strength: float | None = None) -> Plan:
+    """Returns the plan of a walk with these options, from noise or, with a strength, from a picture."""
     return make_plan(
         options.sampler,
         make_schedule(sd.config.schedule),
@@ -35,7 +36,10 @@ def plan_of(sd: StableDiffusion, options: TaskOptions, strength: float | None = 
 
 
 def read(config: Config, image, options: TaskOptions) -> tuple[TaskOptions, np.ndarray]:
-    """The pictures [Q, H, W, 3] (or latents [Q, h, w, C]), and options with their size."""
+    """Returns the options with the size of `image`, and its pictures [Q, H, W, 3] (or latents [Q, h, w, C]).
+
+    SdjaxError: a size that the model does not take, or latents of another size than the options ask for.
+    """
     factor, channels = config.vae.factor, config.vae.latent_channels
     check_size(config, options)
     pictures = read_images(image, options.height, options.width, config.multiple, channels)

@@ -1,11 +1,11 @@
-"""Text to image as one program in a file: traced and lowered once, run without tracing, on one or several platforms.
+"""txt2img as a program in a file: traced and lowered once, for one or several platforms; run without tracing.
 
     sdjax.save_program(sd, "emoji.sdjax", steps=20, num_images=4)
     program = sdjax.load_program("emoji.sdjax")
     pixels = program(sd, "a red apple", seed=7)        # float32 [4, H, W, 3], what txt2img gives for output="pixels"
 
-Static are the model's config, the dtype, the pictures' size and number and the number of steps (up to the next power of
-two, see `sampler.plan`). The parameters are an argument: one file serves every model of the same config.
+The model's config, the dtype, the pictures' size and number and the number of steps (up to the next power of two, see
+`sdjax.sampling.plan`) are fixed. The parameters are an argument: one file serves every model of the same config.
 """
 
 import json
@@ -38,7 +38,7 @@ from sdjax.types import Array, Params
 
 MAGIC = b"sdjax program 2\n"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-#: custom calls of ours that jax.export does not vouch for across versions: cuDNN's attention
+#: custom calls in our programs that jax.export does not guarantee across versions: cuDNN's attention
 UNVOUCHED = ("__cudnn$fmhaSoftmax",)
 
 
@@ -54,8 +54,13 @@ def image_program(
     dtype: Any,
     shape: tuple[int, int, int],
 ) -> Array:
-    """Everything from token ids to pixels, clipped float32 [B, H, W, 3]: `engine.generate` for txt2img as one traceable
-    function. seeds uint32 [B]; shape [h, w, C] of a picture's latents."""
+    """txt2img from token ids to pixels, clipped float32 [B, H, W, 3], as one traceable function.
+
+    It computes what `engine.generate` computes for txt2img.
+    tokens, negative: of B prompts, and of batch 1.
+    seeds: uint32 [B].
+    shape: (h, w, C) of a picture's latents.
+    """
     static = {"config": config, "dtype": dtype}
     draws = noise.image_draws(seeds, jnp.uint32(0), jnp.float32(0))
     cond, uncond, extra, known, state = prepare(
@@ -66,7 +71,10 @@ def image_program(
 
 
 def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
-    """`image_program`'s arguments after params, as host arrays. SdjaxError: a prompt of several chunks or parts."""
+    """Returns the arguments of `image_program` that come after params, as host arrays.
+
+    SdjaxError: a prompt of several chunks, composed with AND, or with a word of add_embedding.
+    """
     options = request.options
     plan, text = plan_of(sd, options), prompt_tower(sd)[0]
     (negative,) = read_prompts(sd, request.negative, options.syntax, composed=False)
@@ -90,10 +98,14 @@ def save_program(
     width: int | None = None,
     platforms: Sequence[str] = ("cpu",),
 ) -> None:
-    """Writes txt2img of `num_images` pictures with sd's shapes and dtype as a program for `platforms`: some of cpu,
-    cuda, rocm, tpu. It is lowered here and compiled where it runs; cuDNN's attention is in it where cuDNN is here.
+    """Writes txt2img as a program, for models with sd's config, parameter shapes and dtype; `load_program` reads it.
 
-    sd.params may be shapes (jax.ShapeDtypeStruct). SdjaxError: what is out of range, an unknown platform.
+    The program is lowered here and compiled where it runs. It uses cuDNN's attention only if cuDNN is installed here.
+    sd: sd.params may be shapes (jax.ShapeDtypeStruct).
+    path: the file to write.
+    steps, num_images, height, width: as for txt2img; the program serves these alone (steps: up to a power of two).
+    platforms: some of cpu, cuda, rocm, tpu.
+    SdjaxError: an argument out of range, an unknown platform, an inpainting model.
     """
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
@@ -104,7 +116,7 @@ def save_program(
 
 
 def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str]) -> bytes:
-    """A program file: what it was made with, then the program of each platform."""
+    """Returns the content of a program file: its settings as a line of JSON, then the program of each platform."""
     parts, rows = export_program(sd, request, platforms)
     bodies = {platform: exported.serialize() for platform, exported in parts.items()}
     height, width = (side * sd.config.vae.factor for side in request.shape[:2])
@@ -124,7 +136,7 @@ def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str
 
 
 def computed(config: Config) -> dict[str, Any]:
-    """What of a config is in a program, as JSON gives it back: "unet.channels" and the like."""
+    """Returns the fields of a config that a program depends on, as JSON returns them, by names like "unet.channels"."""
     parts = ((part, asdict(getattr(config, part))) for part in ("text", "vae", "unet", "schedule"))
     return json.loads(json.dumps({f"{part}.{key}": value for part, found in parts for key, value in found.items()}))
 
@@ -132,9 +144,10 @@ def computed(config: Config) -> dict[str, Any]:
 def export_program(
     sd: StableDiffusion, request: Request, platforms: Sequence[str]
 ) -> tuple[dict[str, export.Exported], int]:
-    """The program of one request's shapes for each platform, over the leaves of its arguments; its number of rows.
+    """Returns the program of a request's shapes for each platform, and the number of rows in its plan.
 
-    One for all of them would have to hold, for each, what only another one can do.
+    The programs take the leaves of `image_program`'s arguments. There is one for each platform, because a single one
+    for all would have to contain, for every platform, operations that only another platform can run.
     """
     inputs = program_inputs(sd, request)
     leaves, tree = jax.tree.flatten((sd.params, *inputs))
@@ -148,7 +161,7 @@ def export_program(
 
 @dataclass(frozen=True)
 class Program:
-    """A loaded program; `settings` are what it was made with."""
+    """A loaded program. `settings` says what it was made with: model, config, dtype, sizes, steps, JAX's version."""
 
     path: Path
     settings: dict[str, Any]
@@ -156,10 +169,13 @@ class Program:
     shapes: list[tuple]  # (shape, dtype) of its inputs
 
     def __call__(self, sd: StableDiffusion, prompt: str | Sequence[str], **options: Any) -> np.ndarray:
-        """Pixels, clipped float32 [num_images, H, W, 3]: txt2img's. One prompt for all, or a list of num_images.
+        """Returns what txt2img returns for output="pixels": clipped float32 [num_images, H, W, 3].
 
+        sd: a model of the config and dtype that the program was made for.
+        prompt: one for all pictures, or a list of num_images.
         options: those of txt2img that need no other program, such as negative_prompt, seed, guidance_scale, sampler,
-        eta, and steps up to the power of two. SdjaxError: all else.
+            eta, and steps up to the power of two.
+        SdjaxError: any other option, another model, a prompt that the program does not take.
         """
         made, default = self.settings, TaskOptions()
         prompts = as_list(prompt)
@@ -198,7 +214,7 @@ class Program:
 
 
 def load_program(path: str | Path) -> Program:
-    """A file of `save_program`. SdjaxError where it is none, or not for this platform."""
+    """Reads a file of `save_program`. SdjaxError: it is none, or has no program for this platform."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -217,7 +233,7 @@ def load_program(path: str | Path) -> Program:
             start += size
         if start != len(body):
             raise ValueError("another length")
-    except Exception as error:  # whatever a broken file leads to
+    except Exception as error:  # a broken file may raise anything
         raise SdjaxError(f"{path}: not a program of sdjax.save_program ({type(error).__name__})") from None
     if exported is None:
         raise SdjaxError(f"{path}: for {', '.join(settings['bytes'])}, not for {platform}")

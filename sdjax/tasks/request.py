@@ -1,4 +1,4 @@
-"""What one call asks for, checked against the model and in arrays' form."""
+"""The request of one call of a task: its options, checked against the model and turned into arrays."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from sdjax.tasks.options import OPTIONS, TaskOptions
 
 
 class Request(NamedTuple):
-    """The options of one call, checked and in arrays' form."""
+    """The options of one call for B images, checked and turned into arrays."""
 
-    prompts: list[str]  # one an image
+    prompts: list[str]  # one for each image
     negative: str
     seeds: np.ndarray  # uint32 [B]
-    shape: tuple[int, int, int]  # of one image's latents
+    shape: tuple[int, int, int]  # (h, w, C) of one image's latents
     scales: np.ndarray  # float32 [steps]
     options: TaskOptions
 
@@ -27,7 +27,12 @@ class Request(NamedTuple):
 
 
 def check(config: Config, prompt: str | Sequence[str], options: TaskOptions, pictures: int = 1) -> Request:
-    """Refuses what no task can do. `pictures` is how many pictures a task starts from: one, or one a prompt."""
+    """Returns the checked Request of one call of a task.
+
+    prompt: one, or a list; each is drawn options.num_images times.
+    pictures: how many pictures the task starts from: one, or one for each prompt.
+    SdjaxError: an argument that no task can use; the message names it.
+    """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise SdjaxError(f"prompt {prompt!r}: a string or a list of at least one string")
@@ -59,7 +64,7 @@ def check(config: Config, prompt: str | Sequence[str], options: TaskOptions, pic
 
 
 def check_size(config: Config, options: TaskOptions) -> tuple[int, int]:
-    """(height, width) in pixels."""
+    """Returns (height, width) in pixels, the model's own size for None. SdjaxError: no multiple of config.multiple."""
     multiple = config.multiple
     for name, side in (("height", options.height), ("width", options.width)):
         if side is not None and (not is_whole(side, multiple) or side % multiple):
@@ -68,7 +73,10 @@ def check_size(config: Config, options: TaskOptions) -> tuple[int, int]:
 
 
 def guidance_scales(config: Config, options: TaskOptions) -> np.ndarray:
-    """guidance_scale as one finite number a step."""
+    """Returns guidance_scale as float32 [steps], one finite number for each step; None means the model's own scale.
+
+    SdjaxError: a wrong guidance_scale, and also wrong steps or a wrong guidance_interval, which are checked here.
+    """
     scale, steps, interval = options.guidance_scale, options.steps, options.guidance_interval
     if interval is not None and not (
         isinstance(interval, Sequence)

@@ -1,11 +1,12 @@
-"""Stable Diffusion's safety checker: a CLIP image tower and the directions of what it is to find (arXiv 2210.04610).
+"""Stable Diffusion's safety checker: a CLIP image tower and embeddings of what it looks for (arXiv 2210.04610).
 
     checker = sdjax.load_safety_checker("path/to/a/diffusers/folder")
-    flags = sdjax.check_safety(checker, images)        # a bool an image
+    flags = sdjax.check_safety(checker, images)        # one bool for each image
 
-An image is flagged where its cosine to one of 17 concepts is above that concept's threshold, all lower by 0.01 when one
-of 3 special ones fired; differences are rounded to three digits, and count above 0. The decisions are those of
-diffusers' `safety_checker.py`. What to do with a flagged image is the caller's.
+An image is flagged if its cosine similarity to one of 17 concepts is above that concept's threshold. If one of 3
+special concepts is above its own, all thresholds of the 17 are lower by 0.01. Differences are rounded to three digits
+before they are compared with 0. The decisions are those of diffusers' `safety_checker.py`. The caller decides what to
+do with a flagged image.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ HEADS = ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "spe
 
 
 class SafetyChecker(NamedTuple):
+    """A loaded safety checker; `load_safety_checker` makes it."""
+
     config: VisionConfig
     params: Params  # of the image tower
     concepts: np.ndarray  # [17, projection], of length 1
@@ -42,7 +45,10 @@ class SafetyChecker(NamedTuple):
 
 
 def load_safety_checker(folder: str | Path) -> SafetyChecker:
-    """From a diffusers folder's `safety_checker/`, or from that itself. SdjaxError names the file that does not fit."""
+    """Loads the safety checker of a diffusers folder, or the folder `safety_checker/` itself.
+
+    SdjaxError: a file or tensor is missing or does not fit; the message names it.
+    """
     folder = Path(folder)
     folder = folder / "safety_checker" if (folder / "safety_checker").is_dir() else folder
     config, tensors = read_vision(Fields(folder / "config.json")), read_weights(folder, TRANSFORMERS, "safety")
@@ -66,7 +72,10 @@ def load_safety_checker(folder: str | Path) -> SafetyChecker:
 
 
 def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) -> np.ndarray:
-    """bool [B]: is there something in the image that the checker knows? images: PIL, or pixels [B, H, W, 3]."""
+    """Returns bool [B]: True for each image in which the checker found a concept.
+
+    images: PIL images, one or several, or pixels [B, H, W, 3] in [-1, 1].
+    """
     if not isinstance(checker, SafetyChecker):
         raise SdjaxError(f"checker is {type(checker).__name__}: what load_safety_checker gives expected")
     images = [images] if isinstance(images, Image.Image) else images
@@ -76,16 +85,14 @@ def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) 
         return np.zeros(0, bool)
     pixels = np.stack([clip_pixels(image, checker.config.size) for image in images])
     size = min(CHUNK, len(pixels))
-    places = np.arange(-(-len(pixels) // size) * size).clip(
-        max=len(pixels) - 1
-    )  # the last chunk is filled up, then cut
+    places = np.arange(-(-len(pixels) // size) * size).clip(max=len(pixels) - 1)  # pads the last chunk
     chunks = np.split(pixels[places], len(places) // size)
     embed = lambda params, pixels: image_embedding(params, pixels, checker.config)
     return decide(checker, np.concatenate([*on_all_devices(embed, checker.params, chunks)])[: len(pixels)])
 
 
 def decide(checker: SafetyChecker, embedding: np.ndarray) -> np.ndarray:
-    """Image embeddings [B, projection] -> bool [B]."""
+    """Image embeddings [B, projection] -> bool [B], by the rule at the top of this file."""
     embedding = unit(embedding)
     above = lambda directions, thresholds, lower: np.round(embedding @ directions.T - thresholds + lower, 3) > 0
     special = above(checker.special, checker.special_thresholds, np.float32(0)).any(1, keepdims=True)

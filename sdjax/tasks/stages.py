@@ -1,7 +1,10 @@
-"""The jitted stages that every image task is made of, static in shapes, config and dtype alone.
+"""The jitted stages that every image task is made of, and the model as a denoiser.
 
-`encode` (VAE encoder), `draw` (noise), `walk` (the sampler's scan), `finish` (VAE decoder); `model.text_context` is the
-text tower. Guidance, eta, seeds, strength, steps and the sampler itself are traced.
+The stages are `encode` (VAE encoder), `walk` (the sampler's scan), `finish` (VAE decoder), and `enlarge` for hires. The
+text tower is `text_context` in conditioning/text.py, and the noise is `draw` in diffusion/noise.py.
+All are compiled for shapes, config and dtype; `walk` also for guidance_fn and for whether it keeps its trace, `enlarge`
+also for the new size. Guidance, eta, seeds, strength and the sampler itself are traced, and so are steps as long as the
+plan keeps its padded length (see `sdjax.sampling.plan`).
 """
 
 from collections.abc import Callable
@@ -41,40 +44,43 @@ from sdjax.types import Array, Cond, Params
 
 
 class Guide(NamedTuple):
-    """Guidance of a walk, all of it traced."""
+    """The guidance of a walk; all of it is traced."""
 
     levels: Array  # [S]: `Plan.levels`
-    scales: Array  # [S]: one a step
-    low: Array  # []: sigmas between which there is any
+    scales: Array  # [S]: the scale of each step
+    low: Array  # []: there is guidance at low <= sigma <= high alone
     high: Array  # []
     rescale: Array  # []
 
 
 class Known(NamedTuple):
-    """What inpainting with any model keeps: see `denoise.with_known_region`."""
+    """What inpainting keeps of the picture, with any model: see `with_known_region` in diffusion/guidance.py."""
 
     x0: Array  # [B, h, w, C]
     eps: Array  # [B, h, w, C]
     mask: Array  # [B, h, w, 1]: 1 repaints
-    first: Array  # []
+    first: Array  # []: the first sigma of the walk
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def encode(params, pixels: Array, *, config: Config, dtype) -> Array:
-    """Pixels -> scaled latents, the posterior's mean."""
+    """VAE parameters, pixels [B, H, W, 3] -> scaled latents [B, h, w, C], the posterior's mean."""
     return vae_posterior(params, pixels, config.vae, dtype)[0] * config.vae.scaling
 
 
 def denoiser(
     sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidance_scale: Level = 1.0, rescale: Level = 0.0
 ) -> Denoiser:
-    """(x [B, h, w, 4], sigma) -> x0: the model as samplers see it, to be wrapped, differentiated or walked with.
+    """Returns the model as samplers see it, a function (x [B, h, w, 4], sigma) -> x0.
 
-    cond: `sdjax.encode_prompt`'s, of batch B. With `uncond`, of the same shape, guided by guidance_scale, a number or a
-    function of sigma (see guidance.py). SdjaxError: inpainting models, and prompts composed with AND without `uncond`.
+    Use it with `sdjax.sampling`, wrap it, or differentiate it.
+    cond: of batch B, as `sdjax.encode_prompt` returns it.
+    uncond: of the same shape; if given, there is classifier-free guidance.
+    guidance_scale, rescale: numbers or functions of sigma, see `with_guidance` in diffusion/guidance.py.
+    SdjaxError: an inpainting model, or prompts composed with AND without `uncond`.
     """
     refuse_inpainting(sd.config)
-    composed = uncond is not None and cond.mix is not None  # guidance composes the prompts of an AND
+    composed = uncond is not None and cond.mix is not None  # prompts joined by AND are composed in guidance
     for name, value in (("cond", None if composed else cond), ("uncond", uncond)):
         if value is not None and np.ndim(value.context) != 3:
             raise SdjaxError(
@@ -102,7 +108,10 @@ _cast_unet = jax.jit(computed_in, static_argnames="dtype")
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def unet_ahead(params, t: Array, *, config: Config, dtype):
-    """UNet parameters, t [R] -> parameters and shifts [R, C] for `unet_output`, with their share of the work done."""
+    """Computes once what is the same in all steps: UNet parameters, t [R] -> parameters and shifts for `unet_output`.
+
+    The parameters are cast to the computation's dtype; the shifts, [R, C] for each ResBlock, are what t adds there.
+    """
     with precise(dtype):
         return computed_in(params, dtype), time_shifts(params, t, config.unet, dtype)
 
@@ -120,7 +129,11 @@ def unet_denoiser(
     config: Config,
     dtype,
 ) -> Denoiser:
-    """The UNet, wrapped in all that was asked for; to be called at `sigmas` [R] alone."""
+    """Returns the UNet as a denoiser, in all wrappers that the options need. It may be called at `sigmas` [R] alone.
+
+    extra: channels beside x, for an inpainting model. known: what inpainting with any other model keeps.
+    function: guidance_fn.
+    """
     steps = timesteps_of(make_schedule(config.schedule), sigmas)
     params, shifts = unet_ahead(params, steps, config=config, dtype=dtype)
 
@@ -138,7 +151,7 @@ def unet_denoiser(
 
 @partial(jax.jit, static_argnames=("height", "width", "pixels"))
 def enlarge(image: Array, height: int, width: int, pixels: bool) -> Array:
-    """One image's latents [h, w, C], bicubic, or pixels, LANCZOS, -> [height, width, C]."""
+    """Enlarges one image to [height, width, C]: latents [h, w, C] bicubic, or pixels with Lanczos and clipped."""
     large = jax.image.resize(image, (height, width, image.shape[-1]), "lanczos3" if pixels else "bicubic")
     return jnp.clip(large, -1.0, 1.0) if pixels else large
 
@@ -160,7 +173,7 @@ def walk(
     function: Callable | None = None,
     keep: bool = False,
 ):
-    """`sampler.sample`: the state `rows` further on, with `keep` also its Trace."""
+    """Walks `state` down `rows` with `sampler.sample`. Returns the new state; with `keep` (state, Trace)."""
     denoiser = unet_denoiser(
         params, rows.sigma, cond, uncond, guide, extra, known, function, config=config, dtype=dtype
     )
@@ -169,5 +182,5 @@ def walk(
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def finish(params, latents: Array, *, config: Config, dtype) -> Array:
-    """Scaled latents -> pixels, clipped."""
+    """VAE parameters, scaled latents [B, h, w, C] -> float32 pixels [B, H, W, 3], clipped to [-1, 1]."""
     return jnp.clip(vae_pixels(params, latents, config.vae, dtype), -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Text to pictures."""
+"""The tasks that start from text alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +17,12 @@ from sdjax.tasks.request import check
 
 UPSCALE = ("latents", "pixels")
 
-HIRES = 2**32 - 1  # numbers the second walk's draws
+HIRES = 2**32 - 1  # the `stream` of the second walk's noise
 
 
 @takes_options
 def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: TaskOptions):
-    """`num_images` pictures of each prompt, prompt by prompt: as `output` says, PIL images, pixels or latents."""
+    """Draws `num_images` pictures of each prompt and returns them, prompt by prompt, in the form that `output` says."""
     refuse_inpainting(sd.config)
     return run(sd, check(sd.config, prompt, options), plan_of(sd, options))
 
@@ -36,11 +36,15 @@ def hires(
     upscale: str = "latents",
     options: TaskOptions = None,
 ):
-    """txt2img at height and width, enlarged `scale` times and refined by img2img with `strength`: large pictures whose
-    composition a model can still hold together. Results as txt2img's; output "trajectory" is the second walk's.
+    """Draws large pictures in two walks: txt2img at height and width, then img2img on the enlarged result.
 
-    upscale: "latents", bicubic, soft until it is refined: strength from about 0.5 on; or "pixels", decoded, LANCZOS and
-    encoded again, which keeps its edges at less. The second walk's noise is a draw of its own of the same seeds.
+    A model composes a picture well only near the size that it was trained at; the second walk adds the detail. The
+    results have the form of txt2img's; output "trajectory" is the second walk's. The second walk draws its own noise
+    from the same seeds.
+    scale: how many times larger the sides become, from 1 on.
+    strength: of the second walk, as for img2img.
+    upscale: "latents", bicubic, is soft until it is refined and needs a strength from about 0.5 on; "pixels" decodes,
+        enlarges with Lanczos and encodes again, which keeps edges sharp at a lower strength too.
     """
     refuse_inpainting(sd.config)
     if not is_number(scale, 1):

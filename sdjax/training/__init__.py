@@ -1,1 +1,1 @@
-"""What training minimises, and the loop that runs it."""
+"""Training: the losses, the loop that minimises them, checkpoints, and the folder of a run."""

@@ -1,12 +1,12 @@
-"""What training the VAE minimises (arXiv 2112.10752, appendix G; CompVis `contperceptual.py`).
+"""The loss of the VAE (arXiv 2112.10752, appendix G; CompVis `contperceptual.py`).
 
-For a picture of n values, with every sum divided by n, so that it does not grow with the picture:
+For a picture of n values, with every sum divided by n, so that the loss does not grow with the picture:
 
     L = |x - D(z)| (or squared) + p LPIPS(x, D(z)) + k/n KL(q(z|x) || N(0, 1)) + w lambda/n (-C(D(z))) + hinge(C)
 
-z is a sample of the posterior. C, a patch discriminator, is trained in the same step: the VAE's part of L sees its
-parameters as constants, the hinge loss sees the VAE's pictures as constants. lambda makes the adversarial term as
-strong as the others where the decoder ends: with L' the first two terms and g = -C(D(z)),
+z is a sample of the posterior. C is a patch discriminator, trained in the same step: in the VAE's part of L its
+parameters are constants, and in the hinge loss the VAE's pictures are constants. lambda balances the adversarial term
+with the first two by their gradients at the decoder's last layer: with L' the first two terms and g = -C(D(z)),
 
     lambda = |grad n L'| / (|grad g| + 1e-4), clipped to [0, 1e4], gradients of the batch's mean by the last convolution
 """
@@ -28,18 +28,18 @@ from sdjax.nn.layers import precise
 from sdjax.training.discriminator import PatchDiscriminator
 from sdjax.types import Array, Params
 
-MOST = 1e4  # of lambda
+MOST = 1e4  # largest lambda
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the terms above."""
+    """The weights of the loss's terms, named as at the top of this file."""
 
     kind: str = "l1"  # or "l2"
     kl: float = 1e-6  # k
-    perceptual: float = 1.0  # p, where there are LPIPS' parameters
+    perceptual: float = 1.0  # p, used if vgg is given
     adversarial: float = 0.0  # w; 0 is no discriminator
-    start: int = 0  # the step from which on the adversarial term and the hinge loss count
+    start: int = 0  # the first step in which the adversarial term and the hinge loss count
 
 
 def vae_loss(
@@ -50,10 +50,13 @@ def vae_loss(
     average: Callable[[Any], Any] = lambda tree: tree,
     dtype: Any = jnp.float32,
 ) -> Callable:
-    """The loss function of ({"vae": ..., "critic": ...}, batch, key) -> (losses [B], metrics).
+    """Returns the loss, a function ({"vae": ..., "critic": ...}, batch, key) -> (losses [B], metrics).
 
-    batch: {"pixels" [B, H, W, 3], "index" [B], "step" [B]}, the step that the batch is of. vgg: `read_lpips`'.
-    fixed: parts of the VAE that are not trained. average: the mean over devices, for lambda.
+    batch is {"pixels" [B, H, W, 3], "index" [B], "step" [B]}; step is that of the batch.
+    vgg: LPIPS' parameters as `read_lpips` returns them; None: no perceptual term.
+    fixed: the parts of the VAE that are not trained.
+    average: the mean over devices, for lambda.
+    dtype: of the computation.
     """
     vae, critic, constant = VAE(config, jnp.dtype(dtype)), PatchDiscriminator(), jax.lax.stop_gradient
 
@@ -102,8 +105,11 @@ def vae_loss(
 
 
 def with_slope(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    """(function(x) [B], its slopes [B, ...] by x, constants); what is differentiated later uses the same slopes, so
-    that the function is gone through once. function(x)[i] must depend on x[i] alone."""
+    """Returns function(x) [B], and its gradient with respect to x [B, ...] as constants.
+
+    A later derivative of the returned value uses this gradient again, so that the function is computed and
+    differentiated once. function(x)[i] must depend on x[i] alone.
+    """
     still = jax.lax.stop_gradient(x)
     value, back = jax.vjp(function, still)
     (slope,) = back(jnp.ones_like(value))
@@ -112,21 +118,21 @@ def with_slope(function: Callable[[Array], Array], x: Array) -> tuple[Array, Arr
 
 
 def init_critic(seed: int, size: int) -> Params:
-    """The discriminator's first parameters."""
+    """Returns random parameters of the discriminator, for pictures of `size` pixels a side."""
     return PatchDiscriminator().init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))["params"]
 
 
 def reconstruction(pixels: Array, decoded: Array, kind: str) -> Array:
-    """Mean absolute ("l1") or squared ("l2") difference of each picture: [B, H, W, 3] twice -> [B]."""
+    """Two pictures [B, H, W, 3] -> their mean absolute ("l1") or mean squared ("l2") difference, [B]."""
     difference = decoded - pixels
     return (jnp.abs(difference) if kind == "l1" else jnp.square(difference)).mean((1, 2, 3))
 
 
 def gaussian_kl(mean: Array, logvar: Array) -> Array:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over each latent: [B, h, w, c] -> [B]."""
+    """KL(N(mean, exp(logvar)) || N(0, 1)), summed over all values of an example: [B, h, w, c] twice -> [B]."""
     return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).sum((1, 2, 3))
 
 
 def hinge(real: Array, fake: Array) -> Array:
-    """The discriminator's hinge loss over patch logits [B, h, w] twice -> [B] (arXiv 1705.02894)."""
+    """Patch logits [B, h, w] of real and of fake pictures -> the discriminator's hinge loss [B] (arXiv 1705.02894)."""
     return 0.5 * (jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)).mean((1, 2))

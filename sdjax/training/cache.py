@@ -1,9 +1,9 @@
-"""What frozen networks say about a data set, computed once and kept on disk: latents and text states.
+"""Outputs of frozen networks for a whole data set, computed once and kept on disk: latents and text states.
 
-A cache is a folder of .npy files of up to some thousand rows, each written whole or not at all and then only mapped
-into memory: a run that is killed goes on with the next file, several processes share the files among them, and memory
-does not grow with the data. The folder's name carries a digest of all that the rows depend on: parameters, the dtype
-of the computation, the data's listing, crops and rows, captions, tokenizer. Another model or listing never reads it.
+A cache is a folder of about FILES .npy files. Each file is written whole or not at all, and is then mapped into memory:
+a run that was killed continues with the next file, several processes share the files among them, and memory does not
+grow with the data. The folder's name contains a digest of everything that the rows depend on: parameters, the dtype of
+the computation, the data's listing, crops and rows, captions, tokenizer. Another model or listing never reads it.
 """
 
 import errno
@@ -26,18 +26,21 @@ from sdjax.files import whole
 from sdjax.model.functions import text_states, vae_posterior
 from sdjax.model.value import StableDiffusion, digest
 
-CHUNK = 128  # rows that go through a network at once
+CHUNK = 128  # at most so many rows go through a network at once
 
-PIXELS = 1 << 21  # but no more pixels than these
+PIXELS = 1 << 21  # and at most so many pixels
 
-FILES = 200  # of a cache, about: each stays open
+FILES = 200  # about so many files in a cache: each stays open
 
-#: What fills a file: (first row, the one after the last) -> pieces of (rows, {row: whose they really are})
+#: Computes a file: (first row, the row after the last) -> pieces of (rows, {row: the row of its stand-in})
 Compute = Callable[[int, int], Iterable[tuple[np.ndarray, dict[int, int]]]]
 
 
 class Rows:
-    """The rows of a cache: rows[numbers] copies them out of the mapped files. `notes`: what `Compute` said of rows."""
+    """The rows of a cache. rows[numbers] copies some out of the mapped files.
+
+    notes: {row: the row of its stand-in}, see `Compute`.
+    """
 
     def __init__(self, files: Sequence[np.ndarray], notes: dict[int, int]):
         self.files, self.notes, self.size = files, notes, len(files[0])
@@ -53,8 +56,11 @@ class Rows:
 
 
 class Latents:
-    """The VAE's posterior of every picture: latents(chosen) -> moments float16 [B, h, w, 8], mean and log variance,
-    unscaled; and the rows [B] that they are of, which differ from chosen.rows where a stand-in was needed."""
+    """The VAE's posterior of every picture.
+
+    latents(chosen) returns the moments (mean and log variance, unscaled) as float16 [B, h, w, 8], and the rows [B] of
+    the pictures that they belong to; these differ from chosen.rows where a bad picture has a stand-in.
+    """
 
     def __init__(self, groups: Sequence[Sequence[int]], views: Sequence[Sequence[Rows]]):
         self.groups, self.views = [np.asarray(rows) for rows in groups], views
@@ -68,9 +74,11 @@ class Latents:
 
 
 def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1) -> Latents:
-    """The moments of every picture, as each of the epochs 0 .. views - 1 crops and flips it; later epochs repeat them.
+    """Returns the VAE's posterior of every picture, from the cache or computed now.
 
-    SdjaxError where the VAE overflows, and where too many pictures are bad.
+    folder: of all caches.
+    views: each picture is encoded as the epochs 0 .. views - 1 crop and flip it; later epochs repeat these.
+    SdjaxError: the VAE overflows, or too many pictures are bad.
     """
     config = sd.config.vae
     name = digest(sd.params["vae"], f"{config} {sd.dtype} {source.digest}")
@@ -108,14 +116,14 @@ def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: i
 
     latents = [[rows_of(view, group) for group in range(len(source.groups))] for view in range(views)]
     for row in {row for groups in latents for rows in groups for row in rows.notes} - set(source.known):
-        source.view(row)  # was found to be bad by an earlier run or another process: here it is set aside again
+        source.view(row)  # an earlier run or another process found it bad: this process has to know it too
     return Latents(source.groups, latents)
 
 
 def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tuple[Rows, np.ndarray]:
-    """Text states of every different caption, rows of float16 [L, D], and each text's row in them, [N].
+    """Returns the text states of all different captions, rows of float16 [L, D], and the row of each of `texts`, [N].
 
-    Captions are plain: no character is special, what is too long is cut.
+    No character is special in captions, and those that are too long are cut.
     """
     config, unique = sd.config.text, sorted(set(texts))
     place = {text: i for i, text in enumerate(unique)}
@@ -135,9 +143,10 @@ def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tu
 
 
 def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compute, what: str) -> Rows:
-    """`count` rows of float16 `shape` from the files in `folder`; those that are missing or damaged are made.
+    """Returns `count` rows of float16 `shape` from the files in `folder`; computes files that are missing or damaged.
 
-    Of several processes each makes its share and waits for the others': they have to see the same folder.
+    Several processes share the work: each computes its files and waits for the others', so all must see one folder.
+    what: the name of the rows in the progress bar.
     """
     from tqdm import tqdm
 
@@ -162,14 +171,14 @@ def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compu
         while found[k] is None:
             if k in mine:
                 raise SdjaxError(f"{paths[k]}: was written and cannot be read back")
-            time.sleep(0.5)  # another process is at it; when it dies, JAX ends this one
+            time.sleep(0.5)  # another process computes it; if that dies, JAX ends this one
             found[k] = load(k)
     notes = {int(row): index for _, one in found for row, index in one.items()}
     return Rows([rows for rows, _ in found], notes)
 
 
 def _write(path: Path, shape: tuple[int, ...], pieces: Iterable[tuple[np.ndarray, dict]], progress: Callable) -> None:
-    """A .npy file of float16 with the notes as JSON behind the array, where numpy does not look."""
+    """Writes a .npy file of float16, with the notes as JSON after the array, which numpy ignores."""
     notes = {}
     with whole(path, mark=str(jax.process_index())) as scratch, open(scratch, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
@@ -181,7 +190,7 @@ def _write(path: Path, shape: tuple[int, ...], pieces: Iterable[tuple[np.ndarray
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, int]] | None:
-    """(the mapped rows, the notes), None when the file is not there or not whole."""
+    """Returns (the mapped rows, the notes), or None if the file is missing or damaged."""
     try:
         rows = np.load(path, mmap_mode="r")
         with open(path, "rb") as file:
@@ -189,6 +198,6 @@ def _load(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, int
             notes = json.loads(file.read())
         return (rows, notes) if rows.shape == shape and rows.dtype == np.float16 else None
     except (OSError, ValueError, EOFError) as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # it may well be whole
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):  # the file may be whole
             raise SdjaxError(f"{path}: {error.strerror}; `ulimit -n` raises how many a process may open") from None
         return None

@@ -1,4 +1,4 @@
-"""Pictures and captions as batches of the diffusion loss, computed once and read by row; what is held out of them."""
+"""Batches of the diffusion loss from cached latents and text states, and the pictures held out for validation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +18,17 @@ from sdjax.types import Batch
 
 
 class Table:
-    """Latents and text states of a source's rows, computed once."""
+    """The latents and text states of all rows of a source, computed once."""
 
     def __init__(self, sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1):
         self.latents = cached_latents(sd, source, folder, views)
         self.states, self.caption_of = cached_states(sd, source.texts, folder)
 
     def batch(self, chosen: Chosen, index: np.ndarray) -> Batch:
-        """index: the examples' numbers, on which their draws hang."""
+        """Returns the Batch of the chosen rows.
+
+        index: uint32 [B], the examples' numbers in the global sequence; their random numbers depend on them.
+        """
         moments, rows = self.latents(chosen)
         return Batch(moments, self.states[self.caption_of[rows]], index)
 
@@ -33,7 +36,12 @@ class Table:
 def hold_out(
     validation: str | None, seed: int, source: Pictures, data: Any
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The rows of each group to train on, and those that `validation`, where it is a number, holds out of them."""
+    """Returns the rows of each group to train on, and the rows of each group that are held out.
+
+    validation: a number as text holds out so many random pictures; None or a folder's name holds out none.
+    seed: of the choice. data: the data's name, for the error.
+    SdjaxError: a number that does not lie between 1 and the number of pictures less 1.
+    """
     groups, count, held_out = [np.asarray(rows) for rows in source.groups], len(source), np.array([], int)
     if validation is not None and validation.lstrip("-").isdecimal():
         number = int(validation)
@@ -47,7 +55,10 @@ def hold_out(
 
 
 def validation_batches(batch_size: int, table: Table, groups: list[np.ndarray]) -> Iterator[tuple[Batch, np.ndarray]]:
-    """(batch, weights) after batch of this process' part of the rows; each group's last is filled up with weight 0."""
+    """Yields this process' part of (batch, weights [B]) over all rows.
+
+    The last batch of each group is padded with examples of weight 0.
+    """
     mine, number = local_part(batch_size), 0
     for group, rows in enumerate(groups):
         for first in range(0, len(rows), batch_size):
@@ -58,7 +69,7 @@ def validation_batches(batch_size: int, table: Table, groups: list[np.ndarray]) 
 
 
 def batch_shapes(config: Config, count: int) -> Batch:
-    """A batch without its values."""
+    """Returns a batch's shapes and dtypes, for `count` examples of the model's own size."""
     side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
     return Batch(
         shape((count, side, side, 2 * config.vae.latent_channels), np.float16),

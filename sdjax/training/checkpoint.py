@@ -1,9 +1,9 @@
-"""Checkpoints through Orbax: whole or not there, verified before use, kept by number and age.
+"""Checkpoints, written by Orbax: each is whole or absent, is verified before use, and is kept by number and age.
 
 RUN/checkpoints/<step>/ holds `state/0`, `state/1` .., groups of arrays that Orbax wrote, and `digests.json`: the
 SHA-256 of every array in memory before it was written, of every file after it was written, and of digests.json itself.
-A folder appears under its step by one rename after everything in it is on the disk. Process 0 writes, from copies in
-host memory and in the background; every process reads.
+When everything in a folder is on the disk, one rename gives it its name, the step. Process 0 writes, in the background
+and from copies in host memory; every process reads.
 """
 
 import contextlib
@@ -25,23 +25,26 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 
-GROUP = 2**28  # bytes of arrays that are written at a time, and read, verified and placed
+GROUP = 2**28  # bytes of arrays that are written, or read, verified and placed, at a time
 DIGESTS = "digests.json"
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written. Its message says what is wrong with it."""
+    """A checkpoint differs from what was written. The message says in what."""
 
 
 class Checkpoints:
-    """The folder RUN/checkpoints. `keep` newest are kept, and with `keep_hours` one for each such stretch of time."""
+    """The folder RUN/checkpoints.
+
+    The `keep` newest checkpoints are kept, and with `keep_hours` one more for each such number of hours.
+    """
 
     def __init__(self, folder: Path, keep: int = 2, keep_hours: float = 0.0):
         self.folder, self.keep, self.keep_hours = folder, keep, keep_hours
         self._pool, self._writing, self._restore_hook = ThreadPoolExecutor(1), None, None
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, rising."""
+        """Returns the steps of all checkpoints, in rising order."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted(int(name) for name in names if name.isdecimal())
 
@@ -55,18 +58,22 @@ class Checkpoints:
     # ---- writing
 
     def save(self, step: int, tree: Any, notes: dict[str, Any] | None = None) -> None:
-        """Begins to write `tree`, of numpy arrays that nobody changes any more, and waits for the one before."""
+        """Waits for the checkpoint before, then starts to write `tree` in the background.
+
+        tree: numpy arrays, which must not change any more. notes: JSON values to keep in digests.json.
+        SdjaxError: the checkpoint before could not be written.
+        """
         self.wait()
         self._ignore_late_callbacks()
         self._writing = self._pool.submit(self._write, step, tree, notes or {})
 
     def check(self) -> None:
-        """Raises SdjaxError if what was written in the background could not be."""
+        """Raises SdjaxError if a background write has failed; does not wait."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the checkpoint that is being written is whole; errors as `check`."""
+        """Waits until the checkpoint that is being written is whole. SdjaxError: it could not be written."""
         writing: Future | None
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -112,7 +119,7 @@ class Checkpoints:
             record["groups"] = [*_groups(record["leaves"])]
             with _quiet():
                 orbax = _orbax()
-                for number, group in enumerate(record["groups"]):  # Orbax copies, more than once, what it saves at once
+                for number, group in enumerate(record["groups"]):  # Orbax copies all of a save, more than once
                     orbax.save(scratch / "state" / str(number), {name: leaves[name] for name in group})
             record["files"] = {name: _file_digest(scratch / name, sync=True) for name in _files(scratch)}
             record["digest"] = _record_digest(record)
@@ -120,13 +127,13 @@ class Checkpoints:
                 json.dump(record, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _remove(final)  # a damaged one of the same step
+            _remove(final)  # a damaged checkpoint of the same step
             os.replace(scratch, final)
-            with contextlib.suppress(OSError):  # some file systems have no folders to sync
+            with contextlib.suppress(OSError):  # some file systems cannot sync folders
                 _sync_folder(self.folder)
             self._thin()
         except Exception as error:
-            for pause in (0, 0.1, 0.4, 1):  # tensorstore's threads write on after Orbax has given up
+            for pause in (0, 0.1, 0.4, 1):  # tensorstore's threads still write after Orbax has given up
                 time.sleep(pause)
                 _remove(scratch)
             raise SdjaxError(
@@ -135,7 +142,7 @@ class Checkpoints:
             ) from None
 
     def _thin(self) -> None:
-        """Removes what is kept neither by number nor by age."""
+        """Removes the checkpoints that neither `keep` nor `keep_hours` keeps, and those set aside as damaged."""
         steps = self.steps()
         kept, last = set(steps[-self.keep :]), -np.inf
         for step in steps if self.keep_hours else ():
@@ -157,11 +164,14 @@ class Checkpoints:
         steps: list[int] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> tuple[int, Any] | None:
-        """(step, state) of the newest whole checkpoint, None where there is none at all.
+        """Returns (step, state) of the newest whole checkpoint, or None if there is no checkpoint.
 
-        wanted: the state, arrays or shapes. adopt(array) takes each array away before the next ones are read. A
-        damaged checkpoint is named through `log`, set aside as damaged-<step> and the one before is taken.
-        SdjaxError where all are damaged, or where one is of another model or another optimiser.
+        A damaged checkpoint is reported and skipped, and the one before it is tried; see `set_aside`.
+        wanted: the state's tree, of arrays or shapes.
+        adopt: each array is replaced by adopt(array) before the next group is read.
+        steps: the checkpoints to try; None: all.
+        log: is called with a line about each damaged one; None prints it to stderr.
+        SdjaxError: all of them are damaged, or one is of another model or another optimiser.
         """
         steps, reasons = self.steps() if steps is None else steps, []
         self._ignore_late_callbacks()
@@ -181,7 +191,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, after: int) -> None:
-        """Renames the checkpoints newer than step `after`, which turned out damaged; the next save removes them."""
+        """Renames the checkpoints after step `after`, all damaged, to damaged-<step>; the next save removes them."""
         for step in self.steps():
             if step > after:
                 _remove(self.folder / f"damaged-{step}")
@@ -222,7 +232,7 @@ class Checkpoints:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """digests.json of a checkpoint, or Damaged."""
+    """Returns digests.json of a checkpoint. Damaged: it is missing or was changed."""
     try:
         record = json.loads((path / DIGESTS).read_bytes())
         if record.pop("digest") == _record_digest(record):
@@ -235,7 +245,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 class _orbax:
-    """Orbax for one process by itself: no barriers, whatever other processes there are."""
+    """Orbax for one process alone: it waits for no other process, however many there are."""
 
     def __init__(self):
         import orbax.checkpoint as ocp
@@ -259,14 +269,14 @@ class _orbax:
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
-    """(path, leaf) of every leaf, in the tree's order: "params.conv_in.kernel"."""
+    """Returns (path, leaf) of every leaf, in the tree's order; a path is like "params.conv_in.kernel"."""
     name = lambda key: str(next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)))
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(".".join(map(name, path)), leaf) for path, leaf in leaves]
 
 
 def _groups(leaves: dict[str, list]) -> Iterator[list[str]]:
-    """The names in groups of at most GROUP bytes, or of one."""
+    """Yields the names in groups of at most GROUP bytes; a larger leaf is a group of its own."""
     group, size = [], 0
     for name, (_, dtype, shape) in leaves.items():
         more = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -280,7 +290,7 @@ def _groups(leaves: dict[str, list]) -> Iterator[list[str]]:
 
 
 def _signature(leaf: np.ndarray) -> list:
-    """[SHA-256 of the values' bytes, dtype, shape]"""
+    """Returns [SHA-256 of the values' bytes, dtype, shape]."""
     leaf = np.asarray(leaf)
     values = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
     return [hashlib.sha256(values).hexdigest(), str(leaf.dtype), list(leaf.shape)]
@@ -316,7 +326,7 @@ def _remove(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, out of the page that Orbax and tensorstore make of it."""
+    """Returns the system's message, taken out of the long text that Orbax and tensorstore make of it."""
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (match := re.search(r"os_error_code='(\d+)'", text)):
@@ -326,7 +336,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Orbax reports through absl's log what it then raises."""
+    """Hides what Orbax logs through absl and raises anyway."""
     log = logging.getLogger("absl")
     before = log.level
     log.setLevel(logging.CRITICAL)

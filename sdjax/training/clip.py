@@ -13,15 +13,16 @@ from sdjax.types import Array, Params
 
 
 def alone(tree: Any) -> tuple[Any, int]:
-    """`Layout.gather` where there is one device."""
+    """Stands for `Layout.gather` on a single device: returns (tree, 0)."""
     return tree, 0
 
 
 def clip_loss(text: TextConfig, vision: VisionConfig, gather: Callable[[Any], tuple[Any, Any]] = alone) -> Callable:
-    """CLIP's loss, ({"text", "vision", "text_projection", "logit_scale"}, {"pixels": [B, S, S, 3], "ids": [B, L]}, key)
-    -> (losses [B], {"retrieval": the share of pictures whose nearest caption is their own}).
+    """Returns CLIP's loss, a function (params, batch, key) -> (losses [B], metrics).
 
-    gather: of a `Layout`; pictures and captions are compared across all devices.
+    params are {"text", "vision", "text_projection", "logit_scale"}; batch is {"pixels": [B, S, S, 3], "ids": [B, L]}.
+    metrics["retrieval"] is the share of pictures whose nearest caption is their own.
+    gather: that of a `Layout`; with it pictures and captions are compared across all devices.
     """
     text_tower, image_tower = TextTower(text), ImageTower(vision)
 
@@ -39,12 +40,12 @@ def clip_loss(text: TextConfig, vision: VisionConfig, gather: Callable[[Any], tu
 def clip_contrastive(
     image: Array, text: Array, logit_scale: Array, gather: Callable[[Any], tuple[Any, Any]] = alone
 ) -> tuple[Array, Array]:
-    """Symmetric InfoNCE (arXiv 2103.00020, Figure 3): embeddings [B, P] twice -> losses [B], and whether a picture's
-    nearest text is its own, [B].
+    """Symmetric InfoNCE (arXiv 2103.00020, Figure 3). Returns losses [B], and [B] whether the nearest text is its own.
 
-    gather: (embeddings of all devices, the number of the first of these): the others, from which each is told apart.
-    The mean over devices of the losses' gradient is that of the whole batch on one device.
-    logit_scale is the logarithm of the inverse temperature, clipped at ln 100 as CLIP does.
+    image, text: embeddings [B, P]; row i of both belongs together.
+    logit_scale: the logarithm of the inverse temperature, clipped at ln 100 as CLIP does.
+    gather: gather(x) returns the embeddings of all devices and the offset of this device's first one; they are the
+        contrastive negatives. The mean over devices of the losses' gradient is that of the whole batch on one device.
     """
     unit = lambda e: e / jnp.linalg.norm(e, axis=-1, keepdims=True)
     image, text = unit(image), unit(text)

@@ -1,7 +1,7 @@
-"""What training minimises, an example at a time: every function returns losses of shape [B].
+"""The diffusion loss: it noises latents and compares the UNet's output with its target, one loss for each example.
 
-Diffusion: x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps; the network regresses eps (Eq. 14 of DDPM, arXiv
-2006.11239) or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (arXiv 2202.00512).
+x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps. The network regresses eps (Eq. 14 of DDPM, arXiv 2006.11239),
+v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0 (arXiv 2202.00512), or x0; see PREDICTIONS in diffusion/prediction.py.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from sdjax.networks.unet.network import UNet
 from sdjax.nn.layers import precise
 from sdjax.types import Array, Batch, Params
 
-CAPTION, OFFSET = 3, 4  # children of an example's key; noise_batch's split(k, 3) takes 0, 1 and 2
+CAPTION, OFFSET = 3, 4  # numbers for fold_in of an example's key; split(k, 3) in noise_batch uses 0, 1 and 2
 
 
 class Noised(NamedTuple):
@@ -26,12 +26,12 @@ class Noised(NamedTuple):
 
     x: Array  # [B, h, w, 4]
     t: Array  # [B] int32
-    target: Array  # [B, h, w, 4]: eps or v
-    weight: Array  # [B]
+    target: Array  # [B, h, w, 4]: eps, v or x0
+    weight: Array  # [B]: of the examples' losses
 
 
 def latents_of(moments: Array, noise: Array) -> Array:
-    """moments [B, h, w, 8] = (mean, log variance) and unit noise -> latents, unscaled."""
+    """moments [B, h, w, 8] = (mean, log variance), unit noise [B, h, w, 4] -> a sample of the latents, unscaled."""
     return posterior_sample(*jnp.split(moments.astype(jnp.float32), 2, axis=-1), noise)
 
 
@@ -46,15 +46,20 @@ def noise_batch(
     logit_normal: tuple[float, float] | None = None,
     noise_offset: float = 0.0,
 ) -> Noised:
-    """Draws t, eps and the posterior noise of every example from fold_in(key, index).
+    """Noises a batch: draws t, eps and the posterior's noise of every example from fold_in(key, index).
 
-    t is uniform, or with logit_normal (m, s) floor(T sigmoid(m + s n)), n ~ N(0, 1) (arXiv 2403.03206, section 3.1).
-
-    x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents. abar: float32 [T].
-    Weights are 1, or min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps, / (snr + 1) for v, itself for x0.
-    At zero terminal SNR the weight of v is 0 at the last timestep.
-    noise_offset: standard deviation of a further draw that is added to each channel of eps as a whole, so that the
-    model learns to move a picture's mean (N. Guttenberg, "Diffusion with offset noise", 2023).
+    x0_from: maps the posterior's unit noise [B, h, w, 4] to scaled latents.
+    shape: of the latents, (B, h, w, 4).
+    index: the examples' numbers [B].
+    abar: float32 [T].
+    prediction: a name of PREDICTIONS; it says what the target is.
+    min_snr_gamma: None: all weights are 1. Else min-SNR-gamma (arXiv 2303.09556): min(snr, gamma) / snr for eps,
+        min(snr, gamma) / (snr + 1) for v, min(snr, gamma) for x0. At zero terminal SNR v's weight is 0 at the last
+        timestep.
+    logit_normal: None: t is uniform. Else (m, s), with t = floor(T sigmoid(m + s n)), n ~ N(0, 1) (arXiv 2403.03206,
+        section 3.1).
+    noise_offset: standard deviation of one more draw, which is added to each channel of eps as a whole, so that the
+        model learns to move a picture's mean (N. Guttenberg, "Diffusion with offset noise", 2023).
     """
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, index))
     t_key, eps_key, posterior_key = keys[:, 0], keys[:, 1], keys[:, 2]
@@ -74,7 +79,7 @@ def noise_batch(
 
 
 def draw_timestep(key: Array, total: int, logit_normal: tuple[float, float] | None) -> Array:
-    """One t in 0 .. total - 1, int32."""
+    """Draws one t in 0 .. total - 1, int32; see `noise_batch` for logit_normal."""
     if logit_normal is None:
         return jax.random.randint(key, (), 0, total)
     mean, spread = logit_normal
@@ -83,7 +88,10 @@ def draw_timestep(key: Array, total: int, logit_normal: tuple[float, float] | No
 
 
 def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: float) -> Array:
-    """Replaces the states [B, L, D] of a share `rate` of the examples by the empty prompt's [L, D]."""
+    """Replaces the states [B, L, D] of an example, with probability `rate`, by the empty prompt's `null` [L, D].
+
+    The model learns to predict without a prompt, which classifier-free guidance needs (arXiv 2207.12598).
+    """
     draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, CAPTION), rate)
     drop = jax.vmap(draw)(example_keys(key, index))
     return jnp.where(drop[:, None, None], null, context)
@@ -99,9 +107,13 @@ def diffusion_loss(
     logit_normal: tuple[float, float] | None = None,
     noise_offset: float = 0.0,
 ) -> Callable:
-    """The UNet's loss, (params, Batch, key) -> (losses [B], {}): `noise_batch`, `drop_captions`, squared error.
+    """Returns the UNet's loss, a function (params, Batch, key) -> (losses [B], {}): the weighted mean squared error.
 
-    null: the empty prompt's states [L, D]. dtype: of the computation. remat: see `UNet`.
+    null: the empty prompt's states [L, D].
+    dtype: of the computation.
+    remat: see `UNet`.
+    caption_dropout: share of examples whose caption is replaced by the empty prompt, see `drop_captions`.
+    min_snr_gamma, logit_normal, noise_offset: see `noise_batch`.
     """
     unet = UNet(config.unet, jnp.dtype(dtype), remat)
     abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)

@@ -1,4 +1,4 @@
-"""PatchGAN discriminator (arXiv 1611.07004): a logit for every patch of a picture, for training the VAE only."""
+"""The PatchGAN discriminator (arXiv 1611.07004), used only to train the VAE: one logit for each patch of a picture."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,7 +8,10 @@ from sdjax.types import Array
 
 
 class PatchDiscriminator(nn.Module):
-    """4x4 convolutions of stride 2, then of stride 1; group instead of batch norm: an example stands for itself."""
+    """4x4 convolutions of stride 2, then of stride 1.
+
+    Group norm replaces batch norm, so that an example's logits do not depend on the others.
+    """
 
     width: int = 32
     layers: int = 3

@@ -25,13 +25,14 @@ from sdjax.training.signals import _StopFlag
 from sdjax.training.state import LossFn, TrainState, make_state, make_train_step, trained_params
 from sdjax.types import Params
 
-Source = Params | Callable[[Any], Params]  # arrays, or a function of the seed that gives them
+Source = Params | Callable[[Any], Params]  # arrays, or a function of the seed that returns them
 
 
 def build(options: TrainOptions, loss_fn: LossFn, layout: Layout) -> tuple[Callable, Callable]:
-    """(make, step): parameters -> state, and (state, (batch, asked), seed) -> (state, metrics), neither compiled.
+    """Returns two functions, neither of them compiled: make and step.
 
-    asked: float32 [B], above 0 where a process was asked to stop; metrics["asked"] tells all of them.
+    make(params) -> state. step(state, (batch, asked), seed) -> (state, metrics). asked is float32 [B], above 0 in the
+    examples of a process that was asked to stop; its mean, metrics["asked"], tells all processes.
     """
     optimizer, schedule = options.make_optimizer()
     loss = lambda params, batch, key: loss_fn(layout.for_loss(params), batch, key)
@@ -46,15 +47,15 @@ def build(options: TrainOptions, loss_fn: LossFn, layout: Layout) -> tuple[Calla
 
 
 def state_shapes(make: Callable, params: Source) -> TrainState:
-    """The state without its values."""
+    """Returns the shapes and dtypes of the state, as jax.ShapeDtypeStructs."""
     seeded = lambda: make(params(np.uint32(0)))
     return jax.eval_shape(seeded) if callable(params) else jax.eval_shape(make, params)
 
 
 def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any) -> None:
-    """Prints the options, the state and what the compiled step takes; trains nothing.
+    """Prints the options, the state and what the compiled step costs; trains nothing.
 
-    batch: arrays or `jax.ShapeDtypeStruct`s of one step's examples.
+    batch: one step's examples, as arrays or `jax.ShapeDtypeStruct`s.
     """
     layout = make_layout(options.parallel, options.replicas)
     make, step = build(options, loss_fn, layout)
@@ -76,14 +77,18 @@ def fit(
     name_batch: Callable[[int], Sequence[Any]] | None = None,
     validation: Sequence[tuple[Any, Any]] = (),
 ) -> Params:
-    """Trains `params` to `options.steps` steps over all devices and returns the weights to export, as numpy arrays.
+    """Trains over all devices up to step `options.steps`. Returns the weights to export, as numpy arrays.
 
-    params: arrays, or a function of the seed that gives them, which is run where they will lie.
-    stream(n) yields this process' part (`local_part`) of the batches after n steps, `options.examples` in all, as a
-    tree of arrays with the example first. on_sample(step, params, run) draws to RUN/samples/ on process 0.
-    name_batch(n) names the examples of the batch after n steps, for the log of a loss that is not finite.
-    validation: this process' part of (batch, weights [B]) of `options.batch_size` examples each, whose weighted mean
-    loss, with the weights to export and always the same draws, is logged as validation_loss.
+    A run that has checkpoints in options.out goes on from the newest one.
+    params: arrays, or a function of the seed that returns them; the function runs on the devices that keep them.
+    loss_fn: see `LossFn` in state.py.
+    stream: stream(n) yields the batches that follow n steps: this process' part (`local_part`) of `options.examples`
+        examples each, as a tree of arrays whose first axis is the example.
+    on_sample: on_sample(step, params, run) draws samples into RUN/samples/, on process 0.
+    name_batch: name_batch(n) names the examples of the batch that follows n steps, to log those of a loss that is not
+        finite.
+    validation: pairs (batch, weights [B]), this process' part of `options.batch_size` examples each. Their weighted
+        mean loss, with the weights to export and always the same draws, is logged as validation_loss.
     """
     check_batch_size(options.batch_size)
     with device_errors(), here(), closing(Run(options.out, options)) as run, _StopFlag() as stop:
@@ -91,7 +96,7 @@ def fit(
 
 
 class _Loop:
-    """One run of `fit`: what is compiled, and what is carried from step to step."""
+    """One run of `fit`: the compiled functions, and the state that goes from step to step."""
 
     def __init__(self, options: TrainOptions, params: Source, loss_fn: LossFn, run: Run, stop: "_StopFlag"):
         self.options, self.run, self.stop = options, run, stop
@@ -133,7 +138,7 @@ class _Loop:
                 self.compile("step", self.step, self.state, batch)
                 self.state, metrics = self.step(self.state, batch, self.seed)
                 run.checkpoints.check()
-                stopping = self.settle(*waiting) if waiting else False  # of the step before, while this one runs
+                stopping = self.settle(*waiting) if waiting else False  # waits for the step before, while this one runs
                 waiting, last = (step, metrics), step == options.steps
                 save = last or stopping or step % options.checkpoint_every == 0
                 validate = validation and every(options.validate_every, last)
@@ -145,7 +150,7 @@ class _Loop:
                     stopping |= self.settle(*waiting, extra)
                     waiting = None
                 with run.aside():
-                    if draw and not stopping:  # before the checkpoint, after which a restart would not come here again
+                    if draw and not stopping:  # before the checkpoint: a restart from it would not draw
                         drawn = layout.fetch(trained_params(self.state), everywhere=False)
                         on_primary(partial(self.draw, on_sample, step, drawn))
                     if save:
@@ -161,7 +166,7 @@ class _Loop:
         return params
 
     def draw(self, on_sample, step: int, drawn: Params) -> None:
-        """Draws samples, if the device has room for the whole model: a run does not end for want of that."""
+        """Draws samples. If the device has too little memory for the whole model, it says so and the run goes on."""
         try:
             on_sample(step, drawn, self.run)
         except jax.errors.JaxRuntimeError as error:
@@ -174,8 +179,10 @@ class _Loop:
             )
 
     def save(self, step: int) -> None:
-        """Begins to write a checkpoint. After the last one of a single process the state is on the host alone, so that
-        memory does not have to hold it twice."""
+        """Starts to write a checkpoint in the background.
+
+        With the last one of a single process the state moves to the host, so that memory does not hold it twice.
+        """
         last = step == self.options.steps and jax.process_count() == 1
         whole = self.layout.fetch(self.state, everywhere=False, free=last)
         on_primary(partial(self.run.save, step, whole, {"examples": step * self.options.examples}))
@@ -183,8 +190,8 @@ class _Loop:
             self.state = whole
 
     def begin(self, batch: Any) -> None:
-        """Compiles, says what there is, and starts the clock."""
-        compiled = self.step.lower(self.state, batch, self.seed).compile()  # is kept for the first call
+        """Compiles the step, prints the summary of the run, and starts the clock."""
+        compiled = self.step.lower(self.state, batch, self.seed).compile()  # JAX keeps it for the first call
         self.costs = Costs(compiled, self.options.accumulate)
         if is_primary():
             for line in _summary(self.options, self.shapes, self.layout, self.costs):
@@ -204,7 +211,10 @@ class _Loop:
         self.compiled.add(shapes)
 
     def settle(self, step: int, metrics: Any, extra: dict[str, float] | None = None) -> bool:
-        """Waits for a step, logs what is due, and says whether the run was asked to stop."""
+        """Waits for a step's metrics, logs them if they are due, and returns whether the run was asked to stop.
+
+        SdjaxError: `options.max_bad_steps` steps in a row were not finite.
+        """
         options, run = self.options, self.run
         metrics = self.layout.fetch(metrics) | (extra or {})
         asked, bad = metrics.pop("asked") > 0, int(metrics.pop("bad"))
@@ -228,14 +238,14 @@ class _Loop:
         return asked
 
     def show(self, record: dict[str, Any]) -> None:
-        """The progress bar's words."""
+        """Writes the loss and the speed into the progress bar."""
         speed = record["images_per_second"]
         used = utilisation(self.costs.flops, self.options.examples / speed, jax.devices()[0].device_kind)
         used = "" if used is None else f", {used:.0%} of peak"
         self.bar.set_postfix_str(f"loss {record['loss']:.4f}, {speed:.4g} images/s{used}")
 
     def validate(self, validation: Sequence[tuple[Any, Any]]) -> float:
-        """The weighted mean loss of the held out examples."""
+        """Returns the weighted mean loss of the held out examples."""
         params, sums = trained_params(self.state), []
         for batch in map(self.layout.put, validation):
             self.compile("validation", self.evaluate, params, batch)
@@ -252,7 +262,7 @@ def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: C
 
 
 def export(options: TrainOptions, sd: StableDiffusion) -> None:
-    """Writes RUN/export/, on process 0."""
+    """Writes the model to RUN/export/ and prints that path, on process 0."""
 
     def write():
         save(sd, options.out / "export")
@@ -262,9 +272,10 @@ def export(options: TrainOptions, sd: StableDiffusion) -> None:
 
 
 def on_primary(write: Callable[[], Any]) -> None:
-    """write() on process 0; what it refuses, all refuse.
+    """Calls write() on process 0. If it raises SdjaxError or OSError, all processes raise an error.
 
-    The others wait in a collective, however long it takes: at their end they would wait for --patience seconds only.
+    The other processes wait in a collective operation, however long that takes. If they went on to their end instead,
+    JAX would wait there for only --patience seconds.
     """
     refusal = None
     if is_primary():

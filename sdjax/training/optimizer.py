@@ -12,7 +12,15 @@ from sdjax.types import Params
 def make_optimizer(
     name: str, learning_rate: float, steps: int, warmup: int, decay: str, clip: float = 1.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """An optimiser by name with linear warm-up and then a constant, cosine or linear course down to 0."""
+    """Returns an optimiser, with gradients clipped to the global norm `clip`, and its learning rate's schedule.
+
+    name: adamw, adafactor, lion or muon.
+    learning_rate: the largest one, after the warm-up.
+    steps: of the whole training.
+    warmup: steps in which the learning rate rises linearly from 0.
+    decay: the course after them: "constant", or "cosine" or "linear" down to 0 at `steps`.
+    SdjaxError: an unknown name or decay.
+    """
     courses = {
         "constant": optax.constant_schedule(learning_rate),
         "cosine": optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1)),
@@ -40,7 +48,7 @@ def make_optimizer(
 
 
 def _matrices(params: Params) -> Any:
-    """What Muon orthogonalises (arXiv 2502.16982): kernels as [inputs, outputs]; None, Adam, for all other leaves."""
+    """Tells Muon (arXiv 2502.16982) which leaves are matrices: kernels, as [inputs, outputs]; None means Adam."""
 
     def spec(path, leaf):
         if path[-1].key != "kernel":

@@ -1,4 +1,4 @@
-"""What all training scripts share on their command lines."""
+"""The options that all training commands share, and checks of options that several of them have."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ LEAST = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What all training scripts share."""
+    """The options that all training commands share. SdjaxError, naming the option, for a value out of range."""
 
     data: Path
     """Folder of pictures with metadata.jsonl, or of img2dataset's .tar shards."""
@@ -111,15 +111,16 @@ class TrainOptions:
 
     @property
     def examples(self) -> int:
-        """Pictures a step, over all devices of all processes."""
+        """The number of pictures in a step, over all devices of all processes."""
         return self.batch_size * self.accumulate
 
     def make_optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """Returns the optimiser and its schedule, see `sdjax.training.optimizer.make_optimizer`."""
         return make_optimizer(self.optimizer, self.learning_rate, self.steps, self.warmup, self.decay)
 
 
 def picture_size(size: int | None, config: Config, multiple: int) -> int:
-    """--size, or the model's own when not given; SdjaxError unless it is a positive multiple of `multiple`."""
+    """Returns `size`, or the model's own for None. SdjaxError unless it is a positive multiple of `multiple`."""
     size = config.size if size is None else size
     if size < 1 or size % multiple:
         raise SdjaxError(f"size {size}: expected a positive multiple of {multiple}")
@@ -127,7 +128,7 @@ def picture_size(size: int | None, config: Config, multiple: int) -> int:
 
 
 def check_channels(model: str, config: Config) -> None:
-    """SdjaxError where the UNet takes more than noised latents: the diffusion loss has nothing else."""
+    """SdjaxError if the UNet takes more channels than noised latents have: the diffusion loss has no others to give."""
     takes, latents = config.unet.in_channels, config.vae.latent_channels
     if takes != latents:
         raise SdjaxError(
@@ -137,6 +138,6 @@ def check_channels(model: str, config: Config) -> None:
 
 
 def check_dtype(dtype: str) -> None:
-    """SdjaxError unless training can compute in it: float16's gradients would need scaling."""
+    """SdjaxError unless `dtype` is float32 or bfloat16: float16 would need its gradients scaled."""
     if dtype not in ("float32", "bfloat16"):
         raise SdjaxError(f"dtype {dtype}: expected float32 or bfloat16")

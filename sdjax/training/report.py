@@ -1,4 +1,4 @@
-"""What a training job says of itself: memory, sharding, arithmetic, and how much of the machine it uses."""
+"""The lines that a training job prints about itself: memory, sharding, FLOPs, and its share of the peak."""
 
 import jax
 import numpy as np
@@ -9,7 +9,11 @@ from sdjax.training.state import TrainState
 
 
 def describe_state(shapes: TrainState, layout: Layout, devices: int, processes: int, kind: str) -> list[str]:
-    """What there is before the first step. `shapes`: the whole state, arrays or not."""
+    """Returns the lines about devices, parameters and the state, for before the first step.
+
+    shapes: the whole state, as arrays or shapes.
+    devices, processes, kind: how many devices and processes there are, and the devices' kind.
+    """
     size = lambda leaf: int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
     total = lambda tree: sum(map(size, jax.tree.leaves(tree)))
     leaves = jax.tree.leaves(shapes)
@@ -29,7 +33,7 @@ def describe_state(shapes: TrainState, layout: Layout, devices: int, processes: 
 
 
 def describe_step(costs: Costs, batch_size: int, accumulate: int, devices: int) -> list[str]:
-    """What a compiled step takes."""
+    """Returns the lines about a compiled step: its pictures, FLOPs and memory."""
     found, flops = costs.memory, costs.flops * devices
     parts = f" in {accumulate} parts" if accumulate > 1 else ""
     lines = [
@@ -43,7 +47,7 @@ def describe_step(costs: Costs, batch_size: int, accumulate: int, devices: int) 
 
 
 def describe_memory(found: dict[str, int], where: str = "device") -> str:
-    """found: `sdjax.devices.cost.memory`."""
+    """Returns the line about memory. found: as `sdjax.devices.cost.memory` returns it."""
     return (
         f"memory      {megabytes(found['total'])} a {where}: arguments {megabytes(found['arguments'])}, "
         f"temporary {megabytes(found['temporary'])}"
@@ -51,10 +55,14 @@ def describe_memory(found: dict[str, int], where: str = "device") -> str:
 
 
 def utilisation(flops: float, seconds: float, kind: str) -> float | None:
-    """Share of one device's peak: FLOPs of a step on it over its time. None where either is unknown."""
+    """Returns the share of one device's peak that a step reaches, or None if the peak or the FLOPs are unknown.
+
+    flops: of the step, on one device. seconds: its time. kind: the device's kind.
+    """
     peak = peak_flops(kind)
     return flops / seconds / peak if peak and flops and seconds > 0 else None
 
 
 def megabytes(size: float) -> str:
+    """Bytes as text, in GB from 1e9 on, else in MB."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

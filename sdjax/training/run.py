@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, samples/, checkpoints/, and how a job goes on in it."""
+"""The folder of a run: config.json, metrics.jsonl, samples/ and checkpoints/, and how a job continues in it."""
 
 import contextlib
 import dataclasses
@@ -21,15 +21,16 @@ from sdjax.image.png import save_png
 from sdjax.image.sheets import contact_sheet
 from sdjax.training.checkpoint import Checkpoints
 
-OWN = {"out", "coordinator", "num_processes", "process_id", "patience", "dry_run"}  # may differ between two starts
+OWN = {"out", "coordinator", "num_processes", "process_id", "patience", "dry_run"}  # may change from start to start
 
 HELD: dict[Path, int] = {}  # folders that `hold` locked and no Run has opened yet
 
 
 class Run:
-    """The folder RUN of one training job. Opening it again is how a job goes on.
+    """The folder RUN of one training job. A job that opens the folder of an earlier one continues it.
 
-    All processes open it; process 0 alone writes.
+    All processes open the folder; only process 0 writes. SdjaxError: the folder cannot be written, or another process
+    is training there.
     """
 
     def __init__(self, folder: str | Path, options: Any):
@@ -59,9 +60,9 @@ class Run:
             scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def restore(self, wanted: Any, adopt: Callable[[np.ndarray], Any] = lambda leaf: leaf) -> Any:
-        """The newest whole checkpoint in the shapes of `wanted`, arrays or not; None in a fresh run.
+        """Returns the newest whole checkpoint as a tree like `wanted` (arrays or shapes), or None in a fresh run.
 
-        See `Checkpoints.restore`. Process 0 decides which one that is.
+        Process 0 decides which checkpoint it is. See `Checkpoints.restore`.
         """
         found = self.checkpoints.restore(wanted, adopt) if self.primary else None
         step = agree(-1 if found is None else found[0])
@@ -72,26 +73,27 @@ class Run:
         return found and found[1]
 
     def start(self, step: int) -> None:
-        """Training begins after `step` steps: the clock of images_per_second runs from here on."""
+        """Starts the clock of images_per_second; `step` steps are done already."""
         self._clock = time.perf_counter()
         if self.primary:
             (self.folder / "PREEMPTED").unlink(missing_ok=True)
-            with contextlib.suppress(ImportError):  # TensorBoard's files too, where somebody wants them
+            with contextlib.suppress(ImportError):  # writes TensorBoard's files too if tensorboardX is installed
                 from tensorboardX import SummaryWriter
 
                 self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     @contextlib.contextmanager
     def aside(self):
-        """What is done in here is no training: the clock of images_per_second stands still."""
+        """Stops the clock of images_per_second inside the block, for work that is no training."""
         begun = time.perf_counter()
         yield
         self._clock += time.perf_counter() - begun
 
     def save(self, step: int, state: Any, notes: dict[str, Any] | None = None) -> None:
-        """Writes checkpoints/<step>/ in the background, after everything that was logged is on the disk.
+        """Starts to write checkpoints/<step>/ in the background, once everything that was logged is on the disk.
 
-        `state`: numpy arrays on process 0.
+        state: numpy arrays, on process 0.
+        notes: JSON values to keep in the checkpoint beside the options.
         """
         if self.primary:
             with contextlib.suppress(FileNotFoundError), open(self.folder / "metrics.jsonl", "rb") as file:
@@ -99,10 +101,11 @@ class Run:
             self.checkpoints.save(step, state, {"options": self.settings} | (notes or {}))
 
     def log(self, step: int, metrics: dict[str, Any], images: int, notes: dict[str, Any] | None = None) -> dict:
-        """Appends a line to metrics.jsonl and returns it. Floats are float32, written so that they read back to the
-        same bits. NaN and infinity, which JSON does not have, are written as null.
+        """Appends a line to metrics.jsonl and returns it as a dict. The file has null for NaN and infinity.
 
-        `images` is the number of pictures since the last call, for images_per_second; `notes` are written as they are.
+        metrics: scalars; they are rounded to float32 and written so that they read back to the same bits.
+        images: the number of pictures since the last call, for images_per_second.
+        notes: JSON values, written as they are.
         """
         now = time.perf_counter()
         record = {"step": step} | {name: float(np.float32(value)) for name, value in metrics.items()}
@@ -118,20 +121,20 @@ class Run:
         return record
 
     def save_sheet(self, step: int, pictures: list[Image.Image]) -> None:
-        """Writes the pictures as samples/<step>.png."""
+        """Writes the pictures as one sheet, samples/<step>.png."""
         sheet = contact_sheet(pictures)
         save_png(sheet, self.folder / "samples" / f"{step}.png")
         if self._board:
             self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 
     def preempted(self, step: int) -> None:
-        """Leaves the marker PREEMPTED once the checkpoint of `step` is whole."""
+        """Waits until the checkpoint of `step` is whole, then writes the marker PREEMPTED."""
         self.checkpoints.wait()
         if self.primary:
             (self.folder / "PREEMPTED").write_text(f"stopped by a signal after step {step}; its checkpoint is whole\n")
 
     def close(self) -> None:
-        """Waits for the checkpoint that is being written."""
+        """Waits for the checkpoint that is being written, and unlocks the folder."""
         try:
             self.checkpoints.close()
         finally:
@@ -160,14 +163,14 @@ class Run:
 
 
 def hold(folder: Path) -> None:
-    """Locks RUN for this process before a Run opens it, which takes the lock over; SdjaxError where another has it."""
+    """Locks RUN for this process before it opens a Run, which takes the lock over. SdjaxError: another one has it."""
     folder = Path(folder).absolute()
     if folder not in HELD:
         HELD[folder] = _lock(folder)
 
 
 def _lock(folder: Path) -> int:
-    """Holds `folder` until the handle is closed or the process is gone; SdjaxError where another one holds it."""
+    """Locks `folder` until the returned handle is closed or the process ends. SdjaxError: another one has it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         lock(handle, f"out {folder}: another process is training there")
@@ -178,7 +181,7 @@ def _lock(folder: Path) -> int:
 
 
 def _report_changes(folder: Path, path: Path, settings: dict[str, Any]) -> None:
-    """Prints in one line what is asked for now and was not when the run began."""
+    """Prints one line with the options that differ from those that the run was started with."""
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

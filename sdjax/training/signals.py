@@ -1,4 +1,4 @@
-"""What a training job does when it is asked to stop."""
+"""What a training job does when SIGTERM or SIGINT asks it to stop."""
 
 import signal
 from pathlib import Path
@@ -8,7 +8,10 @@ from sdjax.devices.processes import is_primary
 
 
 def leave_on_signals(out: Path) -> None:
-    """Before and after the steps, and when told twice, SIGTERM and SIGINT leave at once."""
+    """Makes SIGTERM and SIGINT end the process at once and leave the marker PREEMPTED in `out`.
+
+    This holds before and after the training steps, and for a second signal during them (see _StopFlag).
+    """
 
     def leave(*_):
         if is_primary():
@@ -22,7 +25,10 @@ def leave_on_signals(out: Path) -> None:
 
 
 class _StopFlag:
-    """SIGTERM and SIGINT ask for a checkpoint and an orderly end after the step in progress; a second one insists."""
+    """While it is entered, SIGTERM or SIGINT sets `asked`: the loop saves a checkpoint after its step and ends.
+
+    A second signal is handled as before, by `leave_on_signals`.
+    """
 
     def __init__(self):
         self.asked = False

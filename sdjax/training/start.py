@@ -1,4 +1,4 @@
-"""How a training job begins: processes, folder, model, data."""
+"""How a training job starts: joins its processes, locks its folder, loads the model and opens the data."""
 
 import time
 from pathlib import Path
@@ -21,9 +21,11 @@ from sdjax.training.signals import leave_on_signals
 
 
 def start_model(options: TrainOptions, tokenizer: bool = True, without: str | None = None) -> StableDiffusion:
-    """Joins the job's processes and gives the model that --model names, after what is cheap to refuse.
+    """Joins the job's processes and returns the model that --model names; what is cheap to refuse is refused first.
 
-    A small preset has no tokenizer. `without`: see `sdjax.model.load.create`.
+    tokenizer: refuse a model that has none, as a small preset.
+    without: see `sdjax.model.load.create`.
+    SdjaxError: the folder cannot be used, another process trains there, or the model does not fit.
     """
     start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
     check_folder(options.out)
@@ -45,14 +47,17 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
 
 
 def check_shared(out: Path, seconds: float = 60.0) -> None:
-    """SdjaxError, on all processes, where one does not see what process 0 writes to `out`: it would wait for that."""
+    """SdjaxError on all processes if one of them does not see a file that process 0 writes to `out`.
+
+    Such a process would later wait for files that never appear there. `seconds`: how long to wait for the file.
+    """
     if jax.process_count() == 1:
         return
     mark = out / f".shared-{agree(uuid4().int % 2**31)}.tmp"
     if is_primary():
         mark.touch()
-    agree(0)  # now it is there
-    until = time.monotonic() + seconds  # for file systems that take their time
+    agree(0)  # a barrier: now the file is there
+    until = time.monotonic() + seconds  # for slow network file systems
     while not mark.exists() and time.monotonic() < until:
         time.sleep(0.5)
     seen = everyone(mark.exists())
@@ -66,8 +71,11 @@ def check_shared(out: Path, seconds: float = 60.0) -> None:
 
 
 def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:
-    """The pictures that --data names, `size` pixels a side; with --buckets of sides that are multiples of `multiple`
-    (None: squares only)."""
+    """Returns the pictures that --data names.
+
+    size: the side of square crops in pixels.
+    multiple: with --buckets, the sides of crops are multiples of it; None: the model takes squares only.
+    """
     if options.buckets and multiple is None:
         raise SdjaxError("buckets: this model takes squares only")
     return open_data(

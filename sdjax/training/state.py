@@ -1,4 +1,4 @@
-"""Training state and the one pure train step: gradient, optimiser, EMA. No device and no collective in here."""
+"""The training state and the pure train step: gradient, optimiser, EMA. It knows no device and no collective."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +13,14 @@ from sdjax.types import Array, Params
 
 
 class TrainState(NamedTuple):
+    """Everything that training carries from step to step, and that a checkpoint keeps."""
+
     step: Array  # int32, steps done
-    skipped: Array  # int32, those of them whose loss or gradient was not finite: they changed nothing below
-    bad: Array  # int32, such steps in a row up to now
+    skipped: Array  # int32, those steps whose loss or gradient was not finite: they changed nothing below
+    bad: Array  # int32, the length of the current run of such steps
     params: Params
     opt_state: Any
-    ema: Params | None  # float32 whatever params are: in bfloat16 it would never move
+    ema: Params | None  # always float32: in bfloat16 its small changes would round to none
 
 
 #: (params, batch, key) -> (per-example losses [B], metrics: dict of scalars)
@@ -26,19 +28,19 @@ LossFn = Callable[[Params, Any, Array], tuple[Array, dict[str, Array]]]
 
 
 def make_state(params: Params, optimizer: optax.GradientTransformation, ema: bool = True) -> TrainState:
-    """The state before the first step. `ema` False keeps no EMA."""
+    """Returns the state before the first step. `ema` False keeps no EMA."""
     zero = lambda: jnp.zeros((), jnp.int32)
     copy = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None
     return TrainState(zero(), zero(), zero(), params, optimizer.init(params), copy)
 
 
 def trained_params(state: TrainState) -> Params:
-    """What a run exports: the EMA where there is one."""
+    """Returns the weights that a run exports: the EMA, or the parameters if there is no EMA."""
     return state.params if state.ema is None else state.ema
 
 
 def update_ema(ema: Params, params: Params, step: Array, decay: float) -> Params:
-    """ema <- d ema + (1 - d) params with d = min(decay, (1 + n) / (10 + n)) (CompVis `ema.py`)."""
+    """Returns d ema + (1 - d) params with d = min(decay, (1 + n) / (10 + n)), n = step (CompVis `ema.py`)."""
     n = step.astype(jnp.float32)
     d = jnp.minimum(decay, (1 + n) / (10 + n))
     return jax.tree.map(lambda e, p: e + (1 - d) * (p.astype(jnp.float32) - e), ema, params)
@@ -52,12 +54,15 @@ def make_train_step(
     accumulate: int = 1,
     schedule: optax.Schedule | None = None,
 ) -> Callable:
-    """(state, batch, key) -> (state, metrics). `average` is the mean over devices where there are several.
+    """Returns a function (state, batch, key) -> (state, metrics) that does one step.
 
-    The key is the run's; what a step draws comes from fold_in(key, step) and then from the example's index.
-    The batch goes through in `accumulate` parts of equal size, whose mean gradient is that of the whole.
-    A loss or gradient that is not finite counts as a step and changes nothing else; metrics["bad"] is the number of
-    such steps in a row. metrics["learning_rate"] is `schedule`'s, of the update itself.
+    The key is the run's. A step's random numbers come from fold_in(key, step), and then from the example's index.
+    loss_fn: see `LossFn`.
+    average: the mean over devices, if there are several.
+    accumulate: the batch goes through in so many parts of equal size; their mean gradient is that of the whole batch.
+    schedule: its value for this update is logged as metrics["learning_rate"].
+    A step whose loss or gradient is not finite is counted and changes nothing else; metrics["bad"] is the number of
+    such steps in a row.
     """
 
     def train_step(state: TrainState, batch: Any, key: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -90,9 +95,9 @@ def make_train_step(
 
 
 def mean_over_parts(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-    """The mean of function(part) over `parts` equal parts of the batch, one after the other.
+    """Returns the mean of function(part) over `parts` equal parts of the batch, computed one after the other.
 
-    Part k is every `parts`-th example from k on: a batch that lies spread over devices stays where it is.
+    Part k is every `parts`-th example from k on: the examples of a batch that is split over devices do not move.
     """
     if parts == 1:
         return function(batch)
