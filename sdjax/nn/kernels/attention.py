@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sdjax.nn.kernels import flash as kernels  # early: Pallas adds to what JAX' caches go by, from jax 0.12 on
 from sdjax.nn.kernels.backends import by_platform, split_by_batch
 from sdjax.types import Array
 
@@ -148,9 +149,7 @@ def flash_split(q: Array, k: Array, v: Array) -> Array:
 
 
 def flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    from sdjax.nn.kernels.flash import forward  # importing Pallas is slow
-
-    return split_by_batch(forward, q, k, v)
+    return split_by_batch(kernels.forward, q, k, v)
 
 
 def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
@@ -159,9 +158,7 @@ def flash_kept(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
 
 
 def flash_backward(kept: tuple, dy: Array) -> tuple[Array, Array, Array]:
-    from sdjax.nn.kernels.flash import backward
-
-    return split_by_batch(backward, *kept, dy)
+    return split_by_batch(kernels.backward, *kept, dy)
 
 
 flash_split.defvjp(flash_kept, flash_backward)
