@@ -3,6 +3,8 @@
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -261,3 +263,13 @@ def test_to_pixels_spans_minus_one_to_one():
     pixels = to_pixels(np.array([0, 51, 255], np.uint8))
     assert pixels.dtype == np.float32
     np.testing.assert_allclose(pixels, [-1, -0.6, 1], atol=1e-6)
+
+
+def test_importing_changes_nobody_s_warnings():
+    code = """
+import sys, warnings
+hook = sys.unraisablehook
+import sdjax.data.picture, sdjax.data.source, sdjax.training.checkpoint, sdjax.commands.command_line
+assert not [one for one in warnings.filters if "PIL" in str(one[3])] and sys.unraisablehook is hook
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -118,3 +118,32 @@ def test_cycles_are_the_compilers_of_what_is_not_inside_of_fusions():
     program = program.replace("calls=%fused_computation\n", "calls=%fused_computation" + told(1000))
     assert measure.cycles(PROGRAM) == 0 and program.count("estimated_cycles") == 3
     assert measure.cycles(program) == 1007
+
+
+@pytest.mark.parametrize(
+    ("kind", "teraflops"),
+    [
+        *(("NVIDIA L4", 121), ("NVIDIA L40S", 362), ("NVIDIA L40", None), ("NVIDIA L40G", None)),
+        *(("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100-PCIE-40GB", 312), ("NVIDIA A100 80GB PCIe", 312)),
+        *(
+            ("NVIDIA RTX A1000 Laptop GPU", None),
+            ("NVIDIA RTX A4000", None),
+            ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ),
+        *(
+            ("NVIDIA A10", 125),
+            ("NVIDIA A10G", None),
+            ("Tesla T4", 65),
+            ("NVIDIA T400", None),
+            ("Tesla T40 24GB", None),
+        ),
+        *(("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", None), ("NVIDIA H200", 989)),
+        *(("NVIDIA GH200 480GB", None), ("NVIDIA B200", 2250), ("NVIDIA GB200", None), ("Tesla V100-SXM2-16GB", 125)),
+        *(("NVIDIA GeForce RTX 4090", 165), ("NVIDIA GeForce RTX 4090 Laptop GPU", None)),
+        *(("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 3090 Ti", None)),
+        *(("TPU v5 lite", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU v4", 275)),
+        *(("TPU v4i", None), ("cpu", None), ("", None)),
+    ],
+)
+def test_a_device_has_its_own_peak_or_none(kind, teraflops):
+    assert measure.peak_flops(kind) == (None if teraflops is None else teraflops * 1e12)

@@ -1,10 +1,12 @@
 """Parameter counts of the presets, by eval_shape alone: nothing of full size is ever allocated."""
 
+from dataclasses import replace
+
 import jax
 import pytest
 
 from sdjax.families.sd import EMOJI, EMOJI_VISION, SD15, SD15_INPAINT, SD21, SD21_BASE
-from sdjax.families.table import PRESETS
+from sdjax.families.table import PRESETS, family_of
 from sdjax.networks.table import param_shapes
 
 
@@ -36,3 +38,12 @@ def test_emoji_fits_its_budget():
 
 def test_configs_are_hashable_and_distinct():
     assert len({*PRESETS.values()}) == len(PRESETS)
+
+
+def test_the_watermark_is_the_family_s():
+    from sdjax.image import watermark
+
+    for config in PRESETS.values():
+        assert family_of(config).watermark(config) == (watermark.V2 if config.name.startswith("sd2") else watermark.V1)
+    wide = replace(SD15, text=replace(SD15.text, width=1024), unet=replace(SD15.unet, context_dim=1024))
+    assert family_of(wide).watermark(wide) == watermark.V1, "the width of a text tower says nothing"

@@ -62,6 +62,28 @@ def make_zip(body=None, members=(), drop=(), change=None, compression=zipfile.ZI
     return (change or bytes)(out.getvalue())
 
 
+def to_zip64(data: bytes) -> bytes:
+    """The same zip as one above 4 GB is written: 64-bit sizes and places, and 0xFFFFFFFF in the old fields."""
+    count, size, start = struct.unpack("<HLL", data[-12:-2])
+    entries, pos, none = [], start, 0xFFFFFFFF
+    while pos < start + size:
+        packed, length, names, extras = struct.unpack("<LLHH", data[pos + 20 : pos + 32])
+        (header,) = struct.unpack("<L", data[pos + 42 : pos + 46])
+        fields = struct.pack("<LLHH", none, none, names, extras + 28)
+        wide = struct.pack("<HHQQQ", 1, 24, length, packed, header)
+        rest = data[pos + 46 : pos + 46 + names + extras]
+        entries.append(
+            data[pos : pos + 20] + fields + data[pos + 32 : pos + 42] + struct.pack("<L", none) + rest + wide
+        )
+        pos += 46 + names + extras
+    directory = b"".join(entries)
+    end = start + len(directory)
+    record = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(directory), start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
+    last = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, none, none, 0)
+    return data[:start] + directory + record + locator + last
+
+
 def save_zip(tensors: dict[str, np.ndarray]) -> bytes:
     """What torch.save makes of a dict of tensors that share no storage."""
     kinds = {np.dtype(dtype): kind for kind, dtype in STORAGES.items()}

@@ -1,7 +1,9 @@
 """Checkpoints made by hand, opcode by opcode: the good are read, the hostile are refused in one line."""
 
+import io
 import os
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from tests.formats.assembler import (
     storage,
     tensor,
     text,
+    to_zip64,
     with_raw,
     with_root,
 )
@@ -217,3 +220,19 @@ SNIPPETS = [bytes([op]) for op in range(256)] + [
 def test_random_programs(path, snippets):
     for value in (outcome(path, make_zip(b"".join(snippets))) or {}).values():
         value.sum()
+
+
+def test_zip64(path):
+    """As checkpoints of more than 4 GB have it; Python's own reader agrees that it is one."""
+    data = to_zip64(make_zip())
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None and archive.read("archive/data/0") == FLOATS
+    found, plain = read(path, data), read(path.with_name("plain"), make_zip())
+    np.testing.assert_array_equal(found["w"], plain["w"])
+    for at in range(len(data) - 98, len(data)):  # the end records: every byte counts, or says what another one says
+        broken = bytearray(data)
+        broken[at] ^= 0x81
+        try:
+            np.testing.assert_array_equal(read(path, bytes(broken))["w"], plain["w"])
+        except SdjaxError as error:
+            assert "\n" not in str(error)

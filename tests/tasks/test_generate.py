@@ -4,22 +4,26 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+import sdjax
 from sdjax.devices import placement
 from sdjax.diffusion.noise import initial_noise
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
-from sdjax.tasks import engine
-from sdjax.tasks.image_to_image import img2img, inpaint
+from sdjax.tasks import engine, stages
+from sdjax.tasks.image_to_image import img2img, inpaint, outpaint
 from sdjax.tasks.options import TaskOptions
 from sdjax.tasks.request import check
-from sdjax.tasks.text_to_image import txt2img
+from sdjax.tasks.text_to_image import hires, txt2img
+from sdjax.weights.convert import cast_params
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -96,7 +100,11 @@ def test_accelerators_take_what_their_memory_holds():
 def test_composed_prompts_go_through_fewer_at_a_time(monkeypatch):
     monkeypatch.setattr(placement, "POSITIONS", 4 * 64)
     options = TaskOptions(num_images=4)
-    sizes = lambda prompt: [part.length for part in engine.plan_work(tiny(), check(tiny().config, prompt, options))]
+
+    def sizes(prompt):
+        request = check(tiny().config, prompt, options)
+        return [part.length for part in engine.plan_work(tiny(), request, engine.read_texts(tiny(), request))]
+
     assert [sizes(prompt) for prompt in ("a", "a AND b", "a AND b AND c", " AND ".join("abcdefgh"))] == [
         [4],
         [2, 2],
@@ -190,3 +198,77 @@ np.save(sys.argv[1], [make(**options), paint(steps=3, **options)])
     for seed in range(4):
         alone = [make(seed=seed, **options)[0], paint(seed=seed, steps=3, **options)[0]]
         np.testing.assert_allclose(found[:, seed], alone, atol=1 / 255)
+
+
+@pytest.mark.parametrize("watched", [{}, {"progress": lambda *_: None}], ids=["one scan", "row by row"])
+def test_parameters_are_cast_once_before_the_walk(watched, monkeypatch):
+    """Each call of the walk would make a copy of its own, which progress and preview call once a step."""
+    casts, seen, cast, walk = [], [], stages._cast_unet, stages.walk
+    monkeypatch.setattr(stages, "_cast_unet", lambda *given: casts.append(given) or cast(*given))
+    monkeypatch.setattr(stages, "walk", lambda params, *args, **kw: seen.append(params) or walk(params, *args, **kw))
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), tiny().params)
+    stored = replace(tiny(), params=half)
+    want = txt2img(replace(tiny(), params=cast_params(half, np.float32)), "cat", steps=3, output="latents")
+    got = txt2img(stored, "cat", steps=3, output="latents", **watched)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    of_walk = seen[1:]
+    assert len(casts) == 1 and len(of_walk) == (3 if watched else 1) and all(p is of_walk[0] for p in of_walk)
+    assert of_walk[0]["conv_in"]["kernel"].dtype == np.float32 and of_walk[0]["norm_out"]["scale"].dtype == np.float16
+    assert stages.cast_unet(tiny().params["unet"], np.float32) is tiny().params["unet"], "nothing to cast, no copy"
+
+
+def test_hires_says_once_what_a_prompt_says(caplog):
+    with caplog.at_level("WARNING", "sdjax"):
+        hires(tiny(), "(cat", steps=3, output="latents", negative_prompt="a" * 40, scale=1.5, syntax="plain")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(set(lines)) == 1, lines
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_latents_that_are_not_finite_are_refused_before_the_walk(value, monkeypatch):
+    latents = np.zeros((1, 8, 8, 4), np.float32)
+    latents[0, 3, 3, 1] = value
+    monkeypatch.setattr(engine, "generate", None)
+    for given in (latents, latents.astype(np.float16), latents.tolist()):
+        with pytest.raises(SdjaxError, match="latents have NaN or infinite values: unit"):
+            make(latents=given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({name: True} for name in ("eta", "steps", "seed", "num_images", "clip_skip", "preview_every")),
+        *({name: True} for name in ("guidance_scale", "guidance_rescale", "variation_seed", "variation_strength")),
+        *({"guidance_interval": (0.0, True)}, {"height": True}, {"width": True}),
+    ],
+    ids=str,
+)
+def test_true_is_no_number(options):
+    ((name, _),) = options.items()
+    with pytest.raises(SdjaxError, match=f"^{name} "):
+        make(**options)
+
+
+def test_true_is_no_number_elsewhere():
+    image, mask = PICTURE, MASK
+    for call, match in [
+        (lambda: change(strength=True), "strength"),
+        (lambda: paint(feather=True), "feather"),
+        (lambda: hires(tiny(), "cat", scale=True), "scale"),
+        (lambda: outpaint(tiny(), "cat", image, left=True), "left"),
+        (lambda: sdjax.encode(tiny(), image[None], seed=True), "seed"),
+        (lambda: sdjax.encode_prompt(tiny(), "cat", clip_skip=True), "clip_skip"),
+        (lambda: sdjax.sampling.plan("ddim", sdjax.sampling.make_schedule(tiny().config.schedule), True), "steps"),
+        (lambda: sdjax.watermark.decode(Image.new("RGB", (256, 256)), True), "length"),
+    ]:
+        with pytest.raises(SdjaxError, match=f"^{match} "):
+            call()
+    assert mask.any()
+
+
+def test_a_dtype_may_be_given_by_its_name():
+    named = replace(tiny(), dtype="bfloat16")
+    assert named.dtype == np.dtype("bfloat16") and replace(named, dtype=np.float32).dtype.name == "float32"
+    for wrong in ("int8", "float64", None, 3):
+        with pytest.raises(SdjaxError, match=r"dtype is .*should be one of float32, bfloat16, float16"):
+            replace(tiny(), dtype=wrong)

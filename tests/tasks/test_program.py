@@ -33,6 +33,7 @@ def test_it_draws_what_txt2img_draws(path, monkeypatch):
         theirs = txt2img(tiny(), "cat", steps=5, num_images=2, output="pixels", **options)
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
     assert ours.shape == (2, 16, 16, 3) and np.ptp(ours) > 0.1
+    np.testing.assert_array_equal(loaded(tiny(), "cat", output="pixels"), loaded(tiny(), "cat"))
     pair = loaded(tiny(), ["cat", "dog"], seed=7, num_images=1)
     np.testing.assert_allclose(pair, txt2img(tiny(), ["cat", "dog"], steps=5, seed=7, output="pixels"), atol=2e-5)
 
@@ -55,6 +56,7 @@ def test_refusals(path, tmp_path):
     for call, match in [
         (lambda: loaded(tiny(), "cat", steps=50), "steps 50: takes 128 rows, .* has 32"),
         (lambda: loaded(tiny(), "cat", flavour=1), "flavour"),
+        (lambda: loaded(tiny(), "cat", output="pil"), "output: .*has no other than 'pixels'"),
         (lambda: loaded(tiny(), "cat", progress=print), "progress: .*tiny.sdjax has no other than None"),
         (lambda: loaded(tiny(), "cat", latents=np.zeros((2, 8, 8, 4))), "latents: "),
         (lambda: loaded(tiny(), "cat", width=32), "width: .*no other than 16"),
@@ -101,3 +103,8 @@ def test_the_script(place, tmp_path, capsys):
     np.testing.assert_allclose(ours, txt2img(sd, prompt, steps=3, seed=3, height=16, output="pixels"), atol=2e-5)
     with pytest.raises(SdjaxError, match="--model: nowhere"):
         script.main(replace(options, model="nowhere"))
+
+
+def test_a_dtype_given_by_its_name(tmp_path):
+    save_program(replace(tiny(), dtype="float32"), tmp_path / "named.sdjax", steps=5)
+    assert load_program(tmp_path / "named.sdjax")(tiny(), "cat").shape == (1, 16, 16, 3)

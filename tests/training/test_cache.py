@@ -16,6 +16,7 @@ from sdjax.data.order import Chosen
 from sdjax.data.picture import to_pixels
 from sdjax.data.source import open_data
 from sdjax.errors import SdjaxError
+from sdjax.model.functions import vae_posterior
 from sdjax.model.value import digest
 from sdjax.text.bpe import train_bpe
 from sdjax.training import cache
@@ -93,7 +94,7 @@ def test_latents_of_buckets_and_views(sd, data, tmp_path):
 
 def test_a_cache_is_computed_once_and_only_for_what_made_it(sd, data, tmp_path, monkeypatch):
     encoded = []
-    monkeypatch.setattr(cache, "vae_moments", lambda *a: encoded.append(1) or sdjax.vae_moments(*a))
+    monkeypatch.setattr(cache, "vae_posterior", lambda *a: encoded.append(1) or vae_posterior(*a))
 
     def made(model, **options):
         encoded.clear()
@@ -130,9 +131,9 @@ def test_a_killed_run_goes_on_with_the_next_file(sd, data, tmp_path, monkeypatch
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(1)
-        return sdjax.vae_moments(*arguments)
+        return vae_posterior(*arguments)
 
-    monkeypatch.setattr(cache, "vae_moments", killed)
+    monkeypatch.setattr(cache, "vae_posterior", killed)
     with pytest.raises(KeyboardInterrupt):
         cached_latents(sd, source, tmp_path)
     (folder,) = tmp_path.glob("latents-*")
@@ -181,11 +182,11 @@ def test_bad_pictures_have_their_stand_ins_also_from_the_disk(sd, data, tmp_path
 
 
 def test_overflow_names_the_picture(sd, data, tmp_path, monkeypatch):
-    def overflow(model, pixels):
-        mean, logvar = sdjax.vae_moments(model, pixels)
+    def overflow(*arguments):
+        mean, logvar = vae_posterior(*arguments)
         return mean.at[0].set(1e6), logvar
 
-    monkeypatch.setattr(cache, "vae_moments", overflow)
+    monkeypatch.setattr(cache, "vae_posterior", overflow)
     with pytest.raises(SdjaxError, match=r"model: its VAE's latents of 0\.png are not finite in float16"):
         cached_latents(sd, open_data(data, 8), tmp_path)
     assert not list(tmp_path.glob("latents-*/*"))

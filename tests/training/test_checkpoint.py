@@ -3,6 +3,8 @@
 import json
 import resource
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -215,3 +217,24 @@ def _leaves(tmp_path, tree):
     checkpoints.save(1, tree)
     checkpoints.close()
     return read_record(tmp_path / "checkpoints" / "1")["leaves"]
+
+
+def test_the_hook_of_late_callbacks_goes_with_the_checkpoints(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    before = sys.unraisablehook
+    fault = lambda text: types.SimpleNamespace(exc_value=RuntimeError(text))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert sys.unraisablehook is before
+    checkpoints.save(1, {"w": np.ones(3)})
+    sys.unraisablehook(fault("Event loop is closed"))
+    sys.unraisablehook(fault("something else"))
+    assert [str(one.exc_value) for one in told] == ["something else"]
+    checkpoints.close()
+    assert sys.unraisablehook is before
+    later = lambda fault: None
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.restore({"w": np.ones(3)})
+    sys.unraisablehook = later
+    checkpoints.close()
+    assert sys.unraisablehook is later, "somebody else's, put over it"

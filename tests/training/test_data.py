@@ -62,7 +62,7 @@ def test_a_loss_that_is_no_number(script, place, tmp_path, capfd):
     saved = {0: None} | {step: leaves(tmp_path, step) for step in range(1, end)}
     for record in records:
         step = record["step"]
-        assert np.isnan(record["loss"]) == record.get("skipped", False) == bad[step - 1]
+        assert (record["loss"] is None) == record.get("skipped", False) == bad[step - 1]
         if bad[step - 1]:
             assert record["examples"] == [source.files[row] for row in order(step - 1).rows]
         if 1 < step < end:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import resource
 import sys
 import types
@@ -38,17 +37,19 @@ def written(folder, **settings):
 
 def test_logged_floats_read_back_to_the_same_bits(tmp_path):
     bits = np.random.default_rng(0).integers(0, 2**32, 3000, dtype=np.uint32)
-    values = np.concatenate([bits.view(np.float32), np.float32([0.1, -0.0, 1e-45, 3.4e38, np.inf])])
-    values = values[~np.isnan(values)]
+    values = np.concatenate([bits.view(np.float32), np.float32([0.1, -0.0, 1e-45, 3.4e38])])
+    values = values[np.isfinite(values)]
     run = open_run(tmp_path)
     run.log(1, {str(i): value for i, value in enumerate(values)}, 8)
     run.log(2, {"loss": jnp.float32(np.nan), "learning_rate": 0.1}, 8, {"examples": ["a.png"]})
     run.close()
-    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    refuse = lambda word: pytest.fail(f"{word} is not JSON")
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    first, second = (json.loads(line, parse_constant=refuse) for line in lines)
     read = np.float32([first[str(i)] for i in range(len(values))])
     np.testing.assert_array_equal(read.view(np.uint32), values.view(np.uint32))
     assert first["step"] == 1 and first["images_per_second"] > 0 and second["images_per_second"] > 0
-    assert math.isnan(second["loss"]) and second["learning_rate"] == float(np.float32(0.1))
+    assert second["loss"] is None and second["learning_rate"] == float(np.float32(0.1))
     assert second["examples"] == ["a.png"]
 
 

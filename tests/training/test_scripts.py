@@ -74,7 +74,11 @@ def train(script, place, name, steps, *arguments):
 
 def test_train_diffusion(script, place, monkeypatch, capfd):
     drawn, txt2img = [], sdjax.txt2img
-    monkeypatch.setattr(sdjax, "txt2img", lambda *args, **more: drawn.append(more["syntax"]) or txt2img(*args, **more))
+    monkeypatch.setattr(
+        sdjax,
+        "txt2img",
+        lambda *args, **more: drawn.append((more["syntax"], more["guidance_scale"])) or txt2img(*args, **more),
+    )
     out, records, trained = train(
         script,
         place,
@@ -98,7 +102,7 @@ def test_train_diffusion(script, place, monkeypatch, capfd):
     assert trained.config == replace(
         CONFIG, name="export", schedule=ScheduleConfig(prediction="v", zero_terminal_snr=True)
     )
-    assert Image.open(out / "samples" / "3.png").width > 2 * 8 and drawn == ["plain"]
+    assert Image.open(out / "samples" / "3.png").width > 2 * 8 and drawn == [("plain", None)]
     assert ["validation_loss" in record for record in records] == [False, False, True]
     latents, states = sorted((out / "cache").iterdir())
     load = lambda folder: np.load(folder / "00000.npy")

@@ -19,8 +19,9 @@ from sdjax.text.bpe import train_bpe
 from sdjax.text.tokenizer import clip_tokenizer
 from sdjax.weights import single
 from sdjax.weights.folder import read_folder, write_folder
-from sdjax.weights.single import CANDIDATES, V_BIAS, detect, read_single, write_single
+from sdjax.weights.single import CANDIDATES, PREDICTION_KEY, V_BIAS, detect, read_single, write_single
 from sdjax.weights.spellings import ema_name
+from tests.formats.assembler import save_zip
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, file_tensors, random_model_params
 from tests.text.test_tokenizer import captions
 
@@ -342,3 +343,20 @@ def test_emoji_as_a_single_file(tmp_path, caplog):
 def test_tokenizers_of_single_files():
     assert bundled_tokenizer(SD15.text) is bundled_tokenizer(SD21.text) is clip_tokenizer()
     assert bundled_tokenizer(NARROW.text) is None
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_file_is_opened_once(tmp_path, monkeypatch, suffix):
+    """Each opening of a file on a network drive takes its time; what is in the head is read with the tensors."""
+    path, opened, before = tmp_path / f"model{suffix}", [], open
+    tensors = {name: np.ascontiguousarray(value) for name, value in file_tensors(NARROW).items()}
+    save_file(tensors, path, {PREDICTION_KEY: "v"}) if suffix == ".safetensors" else path.write_bytes(save_zip(tensors))
+
+    def counted(name, *more, **options):
+        opened.append(str(name))
+        return before(name, *more, **options)
+
+    monkeypatch.setattr("builtins.open", counted)
+    config, _ = read_single(path, config=NARROW)
+    assert opened == [str(path)]
+    assert config.schedule.prediction == ("v" if suffix == ".safetensors" else "epsilon")
