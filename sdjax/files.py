@@ -23,7 +23,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
+def written_whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
     """Yields a hidden file next to `path` to write to. It becomes `path` when the block ends, and is deleted if the
     block fails. Its folder is made if needed.
 

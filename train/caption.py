@@ -16,7 +16,7 @@ import numpy as np
 
 from sdjax.commands import command_line as cli
 from sdjax.errors import SdjaxError
-from sdjax.files import whole
+from sdjax.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def main(options: Options) -> None:
         progress(min(start + options.batch_size, len(paths)), len(paths))
     if not kept:
         raise SdjaxError(f"--data {options.data}: none of its {len(paths)} pictures can be read")
-    with whole(table) as scratch:
+    with written_whole(table) as scratch:
         scratch.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
     print(table)
 

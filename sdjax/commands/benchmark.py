@@ -52,6 +52,7 @@ def ours(folder: str, options: Options) -> Callable:
                 latents=given["latents"],
                 height=size,
                 width=size,
+                progress=lambda done, total: None,  # as the command `generate` draws, a step at a time
             ),
         }[part]
         return lambda: np.asarray(function())

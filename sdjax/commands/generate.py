@@ -58,7 +58,7 @@ class Task:
 
     def check(self, prompts: list[str], **changes) -> None:
         """Checks all arguments before the first picture is drawn. changes: those of a grid's cell."""
-        from sdjax.conditioning.text import prompt_tower
+        from sdjax.conditioning.text import text_tower_of
         from sdjax.tasks.options import TaskOptions as Arguments
         from sdjax.tasks.plans import plan_of
         from sdjax.tasks.request import check
@@ -69,7 +69,7 @@ class Task:
         own = Arguments(**{name: arguments[name] for name in NAMES})
         check(self.sd.config, prompts, own)
         plan_of(self.sd, own, arguments.get("strength"))
-        prompt_tower(self.sd, own.clip_skip)
+        text_tower_of(self.sd, own.clip_skip)
 
     def draw(self, prompts: list[str], progress, **changes) -> list:
         """Returns the pictures of some prompts as they are saved."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sdjax.conditioning.text import prompt_tower, read_prompts, text_context
+from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
 from sdjax.devices.placement import on_all_devices
 from sdjax.image.pixels import to_rgb, whole_picture
 from sdjax.model.value import FLOAT32, StableDiffusion
@@ -28,7 +28,7 @@ def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array
     phrases: N texts; no character is special in them.
     projection: [width, D], the "text_projection" that `load_clip` reads; the CLIP image tower must belong to it.
     """
-    text, vectors = prompt_tower(sd)
+    text, vectors = text_tower_of(sd)
     tokens = stack(read_prompts(sd, phrases, "plain"), text)
 
     def embed(params: tuple, tokens: Tokens) -> Array:

@@ -63,7 +63,7 @@ def read_prompts(
     return found
 
 
-def prompt_tower(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, Array | None]:
+def text_tower_of(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, Array | None]:
     """Returns the text tower's config without its last clip_skip - 1 layers, and the vectors of sd.embeddings."""
     config, vectors = sd.config.text, list(sd.embeddings.values())
     if not is_whole(clip_skip, 1, config.layers):
@@ -81,7 +81,7 @@ def encode_prompt(sd: StableDiffusion, prompts: str | Sequence[str], clip_skip: 
         longest prompt. In "plain" no character is special, and a prompt that is too long is cut.
     What is cut or not understood is logged as a warning to "sdjax". SdjaxError: an unknown syntax, no such layer.
     """
-    config, vectors = prompt_tower(sd, clip_skip)
+    config, vectors = text_tower_of(sd, clip_skip)
     found = read_prompts(sd, prompts, syntax)
     if not found:
         return Cond(jnp.zeros((0, config.length, config.width)))

@@ -11,7 +11,7 @@ import numpy as np
 from sdjax.data.listing import Listing
 from sdjax.data.picture import Unreadable, measure
 from sdjax.errors import SdjaxError
-from sdjax.files import whole
+from sdjax.files import written_whole
 
 
 def bucket_shapes(size: int, multiple: int) -> list[tuple[int, int]]:
@@ -70,6 +70,6 @@ def picture_sizes(
         rows = list(tqdm(pool.map(size, range(len(listing))), total=len(listing), desc="picture sizes"))
     sizes = np.array(rows, np.int32)
     if kept:
-        with whole(kept) as scratch, open(scratch, "wb") as file:  # given a name, np.save would add a suffix
+        with written_whole(kept) as scratch, open(scratch, "wb") as file:  # given a name, np.save would add a suffix
             np.save(file, sizes)
     return sizes

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sdjax.data.picture import SUFFIXES
 from sdjax.errors import SdjaxError, log
-from sdjax.files import whole
+from sdjax.files import written_whole
 
 MAX_CAPTION = 1 << 20  # largest .txt or .json in bytes
 
@@ -127,5 +127,5 @@ def _load(path: Path) -> list | None:
 
 
 def _save(path: Path, rows: list[tuple]) -> None:
-    with whole(path) as scratch:
+    with written_whole(path) as scratch:
         scratch.write_text(json.dumps(rows), encoding="utf-8")

@@ -11,8 +11,9 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 
+#: Stands for sigma at zero terminal SNR, where sigma is infinite. At this size float32 cannot tell x0 = alpha x - s v
+#: from -v.
 TERMINAL_SIGMA = 2.0**24
-"""What stands for sigma at zero terminal SNR, where it is infinite: float32 cannot tell x0 = alpha x - s v from -v."""
 
 
 @dataclass(frozen=True)

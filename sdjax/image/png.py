@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdjax.files import whole
+from sdjax.files import written_whole
 
 
 def save_png(image: Image.Image, path: str | Path, parameters: str | None = None) -> Path:
@@ -14,6 +14,6 @@ def save_png(image: Image.Image, path: str | Path, parameters: str | None = None
     path, info = Path(path), PngInfo()
     if parameters is not None:
         info.add_text("parameters", parameters)  # PIL writes iTXt when Latin-1 does not hold it
-    with whole(path) as scratch:
+    with written_whole(path) as scratch:
         image.save(scratch, "PNG", pnginfo=info)
     return path

@@ -100,7 +100,7 @@ def predict(sd: StableDiffusion, x: Array, t: Array, cond: Cond) -> Array:
     config = sd.config.unet
     if not isinstance(cond, Cond):
         raise SdjaxError(f"cond is {type(cond).__name__}: what sdjax.encode_prompt gives expected")
-    x, context = images("x", x, config.in_channels, config.factor), jnp.asarray(cond.context)
+    x, context = check_pictures("x", x, config.in_channels, config.factor), jnp.asarray(cond.context)
     t = jnp.asarray(t)
     if t.shape not in ((), (len(x),)):
         raise SdjaxError(f"t has shape {list(t.shape)}, should be [{len(x)}] or one number")
@@ -117,7 +117,7 @@ def vae_moments(sd: StableDiffusion, pixels: Array) -> tuple[Array, Array]:
     [-30, 20].
     """
     config = sd.config.vae
-    return vae_posterior(sd.params["vae"], images("pixels", pixels, 3, config.factor), config, sd.dtype)
+    return vae_posterior(sd.params["vae"], check_pictures("pixels", pixels, 3, config.factor), config, sd.dtype)
 
 
 def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array:
@@ -137,10 +137,10 @@ def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array
 def decode(sd: StableDiffusion, latents: Array) -> Array:
     """Scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], in about [-1, 1] and not clipped."""
     config = sd.config.vae
-    return vae_pixels(sd.params["vae"], images("latents", latents, config.latent_channels, 1), config, sd.dtype)
+    return vae_pixels(sd.params["vae"], check_pictures("latents", latents, config.latent_channels, 1), config, sd.dtype)
 
 
-def images(name: str, x: Any, channels: int, factor: int) -> Array:
+def check_pictures(name: str, x: Any, channels: int, factor: int) -> Array:
     """Returns `x` as an array. SdjaxError unless it is floating [B, H, W, channels] and `factor` divides H and W."""
     x = x if x is None or isinstance(x, str) else jnp.asarray(x)
     if np.ndim(x) != 4 or x.shape[3] != channels:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdjax.networks.rows import Row
+from sdjax.networks.rows import TensorRow
 from sdjax.nn.kernels.backends import LOWERED_FOR, SHAPES
 from sdjax.types import Params
 
@@ -20,7 +20,7 @@ class Part(NamedTuple):
     config: type  # the frozen dataclass of its configuration
     network: Callable[..., Any]  # (config, dtype=float32) -> Linen module
     inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]  # config -> one example of each argument, as shapes
-    rows: Callable[..., Iterator[Row]]  # (config, prefix of names in single files) -> a Row for every tensor
+    rows: Callable[..., Iterator[TensorRow]]  # (config, prefix of names in single files) -> a row for each tensor
     read: Callable[..., Any]  # (Fields of a config.json, the tokenizer's folder) -> config
     write: Callable[[Any], dict[str, Any]]  # config -> the content of config.json
 

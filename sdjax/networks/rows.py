@@ -1,6 +1,7 @@
 """Rows of the tables of names, and the rows of the layers that several networks have.
 
-A Row says where one parameter lies in our tree, in diffusers' files and in CompVis' files, and how its values differ.
+A TensorRow says where one parameter lies in our tree, in diffusers' files and in CompVis' files, and how its values
+differ.
 Each network's `names.py` makes its table from the block counts in its config; weights/convert.py reads it both ways.
 We hold every 1x1 convolution as a Dense kernel [in, out]; files hold it as a convolution or as a Linear. The operation
 says which:
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 
-class Row(NamedTuple):
+class TensorRow(NamedTuple):
     """The names of one tensor, and how its values in files become ours."""
 
     path: tuple[str, ...]  # in our tree
@@ -39,28 +40,28 @@ def weight(
     operation: str,
     bias: bool = True,
     compvis_operation: str | None = None,
-) -> Iterator[Row]:
+) -> Iterator[TensorRow]:
     """Yields the rows of one layer's kernel and bias. `path` is separated by slashes."""
     head = tuple(path.split("/"))
     compvis_operation = compvis_operation or operation
-    yield Row((*head, "kernel"), f"{diffusers}.weight", join(compvis, "weight"), operation, compvis_operation)
+    yield TensorRow((*head, "kernel"), f"{diffusers}.weight", join(compvis, "weight"), operation, compvis_operation)
     if bias:
-        yield Row((*head, "bias"), f"{diffusers}.bias", join(compvis, "bias"), "same", "same")
+        yield TensorRow((*head, "bias"), f"{diffusers}.bias", join(compvis, "bias"), "same", "same")
 
 
-def norm(path: str, diffusers: str, compvis: str | None) -> Iterator[Row]:
+def norm(path: str, diffusers: str, compvis: str | None) -> Iterator[TensorRow]:
     """Yields the rows of one norm's scale and bias."""
     head = tuple(path.split("/"))
-    yield Row((*head, "scale"), f"{diffusers}.weight", join(compvis, "weight"), "same", "same")
-    yield Row((*head, "bias"), f"{diffusers}.bias", join(compvis, "bias"), "same", "same")
+    yield TensorRow((*head, "scale"), f"{diffusers}.weight", join(compvis, "weight"), "same", "same")
+    yield TensorRow((*head, "bias"), f"{diffusers}.bias", join(compvis, "bias"), "same", "same")
 
 
-def layer_norm(path: str, diffusers: str, compvis: str | None) -> Iterator[Row]:
+def layer_norm(path: str, diffusers: str, compvis: str | None) -> Iterator[TensorRow]:
     """Yields the rows of one LayerNorm, whose parameters lie one level deeper, in "norm"."""
     return norm(f"{path}/norm", diffusers, compvis)
 
 
-def res_block(path: str, diffusers: str, compvis: str, names: tuple, shortcut: bool) -> Iterator[Row]:
+def res_block(path: str, diffusers: str, compvis: str, names: tuple, shortcut: bool) -> Iterator[TensorRow]:
     """Yields the rows of one ResBlock.
 
     names: CompVis' names of its six layers: norm1, conv1, time (None in the VAE), norm2, conv2, shortcut.
@@ -77,7 +78,7 @@ def res_block(path: str, diffusers: str, compvis: str, names: tuple, shortcut: b
         yield from weight(f"{path}/shortcut", f"{diffusers}.conv_shortcut", f"{compvis}.{skip}", "conv1x1")
 
 
-def transformer(path: str, diffusers: str, compvis: str, linear: bool) -> Iterator[Row]:
+def transformer(path: str, diffusers: str, compvis: str, linear: bool) -> Iterator[TensorRow]:
     """Yields the rows of one SpatialTransformer, inside of which both layouts use the same names.
 
     linear: do files hold proj_in and proj_out as Linear (SD 2), not as 1x1 convolutions (SD 1)?

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION
 from sdjax.networks.part import Part, module_shapes
-from sdjax.networks.rows import Row
+from sdjax.networks.rows import TensorRow
 from sdjax.networks.unet.part import UNET
 from sdjax.networks.vae.part import KL_VAE
 from sdjax.types import Array, Params
@@ -15,7 +15,7 @@ from sdjax.types import Array, Params
 PARTS: dict[type, Part] = {part.config: part for part in (CLIP_TEXT, CLIP_VISION, KL_VAE, UNET)}
 
 
-def make_rows(config: Any, **prefix: str) -> list[Row]:
+def make_rows(config: Any, **prefix: str) -> list[TensorRow]:
     """Returns the rows of all tensors of the network that `config` describes.
 
     prefix: prefix="..." of the tensors' names in single files; without it, the network's usual one.

@@ -23,7 +23,7 @@ from sdjax.conditioning.text import encode_prompt, read_prompts
 from sdjax.diffusion.schedule import make_schedule, sigma_to_t
 from sdjax.errors import SdjaxError
 from sdjax.image.sheets import contact_sheet
-from sdjax.model.functions import images
+from sdjax.model.functions import check_pictures
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.unet.network import UNet
@@ -58,7 +58,7 @@ def attention_maps(
         steps, at = [x], [t]
     config, total = sd.config.unet, 0.0
     for x, t in zip(steps, at, strict=True):
-        x = images("x", x, config.in_channels, config.factor)
+        x = check_pictures("x", x, config.in_channels, config.factor)
         if len(cond.context) not in (1, len(x)) or np.shape(t) not in ((), (len(x),)):
             raise SdjaxError(f"{len(cond.context)} prompts, t of shape {list(np.shape(t))}: one, or {len(x)} as x has")
         context = jnp.broadcast_to(cond.context, (len(x), *cond.context.shape[1:]))

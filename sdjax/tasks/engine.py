@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.conditioning.text import prompt_tower, read_prompts, text_context
+from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
 from sdjax.devices.placement import chunk_size, copy_over, over, split_over
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
@@ -80,7 +80,7 @@ def read_texts(sd: StableDiffusion, request: Request) -> Texts:
 
 def plan_work(sd: StableDiffusion, request: Request, texts: Texts) -> list[Work]:
     """Splits a request into chunks of images whose prompts have one shape, as many at a time as the devices hold."""
-    text, work = prompt_tower(sd, request.options.clip_skip)[0], []
+    text, work = text_tower_of(sd, request.options.clip_skip)[0], []
     for places, tokens, null in group(texts.prompts, texts.negative, text):
         called = 1 + tokens.mix.shape[1]  # the negative prompt, and each one that AND composes: usually 2
         size, devices = chunk_size(len(places), request.shape[0] * request.shape[1] * called // 2)
@@ -96,7 +96,7 @@ def evaluations(plan: Plan) -> int:
     return int(np.sum(plan.rows.live))
 
 
-def run(
+def draw_request(
     sd: StableDiffusion,
     request: Request,
     plan: Plan,
@@ -117,7 +117,7 @@ def run(
     texts: the request's prompts, if they were read before; None reads them.
     """
     options, count = request.options, request.count
-    each = partial(for_each, count=count)
+    each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     whole = Chunk(None, request.seeds, latents, each(pictures), each(masks))
     whole = jax.tree.map(np.asarray, whole)
@@ -127,12 +127,12 @@ def run(
     for n, part in enumerate(work):
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(tokens=part.tokens)
         done, total = before + n * rows, before + len(work) * rows + after
-        report = partial(tell, request, part.places[: part.length], done, total)
+        report = partial(report_step, request, part.places[: part.length], done, total)
         if part.devices != where:  # once for all chunks
             params, where = copy_over(sd.params, part.devices), part.devices
         chunk = split_over(chunk, part.devices)
         with over(part.devices), here():
-            images = generate(sd, params, request, plan, chunk, part.negative, report, stream)
+            images = draw_chunk(sd, params, request, plan, chunk, part.negative, report, stream)
         for i, place in enumerate(part.places[: part.length]):
             results[place] = jax.tree.map(itemgetter(i), images)
     result = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
@@ -145,7 +145,9 @@ def run(
     return pixels_to_pil(result) if options.output == "pil" else result
 
 
-def tell(request: Request, places: np.ndarray, done: int, total: int, row: int, picture: Callable[[], Array]) -> None:
+def report_step(
+    request: Request, places: np.ndarray, done: int, total: int, row: int, picture: Callable[[], Array]
+) -> None:
     """Calls `progress` and `preview` after row number `row` (from 1 on) of a chunk.
 
     places: the chunk's images. done, total: evaluations before this chunk, and of everything.
@@ -158,7 +160,7 @@ def tell(request: Request, places: np.ndarray, done: int, total: int, row: int, 
         options.progress(step, total)
 
 
-def for_each(values: np.ndarray | None, count: int) -> np.ndarray | None:
+def repeat_for(values: np.ndarray | None, count: int) -> np.ndarray | None:
     """Repeats values that were given once, or once for each picture, to one for each of `count` images."""
     if values is None or len(values) == count:
         return values
@@ -167,13 +169,15 @@ def for_each(values: np.ndarray | None, count: int) -> np.ndarray | None:
     return values.repeat(count // len(values), axis=0)
 
 
-def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: Chunk, negative: Tokens, report, stream):
+def draw_chunk(
+    sd: StableDiffusion, params, request: Request, plan: Plan, chunk: Chunk, negative: Tokens, report, stream
+):
     """Draws one chunk. Returns host arrays whose first axis is the image: latents, pixels or a Trajectory.
 
     report(row, picture) is called after each row if the options have `progress` or `preview`.
     """
     options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
-    text, vectors = prompt_tower(sd, options.clip_skip)
+    text, vectors = text_tower_of(sd, options.clip_skip)
     draws = noise.image_draws(
         chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength), stream
     )
@@ -204,12 +208,12 @@ def generate(sd: StableDiffusion, params, request: Request, plan: Plan, chunk: C
             if keep:
                 traces.append(jax.tree.map(np.asarray, trace))
             jax.block_until_ready(state.x)
-            report(n + 1, lambda trace=trace: stages.finish(params["vae"], trace.x0[0], **static))
+            report(n + 1, lambda trace=trace: stages.decode_clipped(params["vae"], trace.x0[0], **static))
     x = state.x if known is None else jnp.where(known.mask == 0, known.x0, state.x)
     if keep:
         xs, x0s = (np.moveaxis(np.concatenate(leaves), 1, 0) for leaves in zip(*traces, strict=True))
         return Trajectory(None, xs, x0s, np.asarray(x))
-    return np.asarray(x if options.output == "latents" else stages.finish(params["vae"], x, **static))
+    return np.asarray(x if options.output == "latents" else stages.decode_clipped(params["vae"], x, **static))
 
 
 def prepare(

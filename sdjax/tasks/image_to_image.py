@@ -10,7 +10,7 @@ from sdjax.families.table import family_of, refuse_inpainting
 from sdjax.image.masks import read_masks
 from sdjax.image.pixels import read_images
 from sdjax.model.value import StableDiffusion
-from sdjax.tasks.engine import run
+from sdjax.tasks.engine import draw_request
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of, read
 from sdjax.tasks.request import check
@@ -33,7 +33,7 @@ def img2img(
     refuse_inpainting(sd.config)
     options, pictures = read(sd.config, image, options)
     request = check(sd.config, prompt, options, len(pictures))
-    return run(sd, request, plan_of(sd, options, given(strength)), pictures)
+    return draw_request(sd, request, plan_of(sd, options, given(strength)), pictures)
 
 
 @takes_options
@@ -71,7 +71,7 @@ def inpaint(
     request = check(config, prompt, options, count)
     full = is_number(strength) and strength == 1  # x then starts as noise, in the known region too, as in diffusers
     plan = plan_of(sd, options, None if full else given(strength))
-    return run(sd, request, plan, pictures, masks, feather)
+    return draw_request(sd, request, plan, pictures, masks, feather)
 
 
 @takes_options

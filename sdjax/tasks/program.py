@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from sdjax.conditioning.text import prompt_tower, read_prompts
+from sdjax.conditioning.text import read_prompts, text_tower_of
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import refuse_inpainting
-from sdjax.files import whole
+from sdjax.files import written_whole
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
 from sdjax.tasks.engine import Chunk, guide_of, prepare
@@ -56,7 +56,7 @@ def image_program(
 ) -> Array:
     """txt2img from token ids to pixels, clipped float32 [B, H, W, 3], as one traceable function.
 
-    It computes what `engine.generate` computes for txt2img.
+    It computes what `engine.draw_chunk` computes for txt2img.
     tokens, negative: of B prompts, and of batch 1.
     seeds: uint32 [B].
     shape: (h, w, C) of a picture's latents.
@@ -67,7 +67,7 @@ def image_program(
         params, Chunk(tokens, seeds), negative, draws, plan, shape, config.text, **static
     )
     state = stages.walk(params["unet"], cond, uncond, guide, draws, extra, known, plan.rows, state, **static)
-    return stages.finish(params["vae"], state.x, **static)
+    return stages.decode_clipped(params["vae"], state.x, **static)
 
 
 def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
@@ -76,7 +76,7 @@ def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
     SdjaxError: a prompt of several chunks, composed with AND, or with a word of add_embedding.
     """
     options = request.options
-    plan, text = plan_of(sd, options), prompt_tower(sd)[0]
+    plan, text = plan_of(sd, options), text_tower_of(sd)[0]
     (negative,) = read_prompts(sd, request.negative, options.syntax, composed=False)
     found = read_prompts(sd, request.prompts, options.syntax)
     if any(prompt.shape != (1, 1) for prompt in (*found, negative)):
@@ -111,7 +111,7 @@ def save_program(
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
     refuse_inpainting(sd.config)
     request = check(sd.config, "", TaskOptions(steps=steps, num_images=num_images, height=height, width=width))
-    with whole(path) as scratch:
+    with written_whole(path) as scratch:
         scratch.write_bytes(program_bytes(sd, request, platforms))
 
 

@@ -1,7 +1,7 @@
 """The jitted stages that every image task is made of, and the model as a denoiser.
 
-The stages are `encode` (VAE encoder), `walk` (the sampler's scan), `finish` (VAE decoder), and `enlarge` for hires. The
-text tower is `text_context` in conditioning/text.py, and the noise is `draw` in diffusion/noise.py.
+The stages are `encode` (VAE encoder), `walk` (the sampler's scan), `decode_clipped` (VAE decoder), and `enlarge` for
+hires. The text tower is `text_context` in conditioning/text.py, and the noise is `draw` in diffusion/noise.py.
 All are compiled for shapes, config and dtype; `walk` also for guidance_fn and for whether it keeps its trace, `enlarge`
 also for the new size. Guidance, eta, seeds, strength and the sampler itself are traced, and so are steps as long as the
 plan keeps its padded length (see `sdjax.sampling.plan`).
@@ -181,6 +181,6 @@ def walk(
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def finish(params, latents: Array, *, config: Config, dtype) -> Array:
+def decode_clipped(params, latents: Array, *, config: Config, dtype) -> Array:
     """VAE parameters, scaled latents [B, h, w, C] -> float32 pixels [B, H, W, 3], clipped to [-1, 1]."""
     return jnp.clip(vae_pixels(params, latents, config.vae, dtype), -1.0, 1.0)

@@ -10,7 +10,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.table import refuse_inpainting
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
-from sdjax.tasks.engine import evaluations, plan_work, read_texts, run
+from sdjax.tasks.engine import draw_request, evaluations, plan_work, read_texts
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of
 from sdjax.tasks.request import check
@@ -24,7 +24,7 @@ HIRES = 2**32 - 1  # the `stream` of the second walk's noise
 def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: TaskOptions):
     """Draws `num_images` pictures of each prompt and returns them, prompt by prompt, in the form that `output` says."""
     refuse_inpainting(sd.config)
-    return run(sd, check(sd.config, prompt, options), plan_of(sd, options))
+    return draw_request(sd, check(sd.config, prompt, options), plan_of(sd, options))
 
 
 @takes_options
@@ -60,7 +60,7 @@ def hires(
     large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))
     texts = read_texts(sd, small)
     count = lambda request, plan: len(plan_work(sd, request, texts)) * evaluations(plan)
-    pictures = run(sd, small, first, after=count(large, second), texts=texts)
+    pictures = draw_request(sd, small, first, after=count(large, second), texts=texts)
     sides = sides if upscale == "latents" else [*size.values()]
     pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])
-    return run(sd, large, second, pictures, stream=HIRES, before=count(small, first), texts=texts)
+    return draw_request(sd, large, second, pictures, stream=HIRES, before=count(small, first), texts=texts)

@@ -22,7 +22,7 @@ from sdjax.data.picture import to_pixels
 from sdjax.data.source import Pictures
 from sdjax.devices.placement import on_all_devices
 from sdjax.errors import SdjaxError
-from sdjax.files import whole
+from sdjax.files import written_whole
 from sdjax.model.functions import text_states, vae_posterior
 from sdjax.model.value import StableDiffusion, digest
 
@@ -180,7 +180,7 @@ def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compu
 def _write(path: Path, shape: tuple[int, ...], pieces: Iterable[tuple[np.ndarray, dict]], progress: Callable) -> None:
     """Writes a .npy file of float16, with the notes as JSON after the array, which numpy ignores."""
     notes = {}
-    with whole(path, mark=str(jax.process_index())) as scratch, open(scratch, "wb") as file:
+    with written_whole(path, mark=str(jax.process_index())) as scratch, open(scratch, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for rows, said in pieces:
             file.write(np.ascontiguousarray(rows).data)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdjax.devices.processes import agree, is_primary
 from sdjax.errors import SdjaxError
-from sdjax.files import check_folder, cut_torn_line, json_line, lock, whole
+from sdjax.files import check_folder, cut_torn_line, json_line, lock, written_whole
 from sdjax.image.png import save_png
 from sdjax.image.sheets import contact_sheet
 from sdjax.training.checkpoint import Checkpoints
@@ -56,7 +56,7 @@ class Run:
         if self.checkpoints.steps() and path.is_file():  # a run that goes on keeps the settings it was started with
             _report_changes(self.folder, path, self.settings)
             return
-        with whole(path) as scratch:
+        with written_whole(path) as scratch:
             scratch.write_text(json.dumps(self.settings, indent=2) + "\n")
 
     def restore(self, wanted: Any, adopt: Callable[[np.ndarray], Any] = lambda leaf: leaf) -> Any:

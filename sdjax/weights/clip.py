@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.errors import SdjaxError
-from sdjax.files import whole
+from sdjax.files import written_whole
 from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.networks.clip.config import TextConfig, VisionConfig
 from sdjax.networks.clip.fields import read_text, read_vision, write_vision
@@ -32,7 +32,7 @@ def save_clip(params: Params, config: VisionConfig, folder: str | Path) -> None:
     tensors = to_file_tensors(params["vision"], make_rows(config))
     tensors["text_projection.weight"] = np.ascontiguousarray(np.asarray(params["text_projection"]).T)
     tensors["logit_scale"] = np.asarray(params["logit_scale"])
-    with whole(folder / "model.safetensors") as weights, whole(folder / "config.json") as described:
+    with written_whole(folder / "model.safetensors") as weights, written_whole(folder / "config.json") as described:
         write_tensors(weights, tensors)
         write_json(described, write_vision(config))
 

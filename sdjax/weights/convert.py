@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.errors import SdjaxError
-from sdjax.networks.rows import Row
+from sdjax.networks.rows import TensorRow
 from sdjax.types import Params
 from sdjax.weights.spellings import is_harmless
 
@@ -39,7 +39,7 @@ OPERATIONS |= {name: third(i) for i, name in enumerate(SPLIT)}
 
 def from_file_tensors(
     tensors: Mapping[str, np.ndarray],
-    rows: Sequence[Row],
+    rows: Sequence[TensorRow],
     expected: Any,
     layout: str = "diffusers",
     source: str = "the file",
@@ -105,7 +105,7 @@ def drop_pages(value: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
-def to_file_tensors(params: Params, rows: Sequence[Row], layout: str = "diffusers") -> dict[str, np.ndarray]:
+def to_file_tensors(params: Params, rows: Sequence[TensorRow], layout: str = "diffusers") -> dict[str, np.ndarray]:
     """Converts a parameter tree to contiguous numpy arrays by their names in files: the inverse of `from_file_tensors`.
 
     Values keep their dtype. SdjaxError: the parameters are not those of the rows.
@@ -144,7 +144,7 @@ def cast_params(params: Params, dtype: np.dtype) -> Params:
     return unflatten_dict(cast)
 
 
-def file_name(row: Row, layout: str) -> tuple[str, str]:
+def file_name(row: TensorRow, layout: str) -> tuple[str, str]:
     """Returns (name, operation) of a row in the layout "diffusers" or "compvis"."""
     if layout == "diffusers":
         return row.diffusers, row.operation

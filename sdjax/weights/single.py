@@ -18,9 +18,9 @@ from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.families.sd import SD
 from sdjax.families.table import FAMILIES, PRESETS, family_of
-from sdjax.files import whole
+from sdjax.files import written_whole
 from sdjax.formats.mapped import write_tensors
-from sdjax.networks.rows import Row
+from sdjax.networks.rows import TensorRow
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors, to_file_tensors
@@ -44,7 +44,7 @@ def known_prediction(prediction: str | None) -> str | None:
     return prediction
 
 
-def model_rows(config: Config) -> list[Row]:
+def model_rows(config: Config) -> list[TensorRow]:
     """Returns the rows of all parts of a model. Their paths begin with the part's name."""
     parts = (
         (part, make_rows(getattr(config, part), prefix=place.prefix)) for part, place in family_of(config).parts.items()
@@ -181,5 +181,5 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
         or replace(preset, vae=replace(preset.vae, scaling=config.vae.scaling)) != config
     ):
         log.warning("%s: a single file does not hold this model's config, which is no preset's; a folder does", path)
-    with whole(path) as scratch:
+    with written_whole(path) as scratch:
         write_tensors(scratch, tensors, {PREDICTION_KEY: config.schedule.prediction})

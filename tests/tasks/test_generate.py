@@ -228,7 +228,7 @@ def test_hires_says_once_what_a_prompt_says(caplog):
 def test_latents_that_are_not_finite_are_refused_before_the_walk(value, monkeypatch):
     latents = np.zeros((1, 8, 8, 4), np.float32)
     latents[0, 3, 3, 1] = value
-    monkeypatch.setattr(engine, "generate", None)
+    monkeypatch.setattr(engine, "draw_chunk", None)
     for given in (latents, latents.astype(np.float16), latents.tolist()):
         with pytest.raises(SdjaxError, match="latents have NaN or infinite values: unit"):
             make(latents=given)

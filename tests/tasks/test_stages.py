@@ -99,7 +99,7 @@ def test_a_model_s_name_and_size_are_not_compiled_for():
     draw = lambda sd: sdjax.txt2img(sd, "cat", steps=2, height=16, width=16, output="pixels")
     sd = tiny()
     before = draw(sd)
-    sizes = [function._cache_size() for function in (stages.walk, stages.finish, stages.encode)]
+    sizes = [function._cache_size() for function in (stages.walk, stages.decode_clipped, stages.encode)]
     other = replace(sd, config=replace(sd.config, name="export", size=32, guidance_scale=3.0))
     np.testing.assert_array_equal(draw(other), before)
-    assert [function._cache_size() for function in (stages.walk, stages.finish, stages.encode)] == sizes
+    assert [function._cache_size() for function in (stages.walk, stages.decode_clipped, stages.encode)] == sizes

@@ -54,7 +54,7 @@ def test_one_image_for_all_prompts_or_one_each():
     np.testing.assert_allclose(change(two, ["cat", "dog"], seed=3)[1], change(two[1], "dog", seed=4)[0], atol=1e-4)
     np.testing.assert_allclose(change(prompt=["cat", "dog"], seed=3)[1], change(prompt="dog", seed=4)[0], atol=1e-4)
     np.testing.assert_allclose(change(two, "cat", seed=3)[1], change(two[1], seed=4)[0], atol=1e-4)
-    each = engine.for_each(np.arange(2), 4), engine.for_each(np.arange(1), 4), engine.for_each(np.arange(4), 4)
+    each = engine.repeat_for(np.arange(2), 4), engine.repeat_for(np.arange(1), 4), engine.repeat_for(np.arange(4), 4)
     assert [a.tolist() for a in each] == [[0, 0, 1, 1], [0] * 4, [0, 1, 2, 3]], "num_images of the first, then the next"
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from sdjax.networks.clip.config import TextConfig, VisionConfig
-from sdjax.networks.rows import Row, join, layer_norm, weight
+from sdjax.networks.rows import TensorRow, join, layer_norm, weight
 
 
-def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[Row]:
+def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[TensorRow]:
     """Yields the rows of a tower's layers with transformers' names, also in single files (prefix None: in none)."""
     for i in range(layers):
         layer = f"{root}.encoder.layers.{i}"
@@ -20,7 +20,7 @@ def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[Row]:
             yield from layer_norm(f"layer_{i}/norm{j}", *both(f"layer_norm{j}"))
 
 
-def open_clip_layers(layers: int, prefix: str) -> Iterator[Row]:
+def open_clip_layers(layers: int, prefix: str) -> Iterator[TensorRow]:
     """Yields the rows of the text tower's layers with OpenCLIP's names in single files, where q, k, v are stacked."""
     for i in range(layers):
         ours, theirs, old = f"layer_{i}", f"text_model.encoder.layers.{i}", f"{prefix}.{i}"
@@ -38,7 +38,7 @@ def open_clip_layers(layers: int, prefix: str) -> Iterator[Row]:
             yield from layer_norm(f"{ours}/norm{j}", f"{theirs}.layer_norm{j}", f"{old}.ln_{j}")
 
 
-def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[Row]:
+def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[TensorRow]:
     """Yields the rows of a text tower. A tower with the exact gelu is OpenCLIP's, and has its names in single files."""
     name = "text_model.embeddings.{}_embedding.weight"
     if open_clip := config.activation == "gelu":
@@ -48,8 +48,8 @@ def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[
         prefix = f"{prefix}.transformer"
         token, position = (f"{prefix}.{name.format(kind)}" for kind in ("token", "position"))
         final = "text_model.final_layer_norm"
-    yield Row(("token_embedding", "embedding"), name.format("token"), token, "same", "same")
-    yield Row(("position_embedding",), name.format("position"), position, "same", "same")
+    yield TensorRow(("token_embedding", "embedding"), name.format("token"), token, "same", "same")
+    yield TensorRow(("position_embedding",), name.format("position"), position, "same", "same")
     if open_clip:
         yield from open_clip_layers(config.layers, f"{prefix}.transformer.resblocks")
     else:
@@ -57,11 +57,11 @@ def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[
     yield from layer_norm("final_norm", "text_model.final_layer_norm", f"{prefix}.{final}")
 
 
-def vision_rows(config: VisionConfig) -> Iterator[Row]:
+def vision_rows(config: VisionConfig) -> Iterator[TensorRow]:
     """Yields the rows of an image tower: transformers' CLIPVisionModelWithProjection, which spells `pre_layrnorm`."""
     embeddings = "vision_model.embeddings"
-    yield Row(("class_embedding",), f"{embeddings}.class_embedding", None, "same", "same")
-    yield Row(("position_embedding",), f"{embeddings}.position_embedding.weight", None, "same", "same")
+    yield TensorRow(("class_embedding",), f"{embeddings}.class_embedding", None, "same", "same")
+    yield TensorRow(("position_embedding",), f"{embeddings}.position_embedding.weight", None, "same", "same")
     yield from weight("patch", f"{embeddings}.patch_embedding", None, "conv", bias=False)
     yield from layer_norm("pre_norm", "vision_model.pre_layrnorm", None)
     yield from clip_layers(config.layers, "vision_model", None)

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from sdjax.networks.rows import Row, norm, res_block, transformer, weight
+from sdjax.networks.rows import TensorRow, norm, res_block, transformer, weight
 from sdjax.networks.unet.config import UNetConfig
 
 # CompVis' names of a ResBlock's six layers in the UNet; the VAE has others (diffusers has one set for both)
 UNET_RES = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
 
 
-def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iterator[Row]:
+def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iterator[TensorRow]:
     """Yields the rows of all tensors of the UNet. `prefix` is that of their names in single files."""
     channels, top, linear = config.channels, len(config.channels) - 1, config.linear_projection
     yield from weight("time_in", "time_embedding.linear_1", f"{prefix}.time_embed.0", "dense")

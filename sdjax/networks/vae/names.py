@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from sdjax.networks.rows import Row, norm, res_block, weight
+from sdjax.networks.rows import TensorRow, norm, res_block, weight
 from sdjax.networks.vae.config import VAEConfig
 
 # CompVis' names of a ResBlock's layers in the VAE, where it has no time
 VAE_RES = ("norm1", "conv1", None, "norm2", "conv2", "nin_shortcut")
 
 
-def vae_middle(half: str, compvis: str) -> Iterator[Row]:
+def vae_middle(half: str, compvis: str) -> Iterator[TensorRow]:
     """Yields the rows of a half's middle. Its attention is Linear in diffusers' files, 1x1 convolutions in CompVis'."""
     for i in (0, 1):
         yield from res_block(
@@ -28,7 +28,7 @@ def vae_middle(half: str, compvis: str) -> Iterator[Row]:
         )
 
 
-def vae_rows(config: VAEConfig, prefix: str = "first_stage_model") -> Iterator[Row]:
+def vae_rows(config: VAEConfig, prefix: str = "first_stage_model") -> Iterator[TensorRow]:
     """Yields the rows of all tensors of the VAE. `prefix` is that of their names in single files."""
     channels, top = config.channels, len(config.channels) - 1
     for half in ("encoder", "decoder"):
