@@ -3,6 +3,12 @@
 tests/test_public.py holds both files to the same names.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict, Unpack, overload
+
+import numpy as np
+from PIL.Image import Image
+
 from sdjax import pictures as pictures
 from sdjax import sampling as sampling
 from sdjax.adapters.embedding import add_embedding as add_embedding
@@ -23,19 +29,202 @@ from sdjax.model.value import StableDiffusion as StableDiffusion
 from sdjax.tasks.attention_maps import attention_maps as attention_maps
 from sdjax.tasks.attention_maps import attention_pictures as attention_pictures
 from sdjax.tasks.attention_maps import prompt_words as prompt_words
-from sdjax.tasks.image_to_image import img2img as img2img
-from sdjax.tasks.image_to_image import inpaint as inpaint
-from sdjax.tasks.image_to_image import outpaint as outpaint
+from sdjax.tasks.engine import Trajectory
 from sdjax.tasks.program import load_program as load_program
 from sdjax.tasks.program import save_program as save_program
 from sdjax.tasks.safety import check_safety as check_safety
 from sdjax.tasks.safety import load_safety_checker as load_safety_checker
 from sdjax.tasks.stages import denoiser as denoiser
-from sdjax.tasks.text_to_image import hires as hires
-from sdjax.tasks.text_to_image import txt2img as txt2img
+from sdjax.types import Arrays
 from sdjax.types import Cond as Cond
 from sdjax.weights.clip import load_clip as load_clip
 from sdjax.weights.clip import save_clip as save_clip
+
+# ---- the tasks: what they return depends on `output`; tests/test_public.py holds _Options to the table OPTIONS
+
+_Picture = Image | Sequence[Image] | Arrays
+_Mask = Image | Sequence[Image] | Arrays
+_Pil = Literal["pil"]
+_Array = Literal["pixels", "latents"]
+_Walk = Literal["trajectory"]
+_Prompt = str | Sequence[str]
+
+class _Options(TypedDict, total=False):
+    negative_prompt: str
+    steps: int
+    sampler: str
+    guidance_scale: float | Sequence[float] | Callable[[int], float] | None
+    eta: float | None
+    seed: int
+    num_images: int
+    height: int | None
+    width: int | None
+    latents: Any
+    progress: Callable[[int, int], None] | None
+    sigmas: str
+    spacing: str | None
+    clip_skip: int
+    syntax: str
+    preview: Callable[[int, list[int], list], None] | None
+    preview_every: int
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
+    guidance_fn: Callable | None
+    variation_seed: int
+    variation_strength: float
+
+@overload
+def txt2img(
+    sd: StableDiffusion, prompt: _Prompt, *, output: _Pil = ..., **options: Unpack[_Options]
+) -> list[Image]: ...
+@overload
+def txt2img(sd: StableDiffusion, prompt: _Prompt, *, output: _Array, **options: Unpack[_Options]) -> np.ndarray: ...
+@overload
+def txt2img(sd: StableDiffusion, prompt: _Prompt, *, output: _Walk, **options: Unpack[_Options]) -> Trajectory: ...
+@overload
+def hires(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    scale: float = 2.0,
+    strength: float = 0.6,
+    upscale: str = "latents",
+    *,
+    output: _Pil = ...,
+    **options: Unpack[_Options],
+) -> list[Image]: ...
+@overload
+def hires(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    scale: float = 2.0,
+    strength: float = 0.6,
+    upscale: str = "latents",
+    *,
+    output: _Array,
+    **options: Unpack[_Options],
+) -> np.ndarray: ...
+@overload
+def hires(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    scale: float = 2.0,
+    strength: float = 0.6,
+    upscale: str = "latents",
+    *,
+    output: _Walk,
+    **options: Unpack[_Options],
+) -> Trajectory: ...
+@overload
+def img2img(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    strength: float = 0.75,
+    *,
+    output: _Pil = ...,
+    **options: Unpack[_Options],
+) -> list[Image]: ...
+@overload
+def img2img(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    strength: float = 0.75,
+    *,
+    output: _Array,
+    **options: Unpack[_Options],
+) -> np.ndarray: ...
+@overload
+def img2img(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    strength: float = 0.75,
+    *,
+    output: _Walk,
+    **options: Unpack[_Options],
+) -> Trajectory: ...
+@overload
+def inpaint(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    mask: _Mask,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    *,
+    output: _Pil = ...,
+    **options: Unpack[_Options],
+) -> list[Image]: ...
+@overload
+def inpaint(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    mask: _Mask,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    *,
+    output: _Array,
+    **options: Unpack[_Options],
+) -> np.ndarray: ...
+@overload
+def inpaint(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    mask: _Mask,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    *,
+    output: _Walk,
+    **options: Unpack[_Options],
+) -> Trajectory: ...
+@overload
+def outpaint(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    *,
+    output: _Pil = ...,
+    **options: Unpack[_Options],
+) -> list[Image]: ...
+@overload
+def outpaint(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    *,
+    output: _Array,
+    **options: Unpack[_Options],
+) -> np.ndarray: ...
+@overload
+def outpaint(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    image: _Picture,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    strength: float = 1.0,
+    feather: float = 0.0,
+    *,
+    output: _Walk,
+    **options: Unpack[_Options],
+) -> Trajectory: ...
 
 __all__ = [
     "Cond",

@@ -15,8 +15,10 @@
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
+Arrays = jax.Array | np.ndarray  # what public functions take: shapes stand in annotations, by jaxtyping
 Params = dict[str, Any]  # plain nested dicts of arrays
 
 

@@ -1,34 +1,38 @@
 """The public names: what sdjax says it has, it has, and its stub says the same to editors and type checkers."""
 
 import ast
+import functools
 import importlib
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sdjax
+from sdjax.tasks.options import OPTIONS
 
 FOLDER = Path(sdjax.__file__).parent
 MODULES = ("sampling", "pictures")
 
 
-def stub() -> tuple[dict[str, str], list[str]]:
-    """({public name: the module that the stub takes it from}, the stub's own list of names)."""
-    homes, listed = {}, []
-    for node in ast.parse((FOLDER / "__init__.pyi").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom):
-            assert all(alias.asname == alias.name for alias in node.names), "only `x as x` exports a name from a stub"
-            homes |= {alias.name: node.module for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            listed = ast.literal_eval(node.value)
-    return homes, listed
+TASKS = ("txt2img", "hires", "img2img", "inpaint", "outpaint")
+
+
+@functools.cache
+def stub() -> list[ast.stmt]:
+    return ast.parse((FOLDER / "__init__.pyi").read_text(encoding="utf-8")).body
 
 
 def test_the_stub_names_what_is_public():
-    homes, listed = stub()
-    assert set(homes) == set(listed) == set(sdjax.__all__)
+    found = [node for node in stub() if isinstance(node, ast.ImportFrom)]
+    homes = {alias.asname: node.module for node in found for alias in node.names if alias.asname}
+    assert all(alias.asname in (None, alias.name) for node in found for alias in node.names)
+    listed = next(ast.literal_eval(node.value) for node in stub() if ast.unparse(node).startswith("__all__"))
+    assert {*homes, *TASKS} == set(listed) == set(sdjax.__all__)
     assert len(sdjax.__all__) == len(set(sdjax.__all__)) and len(listed) == len(set(listed))
     for name, module in homes.items():
         value = getattr(importlib.import_module(module), name, None) or importlib.import_module(f"{module}.{name}")
@@ -37,6 +41,52 @@ def test_the_stub_names_what_is_public():
     assert (FOLDER / "py.typed").is_file()
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         sdjax.nothing_of_this_name  # noqa: B018
+
+
+def test_the_stub_s_tasks_are_the_tasks():
+    """What a type checker knows of a task is what `takes_options` makes of it: its own arguments, then OPTIONS."""
+    (options,) = (node for node in stub() if isinstance(node, ast.ClassDef))
+    stated = {field.target.id: ast.unparse(field.annotation) for field in options.body}
+    known = {"Any": Any, "Sequence": Sequence, "Callable": Callable}
+    assert {name: eval(text, known) for name, text in stated.items()} == {
+        option.name: option.type for option in OPTIONS if option.name != "output"
+    }
+    outputs = set()
+    for node in stub():
+        if isinstance(node, ast.FunctionDef):
+            real = inspect.signature(getattr(sdjax, node.name)).parameters
+            own = [name for name in real if name not in {option.name for option in OPTIONS}]
+            assert [argument.arg for argument in node.args.args] == own and node.args.kwarg.arg == "options"
+            assert [argument.arg for argument in node.args.kwonlyargs] == ["output"]
+            defaults = [real[name].default for name in own if real[name].default is not inspect.Parameter.empty]
+            assert list(map(ast.literal_eval, node.args.defaults)) == defaults
+            outputs.add((node.name, ast.unparse(node.args.kwonlyargs[0].annotation)))
+    assert outputs == {(task, kind) for task in TASKS for kind in ("_Pil", "_Array", "_Walk")}
+
+
+def annotated(module, name: str) -> list[str]:
+    """The arguments and results of a public function, or of a class' methods, that say no type."""
+    value = getattr(module, name)
+    methods = vars(value).items() if inspect.isclass(value) else []
+    functions = [f for key, f in methods if inspect.isfunction(f) and (key[0] != "_" or key == "__call__")]
+    lacking = []
+    for function in [value] if inspect.isfunction(value) else functions:
+        if function.__module__.startswith(("sdjax", "tests")):
+            signature = inspect.signature(function)
+            asked = [p for p in signature.parameters.values() if p.name != "self"]
+            lacking += [f"{name}.{p.name}" for p in asked if p.annotation is inspect.Parameter.empty]
+            lacking += [f"{name} ->"] if signature.return_annotation is inspect.Signature.empty else []
+    return lacking
+
+
+def test_every_public_function_is_annotated():
+    modules = [sdjax, *(getattr(sdjax, name) for name in MODULES)]
+    found = [text for module in modules for name in module.__all__ for text in annotated(module, name)]
+    assert not [text for text in found if text.split(".")[0].split(" ")[0] not in TASKS]  # these are in the stub
+    assert annotated(importlib.import_module("tests.test_public"), "probe") == ["probe.x", "probe ->"]
+
+
+def probe(x, y: int = 0): ...
 
 
 @pytest.mark.parametrize("name", MODULES)

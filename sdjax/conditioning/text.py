@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from sdjax.checks import is_whole
 from sdjax.errors import SdjaxError, log
@@ -33,7 +34,7 @@ def text_context(
     return Cond(states.reshape(b, p, k * length, -1), tokens.mix)
 
 
-def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> np.ndarray:
+def tokenize(sd: StableDiffusion, prompts: str | Sequence[str]) -> Int32[np.ndarray, "B L"]:
     """Prompts -> int32 [B, L]: the start token, the prompt's tokens (cut to fit), the end token, padding.
 
     SdjaxError: the model has no tokenizer.

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from sdjax.types import Array
+from sdjax.types import Array, Arrays
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -70,7 +71,9 @@ def fresh(draws: Draws, row: Array, shape: tuple[int, int, int]) -> Array:
     return slerp(noise(draws.keys), noise(draws.others), draws.weight)
 
 
-def slerp(a: Array, b: Array, weight: Array) -> Array:
+def slerp(
+    a: Float[Arrays, "B h w C"], b: Float[Arrays, "B h w C"], weight: Float[Arrays, "*B"] | float
+) -> Float[Array, "B h w C"]:
     """Spherical interpolation of each image's noise, from a (weight 0) to b (weight 1): [B, h, w, C] each.
 
     The formula is sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b, which keeps the length that unit

@@ -10,30 +10,35 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sdjax.diffusion.process import VP, Process
-from sdjax.types import Array
+from sdjax.types import Array, Arrays
+
+Like = Float[Arrays, "B *shape"]
+Result = Float[Array, "B *shape"]
+Sigma = Float[Arrays, "*B"] | float  # one for all of a batch, or one for each
 
 
-def eps_to_x0(x: Array, eps: Array, sigma: Array) -> Array:
+def eps_to_x0(x: Like, eps: Like, sigma: Sigma) -> Result:
     """x0 = (x - s eps) / alpha."""
     alpha, s = alpha_s_like(sigma, x)
     return (x - s * eps) / alpha
 
 
-def v_to_x0(x: Array, v: Array, sigma: Array) -> Array:
+def v_to_x0(x: Like, v: Like, sigma: Sigma) -> Result:
     """x0 = alpha x - s v."""
     alpha, s = alpha_s_like(sigma, x)
     return alpha * x - s * v
 
 
-def v_to_eps(x: Array, v: Array, sigma: Array) -> Array:
+def v_to_eps(x: Like, v: Like, sigma: Sigma) -> Result:
     """eps = s x + alpha v."""
     alpha, s = alpha_s_like(sigma, x)
     return s * x + alpha * v
 
 
-def x0_to_x0(x: Array, x0: Array, sigma: Array) -> Array:
+def x0_to_x0(x: Like, x0: Like, sigma: Sigma) -> Result:
     """Returns x0 as it is, for a network that predicts x0 itself."""
     return x0
 
@@ -64,7 +69,7 @@ def alpha_s_like(sigma: Array, like: Array, process: Process = VP) -> tuple[Arra
     return alpha, sigma * alpha
 
 
-def add_noise(x0: Array, eps: Array, sigma: Array) -> Array:
+def add_noise(x0: Like, eps: Like, sigma: Sigma) -> Result:
     """Returns x = alpha x0 + s eps, for x0 and eps [B, ...] and sigma a scalar or [B]."""
     alpha, s = alpha_s_like(sigma, x0)
     return alpha * x0 + s * eps

@@ -15,7 +15,7 @@ It corrects the x that the row before it made, and with `push` False its D stays
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,34 @@ def start(plan: Plan, noise: Array, x0: Array | None = None) -> State:
     return State(x, jnp.zeros((HISTORY - 1, *noise.shape), jnp.float32), jnp.int32(0))
 
 
+@overload
+def sample(
+    rows: Row,
+    denoiser: Denoiser,
+    state: State,
+    noise_fn: Callable[[Array], Array] | None = None,
+    keep: Literal[False] = False,
+    remat: bool = False,
+) -> State: ...
+@overload
+def sample(
+    rows: Row,
+    denoiser: Denoiser,
+    state: State,
+    noise_fn: Callable[[Array], Array] | None = None,
+    *,
+    keep: Literal[True],
+    remat: bool = False,
+) -> tuple[State, Trace]: ...
+@overload
+def sample(
+    rows: Row,
+    denoiser: Denoiser,
+    state: State,
+    noise_fn: Callable[[Array], Array] | None = None,
+    keep: bool = False,
+    remat: bool = False,
+) -> State | tuple[State, Trace]: ...
 def sample(
     rows: Row,
     denoiser: Denoiser,

@@ -6,8 +6,11 @@ k-diffusion's variables, x / sqrt(abar) = x0 + sigma eps. Samplers are planned f
 
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sdjax.errors import SdjaxError
 
@@ -107,14 +110,14 @@ def karras_sigmas(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> np.n
     return np.linspace(last, first, steps) ** rho
 
 
-def t_to_sigma(schedule: NoiseSchedule, t, xp=np):
+def t_to_sigma(schedule: NoiseSchedule, t: ArrayLike, xp: ModuleType = np) -> Any:
     """Returns sigma of a timestep, which may be fractional; log sigma is interpolated linearly, as in k-diffusion
     `external.py` DiscreteSchedule. `xp` is numpy or jax.numpy."""
     log_sigmas = xp.asarray(np.log(schedule.sigmas))
     return xp.exp(xp.interp(xp.asarray(t), xp.arange(schedule.timesteps), log_sigmas))
 
 
-def sigma_to_t(schedule: NoiseSchedule, sigma, xp=np):
+def sigma_to_t(schedule: NoiseSchedule, sigma: ArrayLike, xp: ModuleType = np) -> Any:
     """Returns the timestep of sigma, clamped to [0, N-1]: the inverse of `t_to_sigma`. With xp = jax.numpy it can be
     traced, and is float32 and within 2e-4 of the true t."""
     log_sigmas, log_sigma = xp.asarray(np.log(schedule.sigmas)), xp.log(xp.asarray(sigma))

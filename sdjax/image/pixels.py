@@ -1,12 +1,20 @@
 """Pixels [B, H, W, 3] in [-1, 1] <-> PIL images, and the pictures that image tasks start from."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageCms, ImageOps
 
 from sdjax.errors import SdjaxError
 
+if TYPE_CHECKING:  # types imports JAX, which reading pictures does not need
+    from sdjax.types import Arrays
 
-def pixels_to_pil(pixels) -> list[Image.Image]:
+
+def pixels_to_pil(pixels: Float[Arrays, "B H W 3"] | Float[Arrays, "H W 3"]) -> list[Image.Image]:
     """Returns B RGB images for pixels [B, H, W, 3], or one for [H, W, 3].
 
     A value x becomes 127.5 (x + 1), clipped to 0 .. 255 and rounded.
@@ -63,7 +71,9 @@ def whole_picture(image: Image.Image, name: str = "image") -> Image.Image:
     return image
 
 
-def pil_to_pixels(image: Image.Image, size: tuple[int, int] | None = None, multiple: int = 1) -> np.ndarray:
+def pil_to_pixels(
+    image: Image.Image, size: tuple[int, int] | None = None, multiple: int = 1
+) -> Float[np.ndarray, "1 H W 3"]:
     """Returns one image as float32 pixels [1, H, W, 3] in [-1, 1]. It is converted by `to_rgb`.
 
     size: (height, width) to resize it to, with LANCZOS as in CompVis; None rounds its own sides down.
@@ -85,7 +95,7 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
     Returns float32 pixels [Q, H, W, 3], clipped to [-1, 1], or scaled latents [Q, h, w, channels].
 
     image: a PIL image, a list of them, or a float array [H, W, 3] or [Q, H, W, 3] in [-1, 1]. An array [Q, h, w,
-        channels] is taken as scaled latents.
+        channels] is taken as scaled latents, unless `channels` is 3: three channels are always pixels.
     height, width: PIL images are resized to these. If a side is None, the picture's own is rounded down to a
         `multiple`. Arrays of pixels must have this size already.
     SdjaxError: another type, shape or range.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from sdjax.checks import is_whole
 from sdjax.diffusion.noise import seeded_posterior_sample
@@ -24,7 +25,7 @@ from sdjax.networks.vae.config import VAEConfig
 from sdjax.networks.vae.network import VAE
 from sdjax.nn.layers import precise
 from sdjax.nn.tiles import in_tiles
-from sdjax.types import Array, Cond, Params
+from sdjax.types import Array, Arrays, Cond, Params
 
 #: The VAE's tiles, in latents: a tile's side, the least overlap of two tiles, and the largest number of positions that
 #: goes through in one piece (1024 x 1024 pixels at a factor of 8)
@@ -89,7 +90,9 @@ def vae_pixels(params: Params, latents: Array, config: VAEConfig, dtype=FLOAT32)
         return in_tiles(decode, latents, TILE, OVERLAP, most=UNTILED)
 
 
-def predict(sd: StableDiffusion, x: Array, t: Array, cond: Cond) -> Array:
+def predict(
+    sd: StableDiffusion, x: Float[Arrays, "B h w C"], t: Float[Arrays, "#B"] | float, cond: Cond
+) -> Float[Array, "B h w c"]:
     """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
     x: noisy scaled latents [B, h, w, C], C = config.unet.in_channels (inpainting: latents, mask, masked latents).
@@ -110,7 +113,9 @@ def predict(sd: StableDiffusion, x: Array, t: Array, cond: Cond) -> Array:
     return unet_output(sd.params["unet"], x, t, context, config, sd.dtype)
 
 
-def vae_moments(sd: StableDiffusion, pixels: Array) -> tuple[Array, Array]:
+def vae_moments(
+    sd: StableDiffusion, pixels: Float[Arrays, "B H W 3"]
+) -> tuple[Float[Array, "B h w c"], Float[Array, "B h w c"]]:
     """Returns the posterior's mean and log variance, each float32 [B, h, w, 4] and unscaled.
 
     pixels: [B, H, W, 3] in [-1, 1]; the sides are multiples of the VAE's factor. The log variance is clamped to
@@ -120,7 +125,7 @@ def vae_moments(sd: StableDiffusion, pixels: Array) -> tuple[Array, Array]:
     return vae_posterior(sd.params["vae"], check_pictures("pixels", pixels, 3, config.factor), config, sd.dtype)
 
 
-def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array:
+def encode(sd: StableDiffusion, pixels: Float[Arrays, "B H W 3"], seed: int | None = None) -> Float[Array, "B h w c"]:
     """pixels [B, H, W, 3] in [-1, 1] -> scaled latents [B, h, w, 4]: the posterior's mean, or with a seed a sample.
 
     seed: image i is sampled with seed + i, so its sample depends on nothing else in the batch.
@@ -134,7 +139,7 @@ def encode(sd: StableDiffusion, pixels: Array, seed: int | None = None) -> Array
     return mean * sd.config.vae.scaling
 
 
-def decode(sd: StableDiffusion, latents: Array) -> Array:
+def decode(sd: StableDiffusion, latents: Float[Arrays, "B h w c"]) -> Float[Array, "B H W 3"]:
     """Scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], in about [-1, 1] and not clipped."""
     config = sd.config.vae
     return vae_pixels(sd.params["vae"], check_pictures("latents", latents, config.latent_channels, 1), config, sd.dtype)

@@ -17,6 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from sdjax.conditioning.text import encode_prompt, read_prompts
@@ -28,13 +29,19 @@ from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.unet.network import UNet
 from sdjax.nn.layers import precise
+from sdjax.tasks.engine import Trajectory
 from sdjax.text.prompt import stack
-from sdjax.types import Array, Params
+from sdjax.types import Array, Arrays, Params
 
 
 def attention_maps(
-    sd: StableDiffusion, prompt: str | Sequence[str], x, t=None, clip_skip: int = 1, syntax: str = "a1111"
-) -> np.ndarray:
+    sd: StableDiffusion,
+    prompt: str | Sequence[str],
+    x: Float[Arrays, "B h w C"] | Trajectory,
+    t: Float[Arrays, "#B"] | float | None = None,
+    clip_skip: int = 1,
+    syntax: str = "a1111",
+) -> Float[np.ndarray, "B L h w"]:
     """Returns float32 [B, L, h, w]: the share of its attention that each position of the latents pays to each token.
 
     prompt: one for all pictures, or one for each.
@@ -98,7 +105,9 @@ def prompt_words(sd: StableDiffusion, prompts: str | Sequence[str], syntax: str 
     return [[spell(i) for i in row.ravel().tolist()] for row in tokens.ids]
 
 
-def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int = 192) -> Image.Image:
+def attention_pictures(
+    image: Image.Image, maps: Float[Arrays, "L h w"], words: Sequence[str], side: int = 192
+) -> Image.Image:
     """Returns a sheet: `image`, then one cell for each word of the prompt that shows the word's map over the image.
 
     maps: [L, h, w], one picture's `attention_maps`. The maps of a word's tokens are added up, and each sum is scaled
@@ -125,7 +134,7 @@ def attention_pictures(image: Image.Image, maps, words: Sequence[str], side: int
     return contact_sheet(cells)
 
 
-def overlay(image: Image.Image, attention) -> Image.Image:
+def overlay(image: Image.Image, attention: Float[Arrays, "h w"]) -> Image.Image:
     """Lays `attention` [h, w] over a grey copy of the image: dark blue where it is least, yellow where it is most."""
     attention = np.asarray(attention, np.float32)
     spread = np.ptp(attention)

@@ -24,8 +24,9 @@ def img2img(
 
     The results have the form of txt2img's.
     image: a PIL image or a list of them, resized to height and width or to the next smaller fitting size; a float
-        array [H, W, 3] or [B, H, W, 3] in [-1, 1] of a fitting size; or scaled latents [B, h, w, 4]. One for all
-        prompts, or one for each. Pixels are encoded to the mean of the VAE's posterior.
+        array [H, W, 3] or [B, H, W, 3] in [-1, 1] of a fitting size; or scaled latents [B, h, w, C]. One for all
+        prompts, or one for each. Pixels are encoded to the mean of the VAE's posterior. An array of three channels is
+        always pixels: if the model's latents have three channels, decode them first with `sdjax.decode`.
     strength: in (0, 1]; only the last int(steps strength) steps are walked, and the picture is noised to the level of
         the first of them.
     latents: the unit noise that is added.

@@ -299,10 +299,10 @@ def described(options: Sequence[Option] = OPTIONS) -> str:
     lines = [f"{option.name}: {' '.join(filter(None, (option.help, option.more)))}" for option in options]
     static = ", ".join(option.name for option in options if option.static)
     return "\n".join(lines) + (
-        f"\n\nA call compiles again when one of these changes: {static}; the model's config and dtype; how many pictures "
-        "go\nthrough at once, how many chunks their prompts have and how many prompts AND composes; whether latents are "
-        'given; the output\n"trajectory"; whether there is progress or preview (both alike); and at some values of steps '
-        "(see `sdjax.sampling.plan`)."
+        f"\n\nA call compiles again when one of these changes: {static}; the model's config and dtype;\n"
+        "how many pictures go through at once, how many chunks their prompts have and how many prompts AND composes;\n"
+        'whether latents are given, whether output is "trajectory", whether there is progress or preview (alike);\n'
+        "and at some values of steps (see `sdjax.sampling.plan`)."
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from sdjax.conditioning.clip import clip_pixels, image_embedding
@@ -24,7 +25,7 @@ from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.clip.fields import read_vision
 from sdjax.networks.fields import Fields
 from sdjax.networks.table import make_rows, param_shapes
-from sdjax.types import Array, Params
+from sdjax.types import Arrays, Params
 from sdjax.weights.convert import from_file_tensors
 from sdjax.weights.folder import TRANSFORMERS, read_weights
 
@@ -71,7 +72,9 @@ def load_safety_checker(folder: str | Path) -> SafetyChecker:
     return SafetyChecker(config, params, unit(concepts), thresholds, unit(special), special_thresholds)
 
 
-def check_safety(checker: SafetyChecker, images: Sequence[Image.Image] | Array) -> np.ndarray:
+def check_safety(
+    checker: SafetyChecker, images: Sequence[Image.Image] | Image.Image | Float[Arrays, "B H W 3"]
+) -> Bool[np.ndarray, " B"]:
     """Returns bool [B]: True for each image in which the checker found a concept.
 
     images: PIL images, one or several, or pixels [B, H, W, 3] in [-1, 1].
