@@ -82,11 +82,11 @@ def main(options: Options) -> None:
         for peer in sorted(options.peer, reverse=True)
     }  # eager first: the UNet stays compiled once it is
     for name, make in sides.items():
-        first, each, note = measure(make, options.steps)
+        first, each, note = time_steps(make, options.steps)
         print(f"{name:<18} {first:9.2f} s  {each:9.3f} s  {options.batch_size / each:12.2f}{note}")
 
 
-def measure(make: Callable, steps: int) -> tuple[float, float, str]:
+def time_steps(make: Callable, steps: int) -> tuple[float, float, str]:
     """Returns the seconds of the first step, with compilation, the median of the next ones, and a note for the table.
 
     As in a training loop, the host waits for a step only after it has started the next one.
@@ -118,7 +118,7 @@ def random_batch(config: Config, count: int) -> Batch:
 
 
 def ours(options: Options, config: Config, params, batch: Batch) -> tuple[Callable, Callable]:
-    """Returns sdjax's (step, note), see `measure`."""
+    """Returns sdjax's (step, note), see `time_steps`."""
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, warmup=0, parallel=options.parallel)
     layout = make_layout(options.parallel)
     make, step = build(
@@ -172,7 +172,7 @@ def outputs_differ(torch, unet, config: Config, params, batch: Batch) -> float:
 
 
 def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str, peer: str) -> tuple[Callable, Callable]:
-    """Returns diffusers' (step, note), see `measure`; the step is that of its examples/text_to_image."""
+    """Returns diffusers' (step, note), see `time_steps`; the step is that of its examples/text_to_image."""
     from diffusers.training_utils import EMAModel
 
     prediction = "v_prediction" if config.schedule.prediction == "v" else "epsilon"

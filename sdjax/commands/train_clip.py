@@ -5,8 +5,6 @@ soon nearly right, and its states hardly say which thing is meant. --alike style
 agree in these fields of metadata.jsonl, so that the towers must tell it apart by the rest.
 """
 
-import codecs
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdjax
+from sdjax.data.listing import metadata_lines
 from sdjax.data.order import Chosen, Order, read_ahead
 from sdjax.data.picture import to_pixels
 from sdjax.devices.layouts import make_layout
@@ -50,8 +49,8 @@ def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], Chos
     names = options.alike.split(",")
     if not (options.data / "metadata.jsonl").is_file():
         raise SdjaxError(f"--alike {options.alike}: {options.data} has no metadata.jsonl with such fields")
-    lines = (options.data / "metadata.jsonl").read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    records = [json.loads(line.decode("utf-8", "replace")) for line in lines if line.strip()]
+    records = [record for _, _, record in metadata_lines(options.data / "metadata.jsonl")]
+    records = [record if isinstance(record, dict) else {} for record in records]  # a bad row has no fields
     if lacking := [name for name in names if not any(name in record for record in records)]:
         raise SdjaxError(f"--alike {options.alike}: no line of metadata.jsonl has a field {lacking[0]!r}")
     groups = {}

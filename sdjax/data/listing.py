@@ -6,7 +6,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,30 +56,42 @@ def list_data(data: Any, index: Path | None = None) -> Listing:
     )
 
 
+def metadata_lines(table: Path) -> Iterator[tuple[int, bytes, Any]]:
+    """Yields (line number, line, what it holds) of a metadata.jsonl without its blank lines; None for a torn line."""
+    for number, line in enumerate(table.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if line.strip():
+            try:
+                yield number, line, json.loads(line.decode("utf-8", "replace"))
+            except (ValueError, RecursionError):
+                yield number, line, None
+
+
 def list_folder(root: Path) -> Listing:
     """Lists the pictures in `root/metadata.jsonl`.
 
-    A picture that is missing, or whose caption is not valid UTF-8, is listed as bad. SdjaxError: a broken line; the
-    message gives its number.
+    A line that is torn, that is no object with "file_name" and "text", whose picture is missing or whose caption is not
+    valid UTF-8 is listed as a bad row; its reason gives the line's number. SdjaxError: there are no lines.
     """
     table = root / "metadata.jsonl"
     if not table.is_file():
         raise SdjaxError(f"data {root}: no metadata.jsonl there; expected one {LINE} a line")
-    files, texts, known, digest = [], [], {}, hashlib.sha256()
-    for number, line in enumerate(table.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if not line.strip():
-            continue
+    files, paths, texts, known, digest = [], [], [], {}, hashlib.sha256()
+    for number, line, record in metadata_lines(table):
         try:
-            whole = line.decode("utf-8", "replace")
-            record = json.loads(whole)
             file, text = record["file_name"], record["text"]
             if not (isinstance(file, str) and isinstance(text, str)):
                 raise TypeError
             file.encode()  # JSON can hold half of a surrogate pair
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise SdjaxError(f"{table} line {number}: expected {LINE}") from None
+        except (ValueError, KeyError, TypeError):
+            known[len(files)] = f"expected {LINE}"
+            digest.update(line)
+            files.append(f"metadata.jsonl line {number}")
+            paths.append(f"{table} line {number}")
+            texts.append("")
+            continue
+        text = text.removeprefix("\ufeff")
         clean = text.encode("utf-8", "replace").decode()
-        if whole.encode() != line or clean != text:
+        if line.decode("utf-8", "replace").encode() != line or clean != text:
             known[len(files)] = f"metadata.jsonl line {number}: its caption is not valid UTF-8"
         try:
             found = os.stat(root / file)
@@ -90,11 +102,11 @@ def list_folder(root: Path) -> Listing:
             known[len(files)] = f"metadata.jsonl line {number}: no such picture"
         digest.update(f"{file} {found and (found.st_size, found.st_mtime_ns)}\n".encode())
         files.append(file)
+        paths.append(str(root / file))
         texts.append(clean)
     if not files:
         raise SdjaxError(f"{table}: no pictures listed")
     digest.update(repr(sorted(known)).encode())  # a repaired caption changes what is cached
-    paths = [str(root / file) for file in files]
     return Listing(tuple(files), paths, tuple(texts), lambda i: open_file(root / files[i]), digest.hexdigest(), known)
 
 
@@ -147,6 +159,7 @@ def list_dataset(dataset: Any) -> Listing:
     for i, value in enumerate(texts):
         if not isinstance(value, str):
             known[i], texts[i] = f"its {text} is {type(value).__name__}, not text", ""
+    texts = [value.removeprefix("\ufeff") for value in texts]
 
     def open_row(i: int) -> BinaryIO | Image.Image:
         try:

@@ -47,6 +47,8 @@ CROPS = ("center", "random")
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter of a gigabyte as RGB
 
+TURNED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts of a PNG that can hold its orientation
+
 
 class Unreadable(SdjaxError):
     """A picture that cannot be used; the message is the reason, without the name."""
@@ -73,14 +75,33 @@ def measure(opened: BinaryIO | Image.Image) -> tuple[int, int]:
     """Returns (height, width) as `decode` will have them, read from the file's head. Raises Unreadable."""
 
     def size(image):
-        whole = image.format == "PNG" and not any("exif" in str(key).lower() for key in image.info)
+        plain = image.format == "PNG" and not isinstance(opened, Image.Image) and not _png_may_turn(opened)
         try:
-            orientation = None if whole else image.getexif().get(0x112)  # getexif reads all of a PNG that has no EXIF
+            orientation = None if plain else image.getexif().get(0x112)  # for which Pillow reads all of a PNG
         except Exception:  # as in to_rgb
             orientation = None
         return image.size if orientation in (5, 6, 7, 8) else image.size[::-1]  # these orientations exchange the sides
 
     return _read(opened, size)
+
+
+def _png_may_turn(file: BinaryIO) -> bool:
+    """Does a PNG hold EXIF or XMP, before its pixels or behind them? Only the heads of its chunks are read.
+
+    The file's position stays where it was.
+    """
+    before = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            size, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = file.tell()
+            if kind == b"eXIf" or (kind in (b"iTXt", b"tEXt", b"zTXt") and file.read(24).startswith(TURNED)):
+                return True
+            file.seek(start + size + 4)
+        return False
+    finally:
+        file.seek(before)
 
 
 def _read(opened, use):

@@ -14,7 +14,7 @@ from sdjax.data.bad import BadData
 from sdjax.data.buckets import bucket_shapes, nearest_shapes, picture_sizes
 from sdjax.data.listing import Listing, list_data
 from sdjax.data.picture import CROPS, Unreadable, decode, fit
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 
 
 class Pictures:
@@ -120,6 +120,9 @@ def open_data(
         raise SdjaxError(f"max_bad {max_bad!r}: a share in [0, 1]")
     cache = Path(run) / "cache" if run else None
     listing = list_data(data, cache / "index" if cache else None)
+    if without := sum(not text for i, text in enumerate(listing.texts) if i not in listing.known):
+        where, count = data if isinstance(data, (str, Path)) else "the data set", len(listing)
+        log.warning("data %s: %d of %d pictures have no caption", where, without, count)
     name = f"bad_data-{process}.jsonl" if process else "bad_data.jsonl"
     bad = BadData(len(listing), max_bad, Path(run) / name if run else None)
     pictures = Pictures(listing, (size, size), bad, crop, flip, seed)

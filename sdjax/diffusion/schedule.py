@@ -28,6 +28,7 @@ class ScheduleConfig:
     beta_end: float = 0.012
     prediction: str = "epsilon"  # or "v", arXiv 2202.00512, or "x0"
     zero_terminal_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891); not with "epsilon"
+    trained_betas: tuple[float, ...] | None = None  # [timesteps]: in place of those between beta_start and beta_end
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,10 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
     """
     if config.zero_terminal_snr and config.prediction == "epsilon":
         raise SdjaxError("prediction 'epsilon': says nothing about x0 in pure noise, zero_terminal_snr needs 'v'")
-    betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.timesteps, dtype=np.float64) ** 2
+    if config.trained_betas is not None:
+        betas = np.asarray(config.trained_betas, np.float64)
+    else:
+        betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.timesteps, dtype=np.float64) ** 2
     abar = np.cumprod(1.0 - betas)
     if config.zero_terminal_snr:
         root = np.sqrt(abar)

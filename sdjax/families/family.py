@@ -13,6 +13,7 @@ class Place(NamedTuple):
     part: Part
     folder: str  # its folder in a diffusers folder
     prefix: str  # the prefix of its tensors in a single file, without the dot
+    label: str  # what messages call it
 
 
 class Tower(NamedTuple):

@@ -82,9 +82,9 @@ def watermark_of(config: Config) -> bytes:
 SD = Family(
     name="sd",
     parts={
-        "text": Place(CLIP_TEXT, "text_encoder", "cond_stage_model"),
-        "vae": Place(KL_VAE, "vae", "first_stage_model"),
-        "unet": Place(UNET, "unet", "model.diffusion_model"),
+        "text": Place(CLIP_TEXT, "text_encoder", "cond_stage_model", "text tower"),
+        "vae": Place(KL_VAE, "vae", "first_stage_model", "VAE"),
+        "unet": Place(UNET, "unet", "model.diffusion_model", "UNet"),
     },
     towers=(Tower("text", "context"),),
     process="vp",

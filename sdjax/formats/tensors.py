@@ -17,7 +17,10 @@ from sdjax.errors import SdjaxError
 from sdjax.formats.mapped import MAX_TENSORS, check_name, check_truth, is_count, map_file, refusals, shown, view
 from sdjax.formats.torch_files import ZIP, read_pickle
 
-MAX_HEADER = 8 << 20  # bytes, for 60,000 tensors (Stable Diffusion has 1,200); parsed, they take up to 20 times as much
+MAX_HEADER = 100_000_000  # bytes, the format's own limit; most of a header this long is text in its __metadata__
+
+#: What else a header may have, so that what it is parsed to stays small: lists and objects, and commas between values.
+MAX_NESTED, MAX_COMMAS = 2_000_000, 5_000_000
 
 DTYPES = {
     name: np.dtype(dtype)
@@ -86,8 +89,10 @@ def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str,
         if start + begin != pos:
             raise SdjaxError("its tensors overlap, or leave a hole")
         pos = start + end
-    if pos != len(data):
-        raise SdjaxError(f"should have {pos} bytes, has {len(data)}; is it cut off?")
+    if pos > len(data):
+        raise SdjaxError(f"should have {pos} bytes, has {len(data)}: it is cut off")
+    if pos < len(data):
+        raise SdjaxError(f"has {len(data) - pos} bytes behind its last tensor; a safetensors file ends there")
     for dtype, _, begin, end in entries.values():
         check_truth(data, dtype, start + begin, end - begin)
     tensors = {name: view(data, dtype, start + begin, shape) for name, (dtype, shape, begin, _) in entries.items()}
@@ -97,10 +102,15 @@ def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str,
 def read_header(data: mmap.mmap) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Returns where the data begin, the header without its __metadata__, and these."""
     size = int.from_bytes(data[:8], "little")
-    if len(data) < 10 or size > min(len(data) - 8, MAX_HEADER) or data[8:9] != b"{":
+    if len(data) < 10 or size > len(data) - 8 or data[8:9] != b"{":
         raise SdjaxError("no safetensors header at its beginning, or one that goes beyond the file")
+    if size > MAX_HEADER:
+        raise SdjaxError(f"its header has {size:,} bytes, the format's limit is {MAX_HEADER:,}")
+    text = data[8 : 8 + size]
+    if text.count(b"[") + text.count(b"{") > MAX_NESTED or text.count(b",") > MAX_COMMAS:
+        raise SdjaxError(f"its header has more than {MAX_NESTED:,} lists and objects, or {MAX_COMMAS:,} values")
     try:
-        header = json.loads(data[8 : 8 + size].decode(), object_pairs_hook=unique)
+        header = json.loads(text.decode(), object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise SdjaxError("its header is not JSON") from None
     metadata = header.pop("__metadata__", {})

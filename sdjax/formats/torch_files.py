@@ -19,7 +19,8 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 from sdjax.formats.mapped import MAX_TENSORS, check_name, check_truth, map_file, refusals, view
-from sdjax.formats.unpickler import MAX_PICKLE, Machine, Tensor, shown
+from sdjax.formats.torch_objects import Tensor, shown
+from sdjax.formats.unpickler import MAX_PICKLE, Machine
 
 ZIP = b"PK\3\4"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format
@@ -27,6 +28,9 @@ MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format
 MEMBER = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]{1,20}"
 )
+
+
+NESTED = 3  # how deep a state_dict may lie in others
 
 
 def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
@@ -45,7 +49,7 @@ def read_pickle(data: mmap.mmap) -> dict[str, np.ndarray]:
     value, place = (read_zip if data[:4] == ZIP else read_legacy)(data)
     places, arrays = {}, {}
     for name, tensor in find_tensors(value).items():
-        key, dtype, numel = tensor.storage
+        key, dtype, numel, _ = tensor.storage
         if key not in places:
             places[key] = place(key)
             check_truth(data, dtype, places[key], numel * dtype.itemsize)
@@ -55,19 +59,25 @@ def read_pickle(data: mmap.mmap) -> dict[str, np.ndarray]:
 
 
 def find_tensors(value: Any) -> dict[str, Tensor]:
-    """Returns the dict of tensors in an unpickled object. SdjaxError: it holds something else."""
-    for root in ("state_dict", "string_to_param"):  # in checkpoints, in the web UI's embeddings
-        if isinstance(value, dict) and root in value:
-            value = value[root]
+    """Returns the tensors in an unpickled object by name. What lies beside them (steps, notes, None, objects of
+    unknown classes) is left out. SdjaxError: it holds no tensors, or one without a possible name."""
+    for _ in range(NESTED):
+        for root in ("state_dict", "string_to_param"):  # in checkpoints, in the web UI's embeddings
+            if isinstance(value, dict) and root in value:
+                value = value[root]
     if not isinstance(value, dict) or not value:
         raise SdjaxError(f'holds {shown(value)}, should hold a dict of tensors, or one as "state_dict"')
+    found = {}
     for name, tensor in value.items():
-        if type(name) is not str:
-            raise SdjaxError(f"a tensor's name is {shown(name)}, should be text")
-        check_name(name)
-        if type(tensor) is not Tensor:
-            raise SdjaxError(f"{shown(name)} is {shown(tensor)}, should be a tensor")
-    return value
+        if type(tensor) is Tensor:
+            if type(name) is not str:
+                raise SdjaxError(f"a tensor's name is {shown(name)}, should be text")
+            check_name(name)
+            found[name] = tensor
+    if not found:
+        name, other = next(iter(value.items()))
+        raise SdjaxError(f"{shown(name)} is {shown(other)}, should be a tensor; there are no tensors beside it")
+    return found
 
 
 def read_legacy(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
@@ -89,8 +99,10 @@ def read_legacy(data: mmap.mmap) -> tuple[Any, Callable[[str], int]]:
             raise SdjaxError(f"storage {shown(key)} does not begin with its size, {storage.numel}; is it cut off?")
         places[key] = pos + 8
         pos += 8 + storage.numel * storage.dtype.itemsize
-    if pos != len(data):
-        raise SdjaxError(f"should have {pos} bytes, has {len(data)}; is it cut off?")
+    if pos > len(data):
+        raise SdjaxError(f"should have {pos} bytes, has {len(data)}: it is cut off")
+    if pos < len(data):
+        raise SdjaxError(f"has {len(data) - pos} bytes behind its last storage; torch's files end there")
     return value, places.__getitem__
 
 

@@ -7,88 +7,31 @@ counts are bounded, and therefore time and memory are too (a tensor takes about 
 """
 
 import struct
-from enum import Enum
 from pickletools import code2op
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from sdjax.errors import SdjaxError
-from sdjax.formats import mapped as files
 from sdjax.formats.mapped import MAX_TENSORS, is_count
+from sdjax.formats.torch_objects import (
+    GLOBALS,
+    STORAGES,
+    Foreign,
+    Inert,
+    Known,
+    Ordered,
+    Scalar,
+    Set,
+    Storage,
+    Tensor,
+    shown,
+)
 
 MAX_PICKLE = 64 << 20  # bytes
 MAX_OPCODES = 1_000_000  # about a second, for 30,000 tensors; a training checkpoint has 5,000
 MAX_STACK, MAX_MARKS = 100_000, 1_000
 MAX_TEXT = 65_536  # bytes of a text that is kept; decoded, a text of 64 MiB may take four times as much memory
-
-
-class Inert:
-    """A placeholder for an object that is not read."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str):
-        self.name = name
-
-
-class Foreign(Inert):
-    """A placeholder for an unknown class or function. Calling it makes an Inert."""
-
-    __slots__ = ()
-
-
-class Set(Inert):
-    """A placeholder for a set. Unlike an Inert it cannot be a key, and items cannot be set in it."""
-
-    __slots__ = ()
-
-
-def shown(value: Any) -> str:
-    """Like `mapped.shown`, also for Inerts."""
-    return f"a {value.name[:80]!r}" if isinstance(value, Inert) else files.shown(value)
-
-
-class Ordered(dict):
-    """collections.OrderedDict. Unlike a dict it may be given attributes, which are dropped here."""
-
-
-class Storage(NamedTuple):
-    key: str
-    dtype: np.dtype
-    numel: int
-
-
-class Tensor(NamedTuple):
-    storage: Storage
-    offset: int  # this and the strides in elements
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Known(Enum):
-    """The three known callables, as tags."""
-
-    DICT = ("collections", "OrderedDict")
-    TENSOR = ("torch._utils", "_rebuild_tensor_v2")
-    PARAMETER = ("torch._utils", "_rebuild_parameter")
-
-
-STORAGES = {
-    "Float": np.float32,
-    "Half": np.float16,
-    "BFloat16": bfloat16,
-    "Double": np.float64,
-    "Int": np.int32,
-    "Long": np.int64,
-    "Short": np.int16,
-    "Char": np.int8,
-    "Byte": np.uint8,
-    "Bool": np.bool_,
-}
-GLOBALS = {("torch", f"{name}Storage"): np.dtype(dtype) for name, dtype in STORAGES.items()}
-GLOBALS |= {known.value: known for known in Known}
 
 #: opcode -> (number of bytes of its argument, argument to value)
 FIXED = {
@@ -293,7 +236,10 @@ class Machine:
             return Ordered()
         if function is Known.TENSOR and reduce and len(args) in (6, 7):
             return self.tensor(*args[:4])
-        if function is Known.PARAMETER and reduce and len(args) == 3 and type(args[0]) in (Tensor, Inert):
+        if function is Known.TYPED and reduce and len(args) in (7, 8):
+            return self.typed(*args[:4], args[6])
+        counts = {Known.PARAMETER: 3, Known.STATED: 4}
+        if reduce and len(args) == counts.get(function) and type(args[0]) in (Tensor, Inert):
             return args[0]
         raise SdjaxError(f"its pickle calls {'.'.join(function.value)} with wrong arguments")
 
@@ -311,14 +257,25 @@ class Machine:
         _, dtype, key, device, numel = saved[:5]
         if type(dtype) is Foreign and not self.legacy:
             return Inert(dtype.name)
+        untyped = dtype is Known.UNTYPED and not self.legacy
+        dtype = np.dtype(np.uint8) if untyped else dtype
         if not isinstance(dtype, np.dtype):
             raise SdjaxError(f"its pickle has a storage of {shown(dtype)}, should be one of {', '.join(STORAGES)}")
         if type(key) is not str or type(device) is not str or not is_count(numel):
             raise SdjaxError("its pickle has a storage without a key, a device or a possible size")
-        storage = Storage(key, dtype, numel)
+        storage = Storage(key, dtype, numel, untyped)
         if self.storages.setdefault(key, storage) != storage:
             raise SdjaxError(f"storage {shown(key)} has two sizes or types")
         return storage
+
+    def typed(self, storage: Any, offset: Any, shape: Any, strides: Any, scalar: Any) -> Tensor | Inert:
+        """Returns a tensor of an untyped storage; an Inert for a type that is not known."""
+        if type(storage) is Storage and storage.untyped and type(scalar) is Scalar:
+            storage = Storage(storage.key, scalar.dtype, storage.numel // scalar.dtype.itemsize)
+            return self.tensor(storage, offset, shape, strides)
+        if type(storage) in (Storage, Inert) and isinstance(scalar, (Inert, Scalar)):
+            return Inert("torch._utils._rebuild_tensor_v3")
+        raise SdjaxError("its pickle calls torch._utils._rebuild_tensor_v3 with wrong arguments")
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor | Inert:
         self.tensors += 1
@@ -328,6 +285,7 @@ class Machine:
             return storage
         if (
             type(storage) is not Storage
+            or storage.untyped
             or type(shape) is not tuple
             or type(strides) is not tuple
             or (len(shape) != len(strides))

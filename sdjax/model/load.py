@@ -1,6 +1,7 @@
 """Loading, creating and saving a model."""
 
 import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,12 @@ BUNDLED = ("emoji",)
 
 
 def load(
-    source: str | Path, dtype: str | None = None, prediction: str | None = None, prefer_ema: bool = False
+    source: str | Path,
+    dtype: str | None = None,
+    prediction: str | None = None,
+    prefer_ema: bool = False,
+    *,
+    variant: str | None = None,
 ) -> StableDiffusion:
     """Loads a model.
 
@@ -40,14 +46,20 @@ def load(
     prediction: "epsilon", "v" or "x0" instead of what the files say. A single SD 2.x file may not say; then it is
         guessed, and the guess is logged.
     prefer_ema: use the EMA copy of the UNet if a single file holds both.
+    variant: of a folder's weights, "fp16", "bf16" or another part of their files' names; None prefers full precision,
+        then fp16, then bf16, then whatever there is.
     SdjaxError: a file, field or tensor does not fit; the message names it.
     """
     dtype, prediction = FLOAT32 if dtype is None else known_dtype(dtype), known_prediction(prediction)
-    path, name = find_source(source)
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
+        raise SdjaxError(f"variant is {variant!r}, should be a part of files' names, such as fp16")
+    path, name = find_source(source, variant)
     if not path.is_dir():
+        if variant is not None:
+            raise SdjaxError(f"variant {variant!r}: {source} is one file, variants are for folders")
         config, params = read_single(path, prediction, prefer_ema)
         return StableDiffusion(config, params, bundled_tokenizer(config.text), dtype)
-    config, params, tokenizer = read_folder(path, name)
+    config, params, tokenizer = read_folder(path, name, variant)
     if prefer_ema:
         log.warning("%s: a diffusers folder has one UNet, which is used; prefer_ema is for single files", source)
     if prediction:
@@ -55,7 +67,7 @@ def load(
     return StableDiffusion(config, params, tokenizer, dtype)
 
 
-def find_source(source: str | Path) -> tuple[Path, str | None]:
+def find_source(source: str | Path, variant: str | None = None) -> tuple[Path, str | None]:
     """Returns (the folder or file that `source` names, the model's name if it is not the folder's).
 
     A hub id is downloaded. SdjaxError: `source` names nothing.
@@ -69,7 +81,7 @@ def find_source(source: str | Path) -> tuple[Path, str | None]:
         if path.exists():
             return path, None
     if is_hub_id(name):
-        return fetch_folder(name), name
+        return fetch_folder(name, variant), name
     raise SdjaxError(
         f"{name[:200]}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt "
         f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}"

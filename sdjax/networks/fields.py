@@ -1,14 +1,14 @@
 """Reads the fields of a network's config.json, strictly where it matters.
 
-A field that would change the computation must have the one value that this package supports. An unknown field must be
-unset, for those networks whose reader lists the fields that it ignores (`Fields.finish`).
+A field that would change the computation must have the one value that this package supports. Fields that nobody here
+knows are named in a warning (`Fields.finish`).
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 
 VERSION = "0.35.0"  # the version of diffusers whose layout this is
 
@@ -18,7 +18,7 @@ MOST, MOST_LAYERS = 1 << 20, 100  # limits of numbers and of layers; no model co
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file. SdjaxError: the file is missing, not readable, or holds something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         raise SdjaxError(f"{path}: no such file; a diffusers folder has one") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -79,20 +79,27 @@ class Fields:
         if any(whole % parts for whole in wholes):
             raise SdjaxError(f"{self.path}: {name} is {parts}, which does not divide {', '.join(map(str, wholes))}")
 
-    def finish(self, checked: dict[str, Any], ignored: set[str] | None = None) -> None:
-        """Refuses the fields that are left and matter.
+    def finish(self, checked: dict[str, Any], ignored: set[str] | None = None, unset: tuple[str, ...] = ()) -> None:
+        """Refuses the fields that are left and would change the computation.
 
         checked: field -> its only supported value, which is also what a missing field means.
-        ignored: the fields without influence. If given, every other field that is left must be unset (null or false).
+        ignored: the fields without influence. If given, all other fields that are left are named in one warning:
+            somebody's notes or a trainer's settings are no reason to refuse a model.
+        unset: fields of other models, which must be missing, null or false.
         """
         for name, only in checked.items():
             value = self.values.pop(name, None)
             each = value if isinstance(value, list) else [only if value is None else value]  # a list has one per level
             if any(entry != only for entry in each):
                 raise SdjaxError(f"{self.path}: {name} is {value!r}, only {only!r} is supported")
-        for name in sorted(self.values) if ignored is not None else ():
-            if self.values[name] not in (None, False) and name[0] != "_" and name not in ignored:
-                raise SdjaxError(f"{self.path}: unknown field {name} = {self.values[name]!r}")
+        for name in unset:
+            if (value := self.values.pop(name, None)) not in (None, False):
+                raise SdjaxError(f"{self.path}: {name} is {value!r}, only null is supported")
+        strange = [name for name, value in self.values.items() if value not in (None, False) and name[:1] != "_"]
+        strange = sorted(set(strange) - (ignored or set()))
+        if ignored is not None and strange:
+            names = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+            log.warning("%s: fields that are not known here have no effect: %s", self.path, names)
 
 
 def class_name(name: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ class Part(NamedTuple):
     rows: Callable[..., Iterator[TensorRow]]  # (config, prefix of names in single files) -> a row for each tensor
     read: Callable[..., Any]  # (Fields of a config.json, the tokenizer's folder) -> config
     write: Callable[[Any], dict[str, Any]]  # config -> the content of config.json
+    own: tuple[str, ...] = ("",)  # how its tensors' names begin in a diffusers folder; others there are not its own
+    own_in_single: tuple[str, ...] = ("",)  # the same behind its prefix in a single file
 
 
 def module_shapes(module: Any, *inputs: jax.ShapeDtypeStruct) -> Params:

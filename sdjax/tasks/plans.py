@@ -7,6 +7,7 @@ import numpy as np
 from sdjax.diffusion.plan import Plan
 from sdjax.diffusion.plan import plan as make_plan
 from sdjax.diffusion.schedule import make_schedule
+from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.image.pixels import read_images
@@ -30,9 +31,16 @@ def plan_of(sd: StableDiffusion, options: TaskOptions, strength: float | None = 
         options.steps,
         options.eta,
         options.sigmas,
-        options.spacing,
+        options.spacing or own_spacing(sd.config, options),
         strength,
     )
+
+
+def own_spacing(config: Config, options: TaskOptions) -> str | None:
+    """Returns the spacing of timesteps that the model's folder asks for, if the sampler takes it."""
+    sampler = samplers.get(options.sampler) if isinstance(options.sampler, str) else None
+    takes = sampler is not None and config.spacing in sampler.spacings and options.sigmas == "default"
+    return config.spacing if takes else None
 
 
 def read(config: Config, image, options: TaskOptions) -> tuple[TaskOptions, np.ndarray]:

@@ -17,14 +17,14 @@ and a note says so.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sdjax.errors import SdjaxError
 from sdjax.text.syntax import FOREIGN, SYNTAXES, Piece, compose, parse
-from sdjax.text.tokenizer import TextShape
+from sdjax.text.tokenizer import TextShape, token_ids, words_of_several
 
 
 class Prompt(NamedTuple):
@@ -91,13 +91,13 @@ def read_prompts(
             notes += [note for pattern, note in FOREIGN.items() if re.search(pattern, prompt)]
         found.append((parts, list(dict.fromkeys(notes))))
 
-    ids = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    ids, size = dict(zip(texts, ids, strict=True)), config.length - 2
+    ids, size = dict(zip(texts, token_ids(tokenizer, config, list(texts)), strict=True)), config.length - 2
+    several = words_of_several(getattr(tokenizer, "added_tokens_encoder", {}))
 
     def units(split):
         for text, weight in split:
             if isinstance(text, str):
-                yield from (((token,), weight) for token in ids[text])
+                yield from ((word, weight) for word in words_in(ids[text], several))
             else:
                 yield None if text is None else (text, weight)
 
@@ -112,6 +112,15 @@ def read_prompts(
             cut = [(1.0, cut[0][1][:1])]
         out.append(Prompt(cut, notes))
     return out
+
+
+def words_in(ids: Sequence[int], several: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """Yields the ids of each word: one, or all of a word of several vectors, which stay in one chunk."""
+    i = 0
+    while i < len(ids):
+        word = several.get(ids[i], (ids[i],))
+        yield word
+        i += len(word)
 
 
 def chunks(units, size: int, backtrack: int, comma: tuple[int, ...]) -> list[list[tuple[int, float]]]:

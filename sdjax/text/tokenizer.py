@@ -23,10 +23,19 @@ CLIP_MERGES = Path(__file__).parents[1] / "pretrained" / "clip_vocab" / "bpe_sim
 class TextShape(Protocol):
     """The fields of a text tower's config that this package needs."""
 
+    vocab_size: int  # number of ids that the tower knows
     length: int  # number of tokens that a prompt is padded to
     bos_token: int
     eos_token: int
     pad_token: int
+
+
+def check_files(folder: Path, *names: str) -> None:
+    """SdjaxError if a folder holds neither the named files of a CLIP tokenizer nor a tokenizer.json."""
+    if not folder.is_dir():
+        raise SdjaxError(f"{folder}: no such folder; a tokenizer's vocab.json and merges.txt are expected there")
+    if not all((folder / name).is_file() for name in names) and not (folder / "tokenizer.json").is_file():
+        raise SdjaxError(f"{folder}: no vocab.json and merges.txt (nor tokenizer.json) of a CLIP tokenizer there")
 
 
 def load_tokenizer(folder: str | Path):
@@ -35,9 +44,7 @@ def load_tokenizer(folder: str | Path):
     SdjaxError: the files are missing or broken.
     """
     folder = Path(folder)
-    whole = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    if not whole and not (folder / "tokenizer.json").is_file():
-        raise SdjaxError(f"{folder}: no vocab.json and merges.txt (nor tokenizer.json) of a CLIP tokenizer there")
+    check_files(folder, "vocab.json", "merges.txt")
     from transformers import CLIPTokenizer
 
     try:
@@ -71,8 +78,9 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
     folder = Path(folder)
 
     def read(name):
-        return json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else {}
+        return json.loads((folder / name).read_text("utf-8-sig")) if (folder / name).is_file() else {}
 
+    check_files(folder, "vocab.json")
     try:
         whole = read("tokenizer.json") if not (folder / "vocab.json").is_file() else {}
         vocabulary = read("vocab.json") or whole.get("model", {}).get("vocab", {})
@@ -106,17 +114,66 @@ def tokenize(tokenizer, config: TextShape, prompts: str | Sequence[str]) -> np.n
     """Returns the ids of prompts, int32 [B, config.length]: start, tokens (cut to fit), end, padding
     (config.pad_token).
 
-    It knows no syntax of prompts; see prompt.py for that. SdjaxError: as `as_list`.
+    It knows no syntax of prompts; see prompt.py for that. SdjaxError: as `as_list` and `token_ids`.
     """
+    return tokenize_counted(tokenizer, config, prompts)[0]
+
+
+def tokenize_counted(tokenizer, config: TextShape, prompts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `tokenize` and how many tokens each prompt has, [B], those that were cut included."""
     prompts = as_list(prompts)
-    ids = np.full((len(prompts), config.length), config.pad_token, np.int32)
-    if not prompts:
-        return ids
-    tokens = tokenizer(prompts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-    for row, found in zip(ids, tokens, strict=True):
-        whole = [config.bos_token, *found[: config.length - 2], config.eos_token]
-        row[: len(whole)] = whole
-    return ids
+    ids, counts = np.full((len(prompts), config.length), config.pad_token, np.int32), np.zeros(len(prompts), int)
+    for i, found in enumerate(token_ids(tokenizer, config, prompts)):
+        fitting = [config.bos_token, *found[: config.length - 2], config.eos_token]
+        ids[i, : len(fitting)], counts[i] = fitting, len(found)
+    return ids, counts
+
+
+def token_ids(tokenizer, config: TextShape, texts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of texts, without start and end, and with all ids of words that stand for several vectors.
+
+    SdjaxError: the tokenizer has a word in a text that the text tower has no row for; the message names it.
+    """
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    added = getattr(tokenizer, "added_tokens_encoder", {})
+    several = words_of_several(added)
+    for text, ids in zip(texts, found, strict=True):
+        if ids and max(ids) >= config.vocab_size:
+            lost = next(i for i in ids if i >= config.vocab_size)
+            word = next((word for word, i in added.items() if i == lost), f"in {text[:80]!r}")
+            raise SdjaxError(
+                f"prompt: the tokenizer's word {word} has id {lost}, the text tower knows {config.vocab_size} ids; the "
+                "two are not of one model"
+            )
+    return [whole_words(ids, several) for ids in found] if several else found
+
+
+def words_of_several(added: Mapping[str, int]) -> dict[int, tuple[int, ...]]:
+    """Returns the ids that added words stand for, by the word's own id: those of <a>, <a>_1 and <a>_2 by <a>'s.
+
+    So diffusers saves a textual inversion of several vectors (loaders/textual_inversion.py, maybe_convert_prompt).
+    """
+    several = {}
+    for word, i in added.items():
+        ids = [i]
+        while (following := added.get(f"{word}_{len(ids)}")) is not None:
+            ids.append(following)
+        if len(ids) > 1:
+            several[i] = tuple(ids)
+    return several
+
+
+def whole_words(ids: Sequence[int], several: Mapping[int, tuple[int, ...]]) -> list[int]:
+    """Returns ids in which each word of several vectors has all of them, once, however many the text spells out."""
+    found, i = [], 0
+    while i < len(ids):
+        word, i = several.get(ids[i], (ids[i],)), i + 1
+        found += word
+        for vector in word[1:]:
+            i += i < len(ids) and ids[i] == vector
+    return found
 
 
 def byte_characters() -> list[str]:

@@ -16,30 +16,33 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.conditioning.text import tokenize
 from sdjax.data.order import Chosen, read_ahead
 from sdjax.data.picture import to_pixels
 from sdjax.data.source import Pictures
 from sdjax.devices.placement import on_all_devices
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.files import written_whole
 from sdjax.model.functions import text_states, vae_posterior
 from sdjax.model.value import StableDiffusion, digest
+from sdjax.text.tokenizer import tokenize_counted
 
 CHUNK = 128  # at most so many rows go through a network at once
 
 PIXELS = 1 << 21  # and at most so many pixels
 
+STATES = 2  # grows when files of text states say more of their rows: since 2, how long captions are that were cut
+
 FILES = 200  # about so many files in a cache: each stays open
 
-#: Computes a file: (first row, the row after the last) -> pieces of (rows, {row: the row of its stand-in})
+#: Computes a file: (first row, the row after the last) -> pieces of (rows, {row: a number to keep beside it}). The number
+#: is the row of a stand-in for latents, and the length of a caption that was cut for text states.
 Compute = Callable[[int, int], Iterable[tuple[np.ndarray, dict[int, int]]]]
 
 
 class Rows:
     """The rows of a cache. rows[numbers] copies some out of the mapped files.
 
-    notes: {row: the row of its stand-in}, see `Compute`.
+    notes: {row: a number}, see `Compute`.
     """
 
     def __init__(self, files: Sequence[np.ndarray], notes: dict[int, int]):
@@ -128,17 +131,28 @@ def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tu
     config, unique = sd.config.text, sorted(set(texts))
     place = {text: i for i, text in enumerate(unique)}
     tokenizer = sd.tokenizer.backend_tokenizer.to_str() if hasattr(sd.tokenizer, "backend_tokenizer") else ""
-    name = digest(sd.params["text"], f"{config} {sd.dtype} {tokenizer} {json.dumps(unique)}")
+    name = digest(sd.params["text"], f"{config} {sd.dtype} {tokenizer} {json.dumps(unique)} {STATES}")
 
     def compute(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[int, int]]]:
         chunk = min(CHUNK, len(unique))
         pieces = [unique[first : min(first + chunk, stop)] for first in range(start, stop, chunk)]
-        ids = (tokenize(sd, piece + [""] * (chunk - len(piece))) for piece in pieces)
+        most = config.length - 2
+        read = [tokenize_counted(sd.tokenizer, config, piece + [""] * (chunk - len(piece))) for piece in pieces]
+        ids = (ids for ids, _ in read)
         encode = lambda params, ids: text_states(params, ids, config, sd.dtype)
-        for piece, states in zip(pieces, on_all_devices(encode, sd.params["text"], ids), strict=True):
-            yield states[: len(piece)].astype(np.float16), {}
+        for n, states in enumerate(on_all_devices(encode, sd.params["text"], ids)):
+            long = {start + n * chunk + i: int(count) for i, count in enumerate(read[n][1]) if count > most}
+            yield states[: len(pieces[n])].astype(np.float16), long
 
     rows = cached_rows(folder / f"states-{name}", len(unique), (config.length, config.width), compute, "text states")
+    if rows.notes:
+        log.warning(
+            "captions: %d of %d different ones are cut: the text tower takes %d tokens, the longest one has %d",
+            len(rows.notes),
+            len(unique),
+            config.length - 2,
+            max(rows.notes.values()),
+        )
     return rows, np.array([place[text] for text in texts])
 
 

@@ -160,10 +160,25 @@ class _Loop:
                     raise SystemExit(0)
         if self.start >= options.steps:
             run.start(self.start)  # nothing was left to do
+        self.check_skipped()
         params = trained_params(self.state)
         params = params if isinstance(jax.tree.leaves(params)[0], np.ndarray) else layout.fetch(params)
         on_primary(run.checkpoints.wait)
         return params
+
+    def check_skipped(self) -> None:
+        """Ends a run with status 1 that skipped most of its steps: it has trained next to nothing."""
+        skipped, steps = self.state.skipped, self.options.steps
+        skipped = int(skipped if isinstance(skipped, np.ndarray) else self.layout.fetch(skipped))
+        if 2 * skipped > steps:
+            on_primary(self.run.checkpoints.wait)
+            if is_primary():
+                print(
+                    f"error: out {self.options.out}: {skipped} of {steps} steps were skipped, since their loss or "
+                    "gradient was not finite; nothing is exported, and metrics.jsonl names their batches",
+                    file=sys.stderr,
+                )
+            raise SystemExit(1)
 
     def draw(self, on_sample, step: int, drawn: Params) -> None:
         """Draws samples. If the device has too little memory for the whole model, it says so and the run goes on."""

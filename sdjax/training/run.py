@@ -68,9 +68,25 @@ class Run:
         step = agree(-1 if found is None else found[0])
         if not self.primary and step >= 0:
             found = self.checkpoints.restore(wanted, adopt, [step])
+        if self.primary:
+            self._cut_metrics(max(step, 0))
         if self.primary and step >= 0:
             self.checkpoints.set_aside(after=step)
         return found and found[1]
+
+    def _cut_metrics(self, step: int) -> None:
+        """Removes the lines of metrics.jsonl after `step`: those steps were killed with their run, and come again."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        kept = []
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that is not ours stays
+                if json.loads(line)["step"] > step:
+                    continue
+            kept.append(line)
+        if len(kept) < len(lines):
+            with written_whole(path) as scratch:
+                scratch.write_bytes(b"".join(kept))
 
     def start(self, step: int) -> None:
         """Starts the clock of images_per_second; `step` steps are done already."""

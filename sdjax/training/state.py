@@ -30,8 +30,16 @@ LossFn = Callable[[Params, Any, Array], tuple[Array, dict[str, Array]]]
 def make_state(params: Params, optimizer: optax.GradientTransformation, ema: bool = True) -> TrainState:
     """Returns the state before the first step. `ema` False keeps no EMA."""
     zero = lambda: jnp.zeros((), jnp.int32)
+    params = jax.tree.map(as_master, params)
     copy = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else None
     return TrainState(zero(), zero(), zero(), params, optimizer.init(params), copy)
+
+
+def as_master(leaf: Array) -> Array:
+    """Returns a parameter as float32, if it is a shorter float: an update is smaller than what float16 can add, and
+    Adam's second moment is 0 in it."""
+    short = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.dtype(leaf.dtype).itemsize < 4
+    return leaf.astype(jnp.float32) if short else leaf
 
 
 def trained_params(state: TrainState) -> Params:

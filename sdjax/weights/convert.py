@@ -1,6 +1,6 @@
 """Converts tensors of files to parameter trees and back, by the same table of names.
 
-If something does not fit, one report lists all of it.
+If something does not fit, one line counts all of it.
 """
 
 import mmap
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.networks.rows import TensorRow
 from sdjax.types import Params
-from sdjax.weights.spellings import is_harmless
+from sdjax.weights.spellings import is_harmless, is_of_a_later_layer, refused
 
 # operation -> (the file's value to ours, ours to the file's, our shape to the file's shape)
 OPERATIONS = {
@@ -44,47 +44,93 @@ def from_file_tensors(
     layout: str = "diffusers",
     source: str = "the file",
     text_layers: int = -1,
+    own: tuple[str, ...] = ("",),
 ) -> Params:
     """Converts the tensors of a file to a parameter tree on the device.
 
-    Values keep their dtype, except that float8 becomes float16, and float64 becomes float32.
+    Values keep their dtype, except that float8 becomes float16, and float64 becomes float32. A matrix may also be
+    stored as a convolution of 1 x 1, and the other way round.
 
     tensors: name in the file -> array.
     rows: the table of names.
     expected: the tree of shapes (`param_shapes`).
     layout: "diffusers" or "compvis", which names of the rows to use.
     source: what the error message calls the file.
-    text_layers: the number of layers of the text tower, for a whole CompVis file.
-    SdjaxError: one report that lists every missing, unexpected, wrong-shape, non-float and non-finite tensor.
+    text_layers: the number of layers of the text tower, if it is in the file.
+    own: how the names of the networks' own tensors begin. Others are left out, and one line of log counts them.
+    SdjaxError: one line about all missing, unexpected, wrong-shape, non-float and non-finite tensors.
     """
-    shapes, found, problems = flatten_dict(expected), {}, {}  # problems: name -> its line
+    shapes, found, problems = flatten_dict(expected), {}, []  # problems: (kind, name, what is wrong)
     for row in rows:
         name, operation = file_name(row, layout)
         if name not in tensors:
-            problems[name] = f"missing     {name}"
+            problems.append(("missing", name, ""))
             continue
         value = np.asarray(tensors[name])
         to_ours, _, file_shape = OPERATIONS[operation]
         want = tuple(file_shape(shapes[row.path].shape))
+        if value.shape != want and same_matrix(value.shape, want):
+            value = value.reshape(want)
         if value.shape != want:
-            problems[name] = f"wrong shape {name}: {list(value.shape)}, should be {list(want)}"
+            problems.append(("of wrong shape", name, f" {list(value.shape)}, should be {list(want)}"))
         elif not jnp.issubdtype(value.dtype, jnp.floating):
-            problems[name] = f"not float   {name}: {value.dtype}"
+            problems.append(("not floating point", name, f" {value.dtype}"))
         elif not np.isfinite(value).all():
-            problems[name] = f"not finite  {name}: has NaN or infinite values"
+            problems.append(("with NaN or infinite values", name, ""))
         elif value.dtype.itemsize == 1:  # float8: nothing computes in it, and float16 holds all its values
             found[row.path] = placed(to_ours(value.astype(np.float16)))
         else:
             found[row.path] = placed(to_ours(value))
         drop_pages(value)
+    left_out = []
     for name in sorted(set(tensors) - {file_name(row, layout)[0] for row in rows}):
-        if not is_harmless(name, layout, text_layers):
-            problems[name] = f"unexpected  {name}"
+        if what := refused(name):
+            raise SdjaxError(f"{source}: holds {name}, so its model needs {what}, which is not supported")
+        if is_harmless(name, layout, text_layers):
+            continue
+        if name.startswith(own) and not is_of_a_later_layer(name, text_layers):
+            problems.append(("unexpected", name, ""))
+        else:
+            left_out.append(name)
     if problems:
-        raise SdjaxError(
-            f"{source}: {len(problems)} tensors do not fit the config:\n  " + "\n  ".join(problems.values())
+        raise SdjaxError(report(source, problems))
+    if left_out:
+        log.warning(
+            "%s: %d tensors that no computation here needs are left out: %s", source, len(left_out), first_of(left_out)
         )
     return unflatten_dict(found)
+
+
+def same_matrix(shape: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    """Are these shapes [C, D] and [C, D, 1, 1], a matrix and a convolution of 1 x 1?"""
+    flat = lambda sides: sides[:2] if len(sides) == 4 and sides[2:] == (1, 1) else sides
+    return {len(shape), len(want)} == {2, 4} and flat(shape) == flat(want)
+
+
+SHOWN, LONGEST = 3, 400  # of the tensors of a kind, in a report; characters of a report
+
+
+def report(source: str, problems: Sequence[tuple[str, str, str]]) -> str:
+    """Returns one line about tensors that do not fit: a count and some names of each kind. The log has all at DEBUG.
+
+    problems: (kind, name, what is wrong with it).
+    """
+    log.debug("%s: tensors that do not fit: %s", source, "; ".join(f"{kind} {n}{said}" for kind, n, said in problems))
+    kinds: dict[str, list[str]] = {}
+    for kind, name, said in problems:
+        kinds.setdefault(kind, []).append(name + said)
+    for shown in range(SHOWN, 0, -1):
+        parts = [f"{len(lines)} {kind}: {first_of(lines, shown)}" for kind, lines in kinds.items()]
+        line = f"{len(problems)} tensors do not fit the config: {'; '.join(parts)}"
+        if len(line) <= LONGEST:
+            break
+    return f"{source}: {line}"
+
+
+def first_of(names: Sequence[str], count: int = SHOWN) -> str:
+    """Returns the first names of a list, each at most 120 characters long."""
+    shown = [name if len(name) <= 120 else f"{name[:117]}..." for name in names[:count]]
+    return ", ".join(shown) + (" ..." if len(names) > count else "")
 
 
 def placed(value: np.ndarray) -> jax.Array:

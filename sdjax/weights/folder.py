@@ -6,6 +6,7 @@ renamed.
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -26,7 +27,7 @@ from sdjax.text.tokenizer import load_tokenizer, write_tokenizer
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors, to_file_tensors
 from sdjax.weights.folder_json import folder_configs, read_config
-from sdjax.weights.spellings import current_name
+from sdjax.weights.spellings import renamed
 
 #: (stem, suffix) of the files that transformers and diffusers keep weights in, the preferred one first
 TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))
@@ -38,16 +39,27 @@ PARTS = {
 }
 
 
-def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...]) -> str | None:
+def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...], variant: str | None = None) -> str | None:
     """Returns which of a folder's file names holds its weights or is the index of their shards, or None if none does.
 
-    Full precision is preferred to fp16, and safetensors to .bin.
+    Preferred are `variant`, full precision, fp16, bf16, then other variants by their names; safetensors before .bin.
     """
+    others = {
+        match[1]
+        for stem, suffix in stems
+        for name in names
+        if (
+            match := re.fullmatch(rf"{stem}\.([\w-]+)\.{suffix}", name)
+            or re.fullmatch(rf"{stem}\.{suffix}\.index\.([\w-]+)\.json", name)
+        )
+        and not re.fullmatch(r"\d{5}-of-\d{5}", match[1])
+    }
+    order = [f".{variant}"] * bool(variant) + ["", ".fp16", ".bf16"] + [f".{other}" for other in sorted(others)]
     wanted = (
         name
-        for variant in ("", ".fp16")
+        for kind in order
         for stem, suffix in stems
-        for name in (f"{stem}{variant}.{suffix}", f"{stem}.{suffix}.index{variant}.json")
+        for name in (f"{stem}{kind}.{suffix}", f"{stem}.{suffix}.index{kind}.json")
     )
     return next((name for name in wanted if name in names), None)
 
@@ -62,43 +74,61 @@ def shard_names(index: Path) -> list[str]:
     return sorted(set(shards.values()))
 
 
-def read_weights(folder: Path, stems: tuple[tuple[str, str], ...], part: str) -> dict[str, np.ndarray]:
+def read_weights(
+    folder: Path, stems: tuple[tuple[str, str], ...], part: str, variant: str | None = None
+) -> dict[str, np.ndarray]:
     """Returns all tensors in the folder of one part, by their current names.
 
     stems: the names of the files to look for, `TRANSFORMERS` or `DIFFUSERS`.
-    part: whose old names are translated (see `spellings.OLD_NAMES`).
+    part: whose other spellings are translated (see `spellings.OLD_NAMES`).
+    variant: the preferred variant, "fp16" and the like; see `weights_file`.
     SdjaxError: the folder has no weights, or a tensor twice.
     """
-    found = weights_file({path.name for path in folder.iterdir()} if folder.is_dir() else (), stems)
+    found = weights_file(file_names(folder), stems, variant)
     if found is None:
         stem, suffix = stems[0]
-        raise SdjaxError(
-            f"{folder}: no {stem}.{suffix} there, nor its fp16 variant, shards or {stems[-1][0]}.{stems[-1][1]}"
-        )
-    tensors = {}
+        raise SdjaxError(f"{folder}: no {stem}.{suffix} there, nor a variant, shards or {stems[-1][0]}.{stems[-1][1]}")
+    tensors, where = {}, {}
     for name in shard_names(folder / found) if found.endswith(".json") else [found]:
-        for old, value in read_tensors(folder / name).items():
-            if (current := current_name(part, old)) in tensors:
-                raise SdjaxError(f"{folder / name}: {current} is there twice, once as {old}")
-            tensors[current] = value
+        for current, value in renamed(read_tensors(folder / name), part, folder / name).items():
+            if current in tensors:
+                raise SdjaxError(f"{folder}: {current} is there twice, in {where[current]} and in {name}")
+            tensors[current], where[current] = value, name
     return tensors
 
 
-def read_params(folder: str | Path, config: Config) -> Params:
-    """Returns the parameters {"text", "vae", "unet"} of a diffusers folder, in the files' dtypes. SdjaxError: one
-    report of what does not fit `config`."""
-    params = {}
+def file_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def read_params(folder: str | Path, config: Config, variant: str | None = None) -> Params:
+    """Returns the parameters {"text", "vae", "unet"} of a diffusers folder, in the files' dtypes.
+
+    variant: see `weights_file`; a part that has no such files is read from others.
+    SdjaxError: what does not fit `config`, or no part has files of the variant.
+    """
+    folder, params = Path(folder), {}
+    if variant is not None and not any(
+        f".{variant}." in (weights_file(file_names(folder / subfolder), stems, variant) or "")
+        for subfolder, stems in PARTS.values()
+    ):
+        raise SdjaxError(f"variant {variant!r}: {folder} has no weights of that variant")
     for part, (subfolder, stems) in PARTS.items():
-        path, module = Path(folder) / subfolder, getattr(config, part)
-        tensors = read_weights(path, stems, part)
-        params[part] = from_file_tensors(tensors, make_rows(module), param_shapes(module), source=str(path))
+        path, module, own = folder / subfolder, getattr(config, part), SD.parts[part].part.own
+        tensors, layers = read_weights(path, stems, part, variant), config.text.layers if part == "text" else -1
+        rows, shapes = make_rows(module), param_shapes(module)
+        params[part] = from_file_tensors(tensors, rows, shapes, source=str(path), text_layers=layers, own=own)
     return params
 
 
-def read_folder(folder: str | Path, name: str | None = None) -> tuple[Config, Params, Any]:
-    """Returns (config, params, tokenizer) of a diffusers folder. `name` names the config if it equals no preset."""
+def read_folder(folder: str | Path, name: str | None = None, variant: str | None = None) -> tuple[Config, Params, Any]:
+    """Returns (config, params, tokenizer) of a diffusers folder.
+
+    name: names the config if it equals no preset.
+    variant: see `read_params`.
+    """
     config = read_config(folder, name)
-    return config, read_params(folder, config), load_tokenizer(Path(folder) / "tokenizer")
+    return config, read_params(folder, config, variant), load_tokenizer(Path(folder) / "tokenizer")
 
 
 def write_folder(path: str | Path, config: Config, params: Params, tokenizer: Any) -> None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdjax.checks import is_number, is_whole
 from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import ScheduleConfig
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.families.sd import SD
 from sdjax.families.table import PRESETS, family_of
@@ -20,7 +21,17 @@ from sdjax.networks.fields import Fields, class_name, read_json
 KINDS = {prediction.diffusers: name for name, prediction in PREDICTIONS.items()}  # diffusers' name -> ours
 
 #: Fields of the schedule that would change the computation, with the only value that is supported.
-CHECKED = dict(beta_schedule="scaled_linear", trained_betas=None, thresholding=False, clip_sample=False)
+CHECKED = dict(beta_schedule="scaled_linear", thresholding=False)
+
+#: The timestep_spacing of diffusers' schedulers whose file does not name one. To name another one is a choice.
+OWN_SPACING = {
+    **dict.fromkeys(("DDIMScheduler", "PNDMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"), "leading"),
+    **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"), "linspace"),
+    **dict.fromkeys(("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"), "linspace"),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "linspace"),
+    **dict.fromkeys(("UniPCMultistepScheduler", "DEISMultistepScheduler"), "linspace"),
+}
+SPACINGS = ("leading", "trailing", "linspace")
 
 
 def read_config(folder: str | Path, name: str | None = None) -> Config:
@@ -38,18 +49,50 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
             "should be StableDiffusionPipeline (or its img2img, inpainting forms)"
         )
     fields = {part: Fields(folder / place.folder / "config.json") for part, place in SD.parts.items()}
-    sample_size = fields["unet"].take("sample_size", 64)
+    sample_size = take_sample_size(fields["unet"])
     found = {part: place.part.read(fields[part], folder / "tokenizer") for part, place in SD.parts.items()}
-    schedule = read_schedule(Fields(folder / "scheduler" / "scheduler_config.json"))
+    scheduler = Fields(folder / "scheduler" / "scheduler_config.json")
+    spacing, schedule = take_spacing(scheduler), read_schedule(scheduler)
     if found["unet"].context_dim != found["text"].width:
         raise SdjaxError(
             f"{folder}: unet cross_attention_dim {found['unet'].context_dim} is not the text width "
             f"{found['text'].width}"
         )
     size = sample_size * found["vae"].factor
-    config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline)
+    config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline, spacing=spacing)
     preset = next((preset for preset in PRESETS.values() if (preset, preset.size) == (config, size)), None)
-    return config if preset is None else replace(preset, pipeline=pipeline)
+    return config if preset is None else replace(preset, pipeline=pipeline, spacing=spacing)
+
+
+def take_sample_size(fields: Fields) -> int:
+    """Returns the side of the latents that a model was trained at. A list is [height, width]."""
+    value = fields.values.get("sample_size")
+    if isinstance(value, list) and len(value) == 2 and all(is_whole(side, 1) for side in value):
+        if value[0] != value[1]:
+            log.warning("%s: sample_size is %s; pictures are squares of the longer side by default", fields.path, value)
+        fields.values["sample_size"] = max(value)
+    return fields.take("sample_size", 64)
+
+
+def take_spacing(fields: Fields) -> str | None:
+    """Returns the timestep_spacing that a scheduler_config.json chooses, or None if it is its scheduler's own."""
+    spacing = fields.values.pop("timestep_spacing", None)
+    if spacing not in (None, *SPACINGS):
+        raise SdjaxError(f"{fields.path}: timestep_spacing is {spacing!r}, should be one of {', '.join(SPACINGS)}")
+    return None if spacing == OWN_SPACING.get(str(fields.values.get("_class_name")), "leading") else spacing
+
+
+def take_betas(fields: Fields, timesteps: int) -> tuple[float, ...] | None:
+    """Returns the trained_betas of a scheduler_config.json, or None."""
+    betas = fields.values.pop("trained_betas", None)
+    if betas is None:
+        return None
+    if not isinstance(betas, list) or len(betas) != timesteps or not all(is_number(b, 0, 0.999) and b for b in betas):
+        raise SdjaxError(
+            f"{fields.path}: trained_betas should be a list of num_train_timesteps, {timesteps}, numbers above 0 and "
+            "up to 0.999"
+        )
+    return tuple(map(float, betas))
 
 
 def read_schedule(fields: Fields) -> ScheduleConfig:
@@ -58,7 +101,9 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
     prediction = fields.take("prediction_type", "epsilon", str)
     if prediction not in KINDS:
         raise SdjaxError(f"{fields.path}: prediction_type is {prediction!r}, should be one of {', '.join(KINDS)}")
-    if "beta_schedule" not in fields.values:
+    timesteps = fields.take("num_train_timesteps", 1000)
+    betas = take_betas(fields, timesteps)
+    if betas is None and "beta_schedule" not in fields.values:
         raise SdjaxError(f"{fields.path}: no beta_schedule, should be scaled_linear")
     zero_terminal_snr = fields.take("rescale_betas_zero_snr", False, bool)
     if zero_terminal_snr and prediction == "epsilon":
@@ -66,13 +111,16 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
             f"{fields.path}: rescale_betas_zero_snr is true with prediction_type 'epsilon', should be v_prediction"
         )
     config = ScheduleConfig(
-        timesteps=fields.take("num_train_timesteps", 1000),
+        timesteps=timesteps,
         beta_start=fields.take("beta_start", 0.0001, float, 0.999),
         beta_end=fields.take("beta_end", 0.02, float, 0.999),
         prediction=KINDS[prediction],
         zero_terminal_snr=zero_terminal_snr,
+        trained_betas=betas,
     )
-    fields.finish(CHECKED)
+    if fields.values.pop("clip_sample", False):
+        log.warning("%s: clip_sample has no effect, x0 is not clipped: it is for models of pixels", fields.path)
+    fields.finish(CHECKED if betas is None else {"thresholding": False})
     return config
 
 
@@ -82,12 +130,14 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     The class in model_index.json is the one that the model was loaded with, or else its family's.
     """
     family, schedule = family_of(config), config.schedule
+    # "leading" is a choice only of a scheduler whose own spacing is another one: see take_spacing
+    scheduler_class = "EulerDiscreteScheduler" if config.spacing == "leading" else "DDIMScheduler"
     index = class_name(config.pipeline or family.pipeline) | dict(
         feature_extractor=[None, None],
         image_encoder=[None, None],
         requires_safety_checker=False,
         safety_checker=[None, None],
-        scheduler=["diffusers", "DDIMScheduler"],
+        scheduler=["diffusers", scheduler_class],
         text_encoder=["transformers", "CLIPTextModel"],
         tokenizer=["transformers", "CLIPTokenizer"],
         unet=["diffusers", "UNet2DConditionModel"],
@@ -99,7 +149,7 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
         for part, place in family.parts.items()
     }
     scheduler = (
-        class_name("DDIMScheduler")
+        class_name(scheduler_class)
         | CHECKED
         | dict(
             num_train_timesteps=schedule.timesteps,
@@ -108,8 +158,10 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             prediction_type=PREDICTIONS[schedule.prediction].diffusers,
             steps_offset=1,
             set_alpha_to_one=False,
+            clip_sample=False,
+            trained_betas=schedule.trained_betas,
             rescale_betas_zero_snr=schedule.zero_terminal_snr,
-            timestep_spacing="trailing" if schedule.zero_terminal_snr else "leading",
+            timestep_spacing=config.spacing or ("trailing" if schedule.zero_terminal_snr else "leading"),
         )
     )
     return {"model_index.json": index, **parts, "scheduler/scheduler_config.json": scheduler}

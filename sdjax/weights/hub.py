@@ -47,7 +47,7 @@ def is_hub_id(source: str) -> bool:
     return False
 
 
-def fetch_folder(repo: str) -> Path:
+def fetch_folder(repo: str, variant: str | None = None) -> Path:
     """Downloads the missing files of the hub model `repo` and returns its folder in the cache.
 
     If the hub does not answer within SECONDS, or with HF_HUB_OFFLINE=1, it returns what an earlier call cached.
@@ -81,7 +81,7 @@ def fetch_folder(repo: str) -> Path:
                 f"{repo}: the download stopped, {said(error)}; finished files are kept, load it again to go on"
             ) from None
 
-    weights = chosen_weights(names)
+    weights = chosen_weights(names, variant)
     folder = download([name for name in CONFIGS if name in names] + weights)
     if shards := [
         f"{Path(index).parent.as_posix()}/{shard}"
@@ -93,13 +93,13 @@ def fetch_folder(repo: str) -> Path:
     return folder
 
 
-def chosen_weights(names: Iterable[str]) -> list[str]:
+def chosen_weights(names: Iterable[str], variant: str | None = None) -> list[str]:
     """Returns, from a model's file names, those of each part's weights or of the index of their shards. A part may have
     none."""
     found = []
     for folder, stems in PARTS.values():
         inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
-        if name := weights_file(inside, stems):
+        if name := weights_file(inside, stems, variant):
             found.append(f"{folder}/{name}")
     return found
 

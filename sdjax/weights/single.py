@@ -24,7 +24,7 @@ from sdjax.networks.rows import TensorRow
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors, to_file_tensors
-from sdjax.weights.spellings import current_name, ema_name
+from sdjax.weights.spellings import ema_name, renamed
 
 PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpec, in a safetensors file's metadata
 
@@ -35,6 +35,10 @@ UNET = f"{SD.parts['unet'].prefix}."
 
 #: ComfyUI's test (comfy/supported_models.py, SD20.model_type): in SD 2's v-models this bias has a larger deviation.
 V_BIAS, V_SPREAD = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
+
+
+#: Empty tensors that mark a model of v-prediction, and one of zero terminal SNR (ComfyUI's comfy/supported_models.py).
+MARKS = ("v_pred", "ztsnr")
 
 
 def known_prediction(prediction: str | None) -> str | None:
@@ -70,6 +74,7 @@ def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, sou
     """
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     if not (found := recognise(shapes)):
+        refuse_part(shapes, source)
         asked = sorted({name for config in CANDIDATES for name in family_of(config).probes(config)})
         seen = ", ".join(f"{name} {list(shapes[name])}" for name in asked if name in shapes)
         raise SdjaxError(
@@ -91,6 +96,44 @@ def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, sou
             other,
         )
     return predicting(found, prediction)
+
+
+def refuse_part(shapes: Mapping[str, tuple[int, ...]], source: str | Path) -> None:
+    """SdjaxError if a file has some networks of a candidate and lacks others, as a UNet's or a VAE's own file does."""
+    inside = lambda name, place: name.startswith(f"{place.prefix}.")
+    absent = [place for place in SD.parts.values() if not any(inside(name, place) for name in shapes)]
+    present = [place for place in SD.parts.values() if place not in absent]
+    for config in CANDIDATES if absent and present else ():
+        probes = family_of(config).probes(config).items()
+        asked = [(name, shape) for name, shape in probes if any(inside(name, place) for place in present)]
+        if asked and all(shapes.get(name) == shape for name, shape in asked):
+            raise SdjaxError(
+                f"{source}: has no {' and no '.join(place.label for place in absent)} (no tensor "
+                f"{' and none '.join(f'{place.prefix}.*' for place in absent)}); a file of a whole model is needed"
+            )
+
+
+def take_marks(tensors: dict[str, np.ndarray]) -> set[str]:
+    """Removes and returns the empty tensors by which a file says how its UNet was trained: v_pred, ztsnr (ComfyUI's
+    names)."""
+    return {name for name in MARKS if tensors.pop(name, None) is not None}
+
+
+def unscaled(tensors: Mapping[str, np.ndarray], source: str | Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file of scaled float8 with their scales applied: weight * scale_weight, as float16.
+
+    Others are returned as they are. SdjaxError: a scale that is no number, or without its weight.
+    """
+    found = dict(tensors)
+    for name in [name for name in tensors if name.endswith(".scale_weight")]:
+        weight, scale = name.removesuffix("scale_weight") + "weight", np.asarray(found.pop(name), np.float32)
+        if weight not in found or scale.size != 1 or not np.isfinite(scale).all():
+            raise SdjaxError(f"{source}: {name} {list(scale.shape)} should be one number, for a {weight} beside it")
+        value = np.asarray(found[weight], np.float32) * scale.reshape(())
+        with np.errstate(over="ignore"):
+            half = value.astype(np.float16)
+        found[weight] = half if np.isfinite(half).all() else value
+    return found
 
 
 def predicting(found: list[Config], prediction: str | None) -> Config:
@@ -132,18 +175,19 @@ def read_single(
     """
     from sdjax.formats.tensors import read_checkpoint
 
-    path, prediction, tensors = Path(path), known_prediction(prediction), {}
+    path, prediction = Path(path), known_prediction(prediction)
     found, metadata = read_checkpoint(path)
-    for name, value in found.items():
-        if (current := current_name("single", name)) in tensors:
-            raise SdjaxError(f"{path}: {current} is there twice, once as {name}")
-        tensors[current] = value
-    stored = metadata.get(PREDICTION_KEY)
-    prediction = prediction or (stored if stored in PREDICTIONS else None)
+    tensors = renamed(unscaled(found, path), "single", path)
+    marks, stored = take_marks(tensors), metadata.get(PREDICTION_KEY)
+    prediction = prediction or ("v" if "v_pred" in marks else stored if stored in PREDICTIONS else None)
     if config is None:
         config = detect(tensors, prediction, path)
     elif prediction:
         config = replace(config, schedule=replace(config.schedule, prediction=prediction))
+    if "ztsnr" in marks and config.schedule.prediction == "v":
+        config = replace(config, schedule=replace(config.schedule, zero_terminal_snr=True))
+    elif "ztsnr" in marks:
+        log.warning("%s: its mark ztsnr has no effect on a model that predicts epsilon", path)
     config = read_scale(tensors, config, path)
     check_betas(tensors, config.schedule, path)
 
@@ -155,8 +199,10 @@ def read_single(
             if row.path[0] == "unet":
                 tensors.pop(row.compvis, None)
         rows = [row._replace(compvis=ema_name(row.compvis)) if row.path[0] == "unet" else row for row in rows]
-    expected = {part: param_shapes(getattr(config, part)) for part in family_of(config).parts}
-    return config, from_file_tensors(tensors, rows, expected, "compvis", str(path), config.text.layers)
+    parts = family_of(config).parts
+    expected = {part: param_shapes(getattr(config, part)) for part in parts}
+    own = tuple(f"{place.prefix}.{start}" for place in parts.values() for start in place.part.own_in_single)
+    return config, from_file_tensors(tensors, rows, expected, "compvis", str(path), config.text.layers, own)
 
 
 def write_single(path: str | Path, config: Config, params: Params) -> None:
@@ -173,6 +219,9 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
     tensors = to_file_tensors(params, model_rows(config), "compvis")
     found = recognise(family_of(config).probes(config))
     preset = predicting(found, config.schedule.prediction) if found else None  # what reading the file will give
+    if preset and config.schedule.zero_terminal_snr and config.schedule.prediction == "v":
+        preset = replace(preset, schedule=replace(preset.schedule, zero_terminal_snr=True))
+        tensors |= {mark: np.zeros(0, np.float32) for mark in MARKS}
     if preset is None or preset.vae.scaling != config.vae.scaling:
         tensors["scale_factor"] = np.asarray(config.vae.scaling, np.float32)
     if (

@@ -1,6 +1,10 @@
 """Names of tensors that only some files have: older versions' spellings, and tensors that no computation here needs."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from sdjax.errors import SdjaxError
 
 #: The buffers that CompVis' DDPM and DDIM register. They are functions of the noise schedule.
 SCHEDULE_BUFFERS = (
@@ -35,23 +39,46 @@ HARMLESS = {
         r"cond_stage_model\..+\.position_ids",
         r"cond_stage_model\.(transformer\.|model\.)?(logit_scale|text_projection(\.weight)?)",  # CLIP's own loss
         r"cond_stage_model\.model\.attn_mask",  # the causal mask
+        r"model\.diffusion_model\.(.+\.)?(scaled_fp8|scale_input)",  # of float8 files, beside the scale_weight
         r"cond_stage_model\.model\.transformer\.resblocks\.{text_layers}\..+",  # OpenCLIP's last block is not run
     ),
 }
 
-#: part -> pairs of (pattern of an older spelling, its replacement in the table's spelling).
+#: Tensors by which a file says that its model computes something that we do not have: pattern -> what it is.
+REFUSED = {
+    r"edm_vpred\..+|edm_mean|edm_std": "EDM's preconditioning (arXiv 2206.00364)",
+    r"latents_mean|latents_std": "latents that are normalised channel by channel",
+}
+
+#: The names of a VAE's attention: CompVis' name, diffusers' name, and an older one.
+VAE_ATTENTION = (
+    ("q", "to_q", "query"),
+    ("k", "to_k", "key"),
+    ("v", "to_v", "value"),
+    ("proj_out", "to_out.0", "proj_attn"),
+    ("norm", "group_norm"),
+)
+
+
+def attention_names(block: str, layout: int) -> tuple[tuple[str, str], ...]:
+    """Returns pairs (pattern, replacement) that bring the names of a VAE's attention to one layout.
+
+    block: a pattern of the names' beginning.
+    layout: the place in the rows of VAE_ATTENTION: 0 for CompVis, 1 for diffusers.
+    """
+    spelled = lambda names: "|".join(re.escape(name) for name in names if name != names[layout])
+    return tuple((rf"^({block})\.(?:{spelled(row)})\.", rf"\1.{row[layout]}.") for row in VAE_ATTENTION)
+
+
+#: part -> pairs of (pattern of another spelling, its replacement in the table's spelling).
 OLD_NAMES = {
-    "vae": (
-        (r"\.query\.", ".to_q."),
-        (r"\.key\.", ".to_k."),
-        (r"\.value\.", ".to_v."),
-        (r"\.proj_attn\.", ".to_out.0."),
-    ),
+    "vae": attention_names(r"(?:encoder|decoder)\.mid_block\.attentions\.0", 1),
     "text": ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
     "safety": ((r"^vision_model\.vision_model\.", "vision_model."),),
     "single": (
         (r"^conditioner\.embedders\.0\.", "cond_stage_model."),  # SGM's spelling of SD 1 and 2
         (r"^(cond_stage_model\.transformer)\.(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1.text_model."),
+        *attention_names(r"first_stage_model\.(?:encoder|decoder)\.mid\.attn_1", 0),
     ),
 }
 
@@ -66,6 +93,16 @@ def current_name(part: str, name: str) -> str:
     return name
 
 
+def renamed(tensors: Mapping[str, Any], part: str, source: Any) -> dict[str, Any]:
+    """Returns a file's tensors by their names in the table's spelling. SdjaxError: one is there in two spellings."""
+    found, before = {}, {}
+    for name, value in tensors.items():
+        if (current := current_name(part, name)) in found:
+            raise SdjaxError(f"{source}: holds one tensor twice, as {before[current]} and as {name}")
+        found[current], before[current] = value, name
+    return found
+
+
 def is_harmless(name: str, layout: str, text_layers: int = -1) -> bool:
     """Is `name` a tensor that files hold and no computation here needs?
 
@@ -74,6 +111,17 @@ def is_harmless(name: str, layout: str, text_layers: int = -1) -> bool:
     """
     patterns = (pattern.replace("{text_layers}", str(text_layers)) for pattern in HARMLESS[layout])
     return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def is_of_a_later_layer(name: str, text_layers: int) -> bool:
+    """Is `name` a tensor of a layer of the text tower behind the `text_layers` that its config.json asks for?"""
+    layer = re.match(r"text_model\.encoder\.layers\.(\d{1,4})\.", name)
+    return layer is not None and 0 < text_layers <= int(layer[1])
+
+
+def refused(name: str) -> str | None:
+    """Returns what a tensor of this name says of its model, if that is something that we do not have."""
+    return next((what for pattern, what in REFUSED.items() if re.fullmatch(pattern, name)), None)
 
 
 def ema_name(name: str) -> str:

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 
 from sdjax.formats.torch_files import MAGIC
-from sdjax.formats.unpickler import STORAGES
+from sdjax.formats.torch_objects import STORAGES
 
 FLOATS = np.arange(12, dtype=np.float32).tobytes()
 
@@ -44,6 +44,22 @@ def storage(key="0", kind="Float", numel=12, legacy=False, device=b"X\3\0\0\0cpu
 def tensor(shape=(3, 4), strides=(4, 1), offset=0, body=None, **fields) -> bytes:
     args = (body or storage(**fields), number(offset), group(*map(number, shape)), group(*map(number, strides)))
     return name("torch._utils", "_rebuild_tensor_v2") + group(*args, b"\x89", ORDERED) + b"R"
+
+
+def untyped(size: int, key: str = "0", legacy: bool = False) -> bytes:
+    """A storage of `size` bytes whose tensors say their own types, as torch saves float8."""
+    head = (text("storage"), name("torch.storage", "UntypedStorage"), text(key), text("cpu"), number(size))
+    return group(*head, *([b"N"] if legacy else [])) + b"Q"
+
+
+def typed(body: bytes, shape=(48,), strides=(1,), scalar: bytes | None = None) -> bytes:
+    scalar = name("torch", "float8_e4m3fn") if scalar is None else scalar
+    args = (body, number(0), group(*map(number, shape)), group(*map(number, strides)), b"\x89", ORDERED, scalar)
+    return name("torch._utils", "_rebuild_tensor_v3") + group(*args) + b"R"
+
+
+def stated(body: bytes) -> bytes:
+    return name("torch._utils", "_rebuild_parameter_with_state") + group(body, b"\x89", ORDERED, b"}") + b"R"
 
 
 def program(body: bytes) -> bytes:
@@ -206,7 +222,14 @@ HOSTILE = {
     "a number as root": lambda: make_zip(b"K\1"),
     "no tensors": lambda: with_root(),
     "state dict is a list": lambda: with_root(state_dict=b"]", w=tensor()),
-    "a number among the tensors": lambda: with_root(w=tensor(), epoch=b"K\1"),
+    "a number in place of the only tensor": lambda: with_root(epoch=b"K\1"),
+    "a typed tensor of a typed storage": lambda: with_root(w=typed(storage())),
+    "a tensor of an untyped storage": lambda: with_root(w=tensor(body=untyped(48))),
+    "a typed tensor of no type": lambda: with_root(w=typed(untyped(48), scalar=b"K\1")),
+    "a typed tensor beyond its storage": lambda: with_root(w=typed(untyped(48), (49,), (1,))),
+    "an untyped storage of another size": lambda: with_root(w=typed(untyped(47), (47,), (1,))),
+    "a stated parameter of a number": lambda: with_root(w=stated(b"K\1")),
+    "legacy untyped storage": lambda: make_legacy(mapping({"w": typed(untyped(12, legacy=True))})),
     "a number as name": lambda: make_zip(b"}K\1" + tensor() + b"s"),
     "a name with line breaks": lambda: make_zip(mapping({"a\nb": tensor()})),
     "a name that climbs": lambda: make_zip(mapping({"../../w": tensor()})),

@@ -25,7 +25,7 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 from sdjax.formats.tensors import read_tensors
-from sdjax.formats.unpickler import GLOBALS, STORAGES, Known
+from sdjax.formats.torch_objects import GLOBALS, STORAGES, Known
 from tests.formats.assembler import (
     ORDERED,
     SYSTEM,

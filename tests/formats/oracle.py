@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import safetensors.numpy
 
-from sdjax.formats.unpickler import GLOBALS, Known
+from sdjax.formats.torch_objects import GLOBALS, Known, Scalar
 
 
 class Stranger:
@@ -52,18 +52,35 @@ class Oracle(pickle.Unpickler):
             return OrderedDict
         if known is Known.TENSOR:
             return self.tensor
-        if known is Known.PARAMETER:
+        if known is Known.TYPED:
+            return self.typed
+        if known in (Known.PARAMETER, Known.STATED):
             return lambda value, *_: value
+        if known is Known.UNTYPED:
+            return np.dtype(np.uint8)
         return known if known is not None else Stranger
 
     def persistent_load(self, saved):
         return saved
 
     def tensor(self, saved, offset, shape, strides, *_):
-        if not isinstance(saved, tuple):
+        if not isinstance(saved, tuple) or not isinstance(saved[1], np.dtype):
             return Stranger()
         self.wanted.append(saved)
-        return lambda: as_array(self.read(saved[2]), saved[1], offset, shape, strides)
+        return Lazy(lambda: as_array(self.read(saved[2]), saved[1], offset, shape, strides))
+
+    def typed(self, saved, offset, shape, strides, _, __, scalar, *___):
+        if not isinstance(saved, tuple) or not isinstance(scalar, Scalar):
+            return Stranger()
+        self.wanted.append(saved)
+        return Lazy(lambda: as_array(self.read(saved[2]), scalar.dtype, offset, shape, strides))
+
+
+class Lazy:
+    """A tensor, to be made once its file's bytes are there."""
+
+    def __init__(self, make):
+        self.make = make
 
 
 def as_array(raw: bytes, dtype: np.dtype, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
@@ -92,9 +109,9 @@ def expected_checkpoint(data: bytes) -> dict[str, np.ndarray]:
         for key in Oracle(stream, None).load():
             stream.seek(8, 1)
             raw[key] = stream.read(sizes.get(key, 0))
-    for root in ("state_dict", "string_to_param"):
+    for root in ("state_dict", "string_to_param") * 3:
         value = value.get(root, value)
-    return {key: make() for key, make in value.items()}
+    return {key: lazy.make() for key, lazy in value.items() if isinstance(lazy, Lazy)}
 
 
 def expected_safetensors(data: bytes) -> dict[str, np.ndarray]:

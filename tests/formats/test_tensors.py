@@ -125,8 +125,27 @@ def test_limits(path, monkeypatch):
     with pytest.raises(SdjaxError, match="has 2 tensors"):
         read(path, make())
     monkeypatch.setattr(tensors, "MAX_HEADER", 10)
-    with pytest.raises(SdjaxError, match="no safetensors header"):
+    with pytest.raises(SdjaxError, match="its header has [0-9,]+ bytes, the format's limit is 10"):
         read(path, make())
+
+
+def test_long_headers(path):
+    """Trainers keep whole records of their data in the metadata: up to the format's limit of 100 MB that is read."""
+    entry = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    note = json.dumps({f"tag {i}": i for i in range(100_000)})
+    for size in (9_000_000, 60_000_000):
+        metadata = {"__metadata__": {"recipe": "x" * size, "ss_tag_frequency": note}}
+        assert set(read(path, make(entry | metadata, data=b"12345678"))) == {"a"}
+    long = make(entry | {"__metadata__": {"recipe": "x" * 100_000_000}}, data=b"12345678")
+    with pytest.raises(SdjaxError, match="the format's limit is 100,000,000"):
+        read(path, long)
+
+
+def test_what_is_behind_and_what_is_missing_is_said(path):
+    with pytest.raises(SdjaxError, match="has 1 bytes behind its last tensor"):
+        read(path, make(data=DATA + b"\0"))
+    with pytest.raises(SdjaxError, match="it is cut off"):
+        read(path, make(data=DATA[:-1]))
 
 
 def test_the_content_decides_not_the_suffix(tmp_path):

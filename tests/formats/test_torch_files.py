@@ -27,10 +27,13 @@ from tests.formats.assembler import (
     name,
     number,
     program,
+    stated,
     storage,
     tensor,
     text,
     to_zip64,
+    typed,
+    untyped,
     with_raw,
     with_root,
 )
@@ -236,3 +239,31 @@ def test_zip64(path):
             np.testing.assert_array_equal(read(path, bytes(broken))["w"], plain["w"])
         except SdjaxError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{}, {"global_step": b"K\1"}, {"note": text("merge"), "optimizer": b"N", "on": b"\x88"}, {"x": SYSTEM, "y": b"]"}],
+    ids=lambda beside: ", ".join(beside) or "nothing",
+)
+def test_what_lies_beside_the_tensors_is_left_out(path, beside):
+    """As strangers' merges and trainers leave it: numbers, texts, None, lists, objects; nothing of it is run."""
+    want = np.frombuffer(FLOATS, np.float32).reshape(3, 4)
+    inner = {"w": tensor(), **beside}
+    for root in (mapping(inner), mapping({"state_dict": mapping(inner), **beside})):
+        found = read(path, make_zip(root))
+        assert list(found) == ["w"]
+        np.testing.assert_array_equal(found["w"], want)
+    nested = mapping({"state_dict": mapping({"state_dict": mapping(inner)})})
+    np.testing.assert_array_equal(read(path, make_zip(nested))["w"], want)
+
+
+def test_float8_and_parameters_with_a_state(path):
+    found = read(path, make_zip(mapping({"w": typed(untyped(48)), "v": stated(typed(untyped(48), (6, 8), (8, 1)))})))
+    assert found["w"].dtype.name == found["v"].dtype.name == "float8_e4m3fn"
+    assert found["w"].tobytes() == found["v"].tobytes() == FLOATS and found["v"].shape == (6, 8)
+    wide = read(path, make_zip(mapping({"w": typed(untyped(48), (24,), scalar=name("torch", "uint16"))})))
+    assert wide["w"].dtype == np.uint16 and wide["w"].tobytes() == FLOATS
+    for strange in (name("torch", "complex32"), name("torch", "uint7")):  # of a type that nothing here computes with
+        found = read(path, make_zip(mapping({"w": typed(untyped(48), scalar=strange), "v": typed(untyped(48))})))
+        assert list(found) == ["v"]

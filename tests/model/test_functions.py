@@ -173,7 +173,7 @@ def test_argument_errors(sd, tmp_path):
     "name, fields, match",
     [
         ("unet/config.json", {"center_input_sample": True}, "center_input_sample is True, only False"),
-        ("unet/config.json", {"shiny_new_trick": 3}, "unknown field shiny_new_trick"),
+        ("unet/config.json", {"cross_attention_norm": "group_norm"}, "cross_attention_norm is 'group_norm'"),
         ("unet/config.json", {"norm_eps": 1e-6}, "norm_eps"),
         ("unet/config.json", {"up_block_types": ["UpBlock2D"] * 2}, "up_block_types"),
         ("unet/config.json", {"cross_attention_dim": 48}, "not the text width"),

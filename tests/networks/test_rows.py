@@ -9,7 +9,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.sd import EMOJI, EMOJI_VISION, SD15, SD21
 from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.table import make_rows, param_shapes
-from sdjax.weights.convert import OPERATIONS, SPLIT, from_file_tensors, placed, to_file_tensors
+from sdjax.weights.convert import OPERATIONS, SPLIT, from_file_tensors, placed, report, to_file_tensors
 from sdjax.weights.spellings import current_name, ema_name
 from tests.narrow import NARROW, NARROW_V2, NARROW_VISION, random_params
 
@@ -115,7 +115,7 @@ def test_one_report_names_everything_that_is_wrong():
     tensors = to_file_tensors(random_params(NARROW.vae), rows)
     del tensors["quant_conv.bias"]
     tensors["stranger.weight"] = np.zeros(3, np.float32)
-    tensors["post_quant_conv.weight"] = np.zeros((4, 4), np.float32)
+    tensors["post_quant_conv.weight"] = np.zeros((4, 5), np.float32)
     tensors["decoder.conv_in.bias"] = np.full(24, np.nan, np.float32)
     tensors["encoder.conv_in.bias"] = np.zeros(8, np.int32)
     with pytest.raises(SdjaxError) as caught:
@@ -123,13 +123,14 @@ def test_one_report_names_everything_that_is_wrong():
     message = str(caught.value)
     assert message.startswith("vae.safetensors: 5 tensors")
     for line in (
-        "missing     quant_conv.bias",
-        "unexpected  stranger.weight",
-        "not finite  decoder.conv_in.bias",
-        "not float   encoder.conv_in.bias: int32",
-        "wrong shape post_quant_conv.weight: [4, 4], should be [4, 4, 1, 1]",
+        "1 missing: quant_conv.bias",
+        "1 unexpected: stranger.weight",
+        "1 with NaN or infinite values: decoder.conv_in.bias",
+        "1 not floating point: encoder.conv_in.bias int32",
+        "1 of wrong shape: post_quant_conv.weight [4, 5], should be [4, 4, 1, 1]",
     ):
         assert line in message
+    assert "\n" not in message
     with pytest.raises(SdjaxError, match="missing"):
         to_file_tensors({"encoder": {}}, rows)
 
@@ -166,3 +167,35 @@ def test_placed_arrays_are_copies_and_compile_nothing(caplog):
     assert "Compiling" not in caplog.text
     aligned += 1
     assert [array.shape for array in arrays] == [(31, 41), (41, 31)] and not any(np.asarray(a).any() for a in arrays)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 700])
+def test_a_report_is_short_and_the_log_has_all(count, caplog):
+    names = [f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn1.to_q.weight" for i in range(count)]
+    problems = [("missing", name, "") for name in names] + [
+        ("unexpected", "x" * 400, ""),
+        ("of wrong shape", "y", " [3]"),
+    ]
+    with caplog.at_level("DEBUG", "sdjax"):
+        line = report("a.safetensors", problems)
+    assert line.startswith(f"a.safetensors: {count + 2} tensors do not fit the config: {count} missing: {names[0]}")
+    assert len(line) < len("a.safetensors: ") + 400 + 130 and "\n" not in line and "1 of wrong shape: y [3]" in line
+    assert ("..." in line) and (names[1] in line if 1 < count < 3 else True)
+    assert all(name in caplog.text for name in names) and "x" * 400 in caplog.text
+
+
+def test_a_matrix_may_be_a_convolution_of_one_pixel():
+    """As strangers' converters leave them, both ways, in both layouts."""
+    for config, layout in ((NARROW.vae, "diffusers"), (NARROW.vae, "compvis"), (NARROW.unet, "diffusers")):
+        rows, params = make_rows(config), random_params(config)
+        tensors, turned = to_file_tensors(params, rows, layout), {}
+        for name, value in tensors.items():
+            conv = value.ndim == 4 and value.shape[2:] == (1, 1)
+            turned[name] = value[:, :, 0, 0] if conv else value[:, :, None, None] if value.ndim == 2 else value
+        assert sum(turned[name].shape != tensors[name].shape for name in tensors) >= 8
+        found = from_file_tensors(turned, rows, param_shapes(config), layout)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), found, params))
+    wrong = {name: value[..., None, None] if value.ndim == 2 else value for name, value in tensors.items()}
+    wrong = {name: value.repeat(2, -1) if value.shape[2:] == (1, 1) else value for name, value in wrong.items()}
+    with pytest.raises(SdjaxError, match="of wrong shape"):
+        from_file_tensors(wrong, rows, param_shapes(config))

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from sdjax.errors import SdjaxError  # noqa: E402
 from sdjax.formats.tensors import read_tensors  # noqa: E402
-from sdjax.formats.unpickler import STORAGES  # noqa: E402
+from sdjax.formats.torch_objects import STORAGES  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.sd import SD15, SD21
 from sdjax.networks.clip.config import TextConfig
 from sdjax.text.bpe import train_bpe
+from sdjax.text.prompt import read_prompts
 from sdjax.text.tokenizer import (
     BOS,
     EOS,
@@ -116,9 +118,60 @@ def test_added_words_are_kept(folder, tmp_path):
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens(["<cat-toy>", "<cat-toy>_1"])
     write_tokenizer(tokenizer, CONFIG, tmp_path)
-    again = load_tokenizer(tmp_path)
-    ids = tokenize(again, CONFIG, prompt := "a <cat-toy> <cat-toy>_1")
-    assert ids[0, 2:4].tolist() == [SIZE, SIZE + 1] and (ids == tokenize(tokenizer, CONFIG, prompt)).all()
+    again, wide = load_tokenizer(tmp_path), replace(CONFIG, vocab_size=SIZE + 2)
+    ids = tokenize(again, wide, prompt := "a <cat-toy> <cat-toy>_1")
+    assert ids[0, 2:4].tolist() == [SIZE, SIZE + 1] and (ids == tokenize(tokenizer, wide, prompt)).all()
+
+
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("a <zorp>", [0, 1, 2]),
+        ("a <zorp> <zorp>_1 <zorp>_2", [0, 1, 2]),  # spelled out, as the web UI's users do
+        ("a <zorp> <zorp>_1", [0, 1, 2]),
+        ("a <zorp> <zorp>", [0, 1, 2, 0, 1, 2]),
+        ("a <zorp>_1", [1]),
+        ("a <one>", [3]),
+        ("a <gap>", [4]),  # <gap>_2 without a <gap>_1 is another word
+        ("a <gap>_2 <zorp>", [5, 0, 1, 2]),
+    ],
+)
+def test_a_word_of_several_vectors_stands_for_all_of_them(text, want, folder):
+    tokenizer, wide = load_tokenizer(folder), replace(CONFIG, vocab_size=SIZE + 6)
+    tokenizer.add_tokens(["<zorp>", "<zorp>_1", "<zorp>_2", "<one>", "<gap>", "<gap>_2"])
+    tail = [SIZE + i for i in want]
+    for syntax in ("plain", "a1111"):
+        ((_, (chunk, *others)),) = read_prompts([text], tokenizer, wide, syntax)[0].parts
+        assert [i for i, _ in chunk][1:] == tail and not others
+    found = tokenize(tokenizer, wide, text)[0].tolist()
+    assert found[2 : 2 + len(tail)] == tail
+
+
+def test_a_word_of_several_vectors_stays_in_one_chunk(folder):
+    tokenizer, wide = load_tokenizer(folder), replace(CONFIG, vocab_size=SIZE + 3)
+    tokenizer.add_tokens(["<zorp>", "<zorp>_1", "<zorp>_2"])
+    before = "a " * (CONFIG.length - 4)  # two places are left
+    ((_, chunks),) = read_prompts([f"{before} <zorp>"], tokenizer, wide)[0].parts
+    assert [i for i, _ in chunks[-1]] == [SIZE, SIZE + 1, SIZE + 2] and len(chunks) == 2
+
+
+def test_a_word_that_the_text_tower_has_no_row_for_is_refused_by_name(folder):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<zorp>"])
+    for call in (
+        lambda: tokenize(tokenizer, CONFIG, "a <zorp> cat"),
+        lambda: read_prompts(["a", "a <zorp> cat"], tokenizer, CONFIG),
+        lambda: read_prompts(["a <zorp> cat"], tokenizer, CONFIG, "plain"),
+        lambda: read_prompts(["a (<zorp>:1.2) cat"], tokenizer, CONFIG),
+    ):
+        with pytest.raises(
+            SdjaxError, match=f"the tokenizer's word <zorp> has id {SIZE}, the text tower knows {SIZE} ids"
+        ):
+            call()
+    assert tokenize(tokenizer, CONFIG, "a cat").shape == (1, CONFIG.length), "other prompts draw"
+    narrow = replace(CONFIG, vocab_size=300)
+    with pytest.raises(SdjaxError, match="the tokenizer's word in 'a red apple'"):
+        tokenize(tokenizer, narrow, "a red apple")
 
 
 def test_refusals(folder, tmp_path):
@@ -126,8 +179,12 @@ def test_refusals(folder, tmp_path):
         train_bpe(captions(), 513, tmp_path)
     with pytest.raises(SdjaxError, match="size 4000: the captions have"):
         train_bpe(captions(), 4000, tmp_path)
-    with pytest.raises(SdjaxError, match=r"no vocab\.json"):
-        load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    for read in (load_tokenizer, special_ids):
+        with pytest.raises(SdjaxError, match=r"nowhere: no such folder; a tokenizer's vocab\.json"):
+            read(tmp_path / "nowhere")
+        with pytest.raises(SdjaxError, match=r"empty: no vocab\.json"):
+            read(tmp_path / "empty")
     for name, content in [("merges.txt", "#version: 0.2\nzz qq\n"), ("added_tokens.json", '{"<')]:
         shutil.copytree(folder, tmp_path / name)
         (tmp_path / name / name).write_text(content)

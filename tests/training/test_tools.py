@@ -143,7 +143,7 @@ def test_our_half_of_the_benchmark():
     batch = benchmark.random_batch(config, options.batch_size)
     assert batch.moments.shape == (options.batch_size, 8, 8, 8) and batch.context.shape[1:] == (12, 24)
     params = jax.tree.map(np.asarray, jax.jit(benchmark.initial_params, static_argnums=(0, 1))(config, "unet", 0))
-    first, each, note = benchmark.measure(lambda: benchmark.ours(options, config, params, batch), 3)
+    first, each, note = benchmark.time_steps(lambda: benchmark.ours(options, config, params, batch), 3)
     assert 0 < each < first and re.fullmatch(r" +[\d,]+ GFLOP/s a device, \d+% of a matrix product's", note)
 
 
@@ -157,5 +157,5 @@ def test_measure_is_the_median_and_waits_for_the_step_before(monkeypatch):
         events.append(name)
         return lambda: events.append(name.upper())
 
-    assert benchmark.measure(lambda: (step, lambda seconds: f"{seconds}"), 3) == (50, 2, "2.0")
+    assert benchmark.time_steps(lambda: (step, lambda seconds: f"{seconds}"), 3) == (50, 2, "2.0")
     assert "".join(events) == "aAbcBdCeDfEF"

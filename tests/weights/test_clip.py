@@ -54,7 +54,7 @@ def test_a_failing_save_leaves_the_older_head(folder):
     [
         ({"logit_scale": None}, "has no tensor 'logit_scale'"),
         ({"text_projection.weight": None}, "text_projection"),
-        ({"visual_projection.weight": None}, "missing     visual_projection"),
+        ({"visual_projection.weight": None}, "1 missing: visual_projection"),
         ({"stranger": np.zeros(1)}, "stranger"),
         (
             {"text_projection.weight": np.zeros((3, WIDTH), np.float32)},

@@ -15,6 +15,7 @@ CLIP_TEXT = Part(
     text_rows,
     read_text,
     write_text,
+    ("text_model.",),  # beside them a whole CLIPModel has its image tower, its projections and its scale
 )
 
 CLIP_VISION = Part(

@@ -34,6 +34,22 @@ CHECKED = dict(
     attention_type="default",
 )
 
+#: Fields of diffusers' UNets that this UNet does not have.
+UNSET = (
+    "reverse_transformer_layers_per_block",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "addition_time_embed_dim",
+    "time_embedding_dim",
+    "time_embedding_act_fn",
+    "timestep_post_act",
+    "time_cond_proj_dim",
+    "projection_class_embeddings_input_dim",
+    "class_embeddings_concat",
+    "mid_block_only_cross_attention",
+    "cross_attention_norm",
+)
+
 #: Fields without influence here, since they matter only in training.
 IGNORED = {"dropout", "addition_embed_type_num_heads"}
 
@@ -67,7 +83,7 @@ def read_unet(fields: Fields, *_: Any) -> UNetConfig:
     for width, heads, attends in zip(channels, config.heads, (*config.attention[:-1], True), strict=True):
         if attends:
             fields.divides("attention_head_dim (the number of heads)", heads, (width,))
-    fields.finish(CHECKED, IGNORED)
+    fields.finish(CHECKED, IGNORED, UNSET)
     return config
 
 

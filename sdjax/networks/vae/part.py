@@ -6,6 +6,15 @@ from sdjax.networks.vae.fields import read_vae, write_vae
 from sdjax.networks.vae.names import vae_rows
 from sdjax.networks.vae.network import VAE
 
+OWN = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # beside them files have losses and EMA copies
+
 KL_VAE = Part(
-    VAEConfig, VAE, lambda config: (example(1, config.factor, config.factor, 3),), vae_rows, read_vae, write_vae
+    VAEConfig,
+    VAE,
+    lambda config: (example(1, config.factor, config.factor, 3),),
+    vae_rows,
+    read_vae,
+    write_vae,
+    OWN,
+    OWN,
 )
