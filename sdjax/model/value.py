@@ -38,6 +38,12 @@ class StableDiffusion:
     def __post_init__(self):
         object.__setattr__(self, "dtype", known_dtype(self.dtype))
 
+    def __repr__(self) -> str:
+        stored = sorted({np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(self.params)})
+        return (
+            f"StableDiffusion(config={self.config!r}, dtype={self.dtype.name}, parameters={'/'.join(stored) or 'none'})"
+        )
+
 
 def known_dtype(dtype: Any) -> jnp.dtype:
     """Returns a dtype that models compute in, from its name or itself. SdjaxError: any other."""

@@ -34,8 +34,8 @@ STATES = 2  # grows when files of text states say more of their rows: since 2, h
 
 FILES = 200  # about so many files in a cache: each stays open
 
-#: Computes a file: (first row, the row after the last) -> pieces of (rows, {row: a number to keep beside it}). The number
-#: is the row of a stand-in for latents, and the length of a caption that was cut for text states.
+#: Computes a file: (first row, the row after the last) -> pieces of (rows, {row: a number to keep beside it}). For
+#: latents the number is the row of a stand-in, for text states the length of a caption that was cut.
 Compute = Callable[[int, int], Iterable[tuple[np.ndarray, dict[int, int]]]]
 
 

@@ -273,3 +273,37 @@ import sdjax.data.picture, sdjax.data.source, sdjax.training.checkpoint, sdjax.c
 assert not [one for one in warnings.filters if "PIL" in str(one[3])] and sys.unraisablehook is hook
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TURN = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # EXIF: orientation 6
+XMP = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x:xmpmeta tiff:Orientation="6"></x:xmpmeta>'
+RAW = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n%8d\n" % len(TURN) + TURN.hex().encode() + b"\n")
+TURNS = {"eXIf": (b"eXIf", TURN), "XMP": (b"iTXt", XMP), "raw profile": (b"zTXt", RAW)}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the pixels", "behind the pixels"])
+@pytest.mark.parametrize("kind", TURNS)
+def test_a_png_is_measured_as_it_is_decoded(kind, late, tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "PNG")
+    data, path = buffer.getvalue(), tmp_path / "a.png"
+    at = data.index(b"IEND" if late else b"IDAT") - 4
+    path.write_bytes(data[:at] + chunk(*TURNS[kind]) + data[at:])
+    decoded = decode(open_file(path)).size[::-1]
+    assert decoded == (30, 20) and measure(open_file(path)) == decoded
+    path.write_bytes(data[:at] + chunk(b"tEXt", b"Comment\0nothing") + data[at:])
+    assert measure(open_file(path)) == (20, 30) == decode(open_file(path)).size[::-1]
+
+
+def test_a_plain_png_is_measured_from_its_head():
+    buffer = io.BytesIO()
+    Image.effect_noise((600, 500), 80).save(buffer, "PNG")
+    data, read = buffer.getvalue(), []
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            found = super().read(size)
+            read.append(len(found))
+            return found
+
+    assert measure(Counted(data)) == (500, 600) and sum(read) < 20_000 < len(data)

@@ -158,3 +158,86 @@ def test_the_same_batches_from_a_folder_and_from_shards(tmp_path):
         assert [(x["index"], x["text"], x["pixels"].tolist()) for x in a] == [
             (x["index"], x["text"], x["pixels"].tolist()) for x in b
         ]
+
+
+def texts(folder, members, **options):
+    folder.mkdir(exist_ok=True)
+    write_shard(
+        folder / "0.tar",
+        [(name, content.encode() if isinstance(content, str) else content) for name, content in members],
+    )
+    source = open_data(folder, 2, **options)
+    return {name.removeprefix("0.tar/"): text for name, text in zip(source.files, source.texts, strict=True)}, source
+
+
+P = square(0)
+BOM = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    "members, want",
+    [
+        # each its own caption, whatever else has its key
+        ([("f.1.png", P), ("f.1.txt", "a"), ("f.2.png", P), ("f.2.txt", "b")], {"f.1.png": "a", "f.2.png": "b"}),
+        ([("f.2.txt", "b"), ("f.1.txt", "a"), ("f.1.png", P), ("f.2.png", P)], {"f.1.png": "a", "f.2.png": "b"}),
+        ([("0.png", P), ("0.json", '{"caption": "a"}'), ("0.meta.json", '{"caption": "b"}')], {"0.png": "a"}),
+        ([("0.meta.json", "{}"), ("0.png", P), ("0.json", '{"caption": "a"}')], {"0.png": "a"}),
+        ([("0.png", P), ("0.txt", "a"), ("0.tags.txt", "x, y")], {"0.png": "a"}),
+        ([("0.png", P), ("0.tags.txt", "x, y"), ("0.txt", "a")], {"0.png": "a"}),
+        ([("a/0.png", P), ("a/0.txt", "a"), ("b/0.png", P), ("b/0.txt", "b")], {"a/0.png": "a", "b/0.png": "b"}),
+        # one picture and one caption under a key belong together
+        ([("0.png", P), ("0.caption.txt", "a")], {"0.png": "a"}),
+        ([("0.image.png", P), ("0.txt", "a")], {"0.image.png": "a"}),
+        # masks and depths are no pictures
+        ([("0.png", P), ("0.mask.png", P), ("0.txt", "a")], {"0.png": "a"}),
+        ([("0.seg.png", P), ("0.depth.png", P), ("0.jpg", P), ("0.txt", "a")], {"0.jpg": "a"}),
+        (
+            [("0.1.png", P), ("0.1.mask.png", P), ("0.1.txt", "a"), ("0.2.png", P), ("0.2.txt", "b")],
+            {"0.1.png": "a", "0.2.png": "b"},
+        ),
+        ([("0.png", P), ("0.txt", "a"), ("0.5.png", P), ("0.5.txt", "b")], {"0.png": "a", "0.5.png": "b"}),
+        # byte order marks
+        ([("0.png", P), ("0.txt", BOM + "a")], {"0.png": "a"}),
+        ([("0.png", P), ("0.json", BOM + '{"caption": "a"}')], {"0.png": "a"}),
+        ([("0.png", P), ("0.json", json.dumps({"text": BOM + "a"}))], {"0.png": "a"}),
+    ],
+    ids=lambda value: " ".join(name for name, _ in value) if isinstance(value, list) else "",
+)
+def test_a_picture_has_the_caption_of_its_own_name(members, want, tmp_path):
+    assert texts(tmp_path / "data", members)[0] == want
+
+
+def test_captions_that_belong_to_nobody_set_their_pictures_aside(tmp_path):
+    members = [(f"{i}.png", P) for i in range(20)] + [(f"{i}.txt", f"c {i}") for i in range(18)]
+    members += [("18.a.txt", "a"), ("18.b.txt", "b"), ("19.txt", "c 19")]
+    found, source = texts(tmp_path / "data", members, max_bad=0.1)
+    assert list(source.known) == [18] and "no caption has its name, and 2 captions" in source.known[18]
+    assert found["17.png"] == "c 17" and found["18.png"] == ""
+    shared = [("f.1.png", P), ("f.2.png", P), ("f.txt", "one for two")]
+    with pytest.raises(
+        SdjaxError, match=r"f\.1\.png: no caption has its name, and 1 captions are there for 2 pictures"
+    ):
+        texts(tmp_path / "shared", shared)
+
+
+def test_pictures_without_captions_are_counted(tmp_path, caplog):
+    texts(tmp_path / "none", [("0.png", P), ("1.png", P)])
+    assert "none: 2 of 2 pictures have no caption" in caplog.text
+    caplog.clear()
+    texts(tmp_path / "some", [("0.png", P), ("0.txt", "a"), ("1.png", P)])
+    assert "some: 1 of 2 pictures have no caption" in caplog.text
+    caplog.clear()
+    texts(tmp_path / "all", [("0.png", P), ("0.txt", "a")])
+    assert not caplog.messages
+    texts(tmp_path / "masks", [("0.png", P), ("0.txt", "a"), ("0.mask.png", P)])
+    assert "0.tar: 1 images belong to other pictures, as masks do, and are left out: 0.mask.png" in caplog.text
+
+
+def test_an_index_of_older_rules_is_made_anew(tmp_path, monkeypatch):
+    members = [("f.1.png", P), ("f.1.txt", "a"), ("f.2.png", P), ("f.2.txt", "b")]
+    monkeypatch.setattr(tars, "RULES", 1)
+    texts(tmp_path / "data", members, run=tmp_path / "run")
+    for path in (tmp_path / "run" / "cache" / "index").iterdir():
+        path.write_text(path.read_text().replace('"a"', '"b"'))
+    monkeypatch.undo()
+    assert texts(tmp_path / "data", members, run=tmp_path / "run")[0] == {"f.1.png": "a", "f.2.png": "b"}

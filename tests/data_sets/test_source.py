@@ -305,3 +305,30 @@ def test_a_dataset_object(tmp_path):
 def test_emoji300_is_whole():
     source = open_data(EMOJI300, 16)
     assert len({source[i]["pixels"].tobytes() for i in range(0, 300, 25)}) == 12
+
+
+BROKEN_LINES = [
+    *('{"file_name": "0.png", "text": null}', '{"file_name": "0.png", "te', '{"file_name": "0.png"}', "{}", "null"),
+    *('{"file_name": 3, "text": "a"}', '{"text": "a"}', "[]", '"0.png"', "3", "[" * 5000, "\x00"),
+]
+
+
+@pytest.mark.parametrize("line", BROKEN_LINES, ids=lambda line: line[:30])
+def test_a_broken_line_is_a_bad_row(line, tmp_path):
+    """It counts against max_bad, is named by its number, and no good picture is lost."""
+    (tmp_path / "data").mkdir()
+    make_folder(tmp_path / "data", 20, 0)
+    table = tmp_path / "data" / "metadata.jsonl"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:7], line, "", *lines[7:]]) + "\n")
+    source = open_data(tmp_path / "data", 2, max_bad=0.05, run=tmp_path / "run")
+    assert len(source) == 21 and list(source.known) == [7] and "expected {" in source.known[7]
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "bad_data.jsonl").read_text().splitlines()]
+    assert row["path"] == f"{table} line 8"
+    assert source[7]["index"] == 8, "a stand-in"
+    with pytest.raises(SdjaxError, match=r"metadata\.jsonl line 8: expected \{.*bad with it: 1 of 21 pictures"):
+        open_data(tmp_path / "data", 2, max_bad=0.01, run=tmp_path / "run2")
+    with pytest.raises(
+        SdjaxError, match=r"metadata\.jsonl line 8: expected \{\"file_name\": \"\.\.\.\", \"text\": \"\.\.\.\"\}$"
+    ):
+        open_data(tmp_path / "data", 2)

@@ -125,7 +125,7 @@ def test_limits(path, monkeypatch):
     with pytest.raises(SdjaxError, match="has 2 tensors"):
         read(path, make())
     monkeypatch.setattr(tensors, "MAX_HEADER", 10)
-    with pytest.raises(SdjaxError, match="its header has [0-9,]+ bytes, the format's limit is 10"):
+    with pytest.raises(SdjaxError, match=r"its header has [0-9,]+ bytes, the format's limit is 10"):
         read(path, make())
 
 

@@ -19,6 +19,7 @@ from sdjax.types import Cond
 from tests.narrow import NARROW, NARROW_V2, reference_inputs
 from tests.test_references import load
 from tests.text.test_tokenizer import captions
+from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -153,3 +154,12 @@ def test_stored_halves_compute_in_float32(folder, tmp_path, stored):
     found = outputs(sd)
     for name, value in outputs(wide).items():
         np.testing.assert_allclose(found[name], value, atol=2e-6 * np.abs(value).max())
+
+
+def test_the_repr_has_both_dtypes():
+    """What is computed in, and what the files held: a notebook's first question."""
+    text = repr(replace(tiny(), params=jax.tree.map(lambda leaf: leaf.astype("float16"), tiny().params)))
+    assert "dtype=float32, parameters=float16)" in text
+    mixed = tiny().params | {"vae": jax.tree.map(lambda leaf: leaf.astype("bfloat16"), tiny().params["vae"])}
+    assert "parameters=bfloat16/float32)" in repr(replace(tiny(), params=mixed))
+    assert "parameters=none)" in repr(replace(tiny(), params={}))

@@ -268,3 +268,15 @@ def test_digest_tells_values_apart():
     names = [digest(params), digest(params, "x"), digest(params | {"b": np.float32(2)}), digest({"a": params["a"]})]
     assert len(set(names)) == 4 and digest(params) == digest(dict(params)) and len(names[0]) == 16
     assert digest({"a": jax.numpy.ones(3, jax.numpy.bfloat16)})
+
+
+def test_captions_that_are_cut_are_counted_each_time(sd, tmp_path, caplog):
+    texts = ["a red apple", "a " * 40, "b " * 11 + "c", "d " * 10, "a " * 40]
+    for _ in range(2):  # computed, then read from the disk
+        caplog.clear()
+        cached_states(sd, texts, tmp_path)
+        (line,) = caplog.messages
+        assert "captions: 2 of 4 different ones are cut: the text tower takes 10 tokens, the longest one has 40" in line
+    caplog.clear()
+    cached_states(sd, texts[:1], tmp_path)
+    assert not caplog.messages

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,3 +301,38 @@ def test_another_optimizer_does_not_go_on(tmp_path):
     toy(options(tmp_path, steps=1))
     with pytest.raises(SdjaxError, match=f"out {tmp_path}: its checkpoint of step 1 is .* another .* optimizer"):
         toy(options(tmp_path, optimizer="lion"))
+
+
+def test_a_run_that_skipped_most_of_its_steps_ends_with_status_1(tmp_path, capsys):
+    bad = (1, 2, 3, 5, 6, 7)
+    with pytest.raises(SystemExit) as stop:
+        toy(options(tmp_path, steps=8, max_bad_steps=4, sample_every=0), poison=bad)
+    assert stop.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert lines == [
+        f"error: out {tmp_path}: 6 of 8 steps were skipped, since their loss or gradient was not finite; nothing is "
+        "exported, and metrics.jsonl names their batches"
+    ]
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 8
+    toy(
+        options(tmp_path / "half", steps=8, max_bad_steps=5, sample_every=0), poison=bad[2:]
+    )  # half of them is no refusal
+
+
+def test_metrics_of_steps_that_were_lost_are_cut_off(tmp_path):
+    """A killed run had logged more steps than its checkpoint has: they come again, and stand in the log once."""
+    settings = options(tmp_path, steps=6, sample_every=0)
+    toy(settings)
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    with open(path, "ab") as file:
+        file.write(b'{"step": 7, "loss": 1.0}\nnot ours\n')
+    toy(settings)
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines() if line != "not ours"]
+    assert steps == sorted(set(steps)) and steps[-1] == 6 and b"not ours" in path.read_bytes()
+    same = lambda text: [json.loads(line)["loss"] for line in text.splitlines() if line.startswith(b"{")]
+    assert same(path.read_bytes()) == same(before)
+    shutil.rmtree(tmp_path / "checkpoints")  # from the beginning
+    toy(settings)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines() if line != "not ours"] == steps

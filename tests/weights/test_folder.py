@@ -273,3 +273,77 @@ def test_save_keeps_the_dtype_or_rounds_to_another(name, tokenizer, tmp_path, mo
     with pytest.raises(SdjaxError, match="float16 cannot hold values of unet/conv_in/bias"):
         sdjax.save(sd, path, dtype="float16")
     sdjax.save(sd, path, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("variant", ["bf16", "fp16", "ema", "my-mix"])
+def test_a_folder_of_one_variant_only(model, variant):
+    folder, params = model
+    half = lambda part, tensors: {name: value.astype(np.float16) for name, value in tensors.items()}
+    rewrite(folder, half, False, f".{variant}")
+    halves = cast(params, np.float16)
+    assert same(read_folder(folder)[1], halves)
+    assert same(sdjax.load(folder, variant=variant).params, halves)
+    for other in ("fp32", "bf17"):
+        with pytest.raises(SdjaxError, match=f"variant '{other}': .* has no weights of that variant"):
+            sdjax.load(folder, variant=other)
+
+
+def test_a_variant_is_taken_where_it_is_and_others_elsewhere(model, tmp_path):
+    folder, params = model
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    halves = {name: value.astype(np.float16) for name, value in load_file(path).items()}
+    save_file(halves, path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    plain, asked = sdjax.load(folder), sdjax.load(folder, variant="fp16")
+    assert same(plain.params, params)
+    assert same(asked.params, params | {"unet": cast(params["unet"], np.float16)})
+    for wrong in ("", "../x", 3):
+        with pytest.raises(SdjaxError, match="variant is"):
+            sdjax.load(folder, variant=wrong)
+    sdjax.save(plain, tmp_path / "one.safetensors")
+    with pytest.raises(SdjaxError, match=r"variant 'fp16': .* is one file"):
+        sdjax.load(tmp_path / "one.safetensors", variant="fp16")
+
+
+BESIDE = {
+    "vae": ["loss.logvar", "loss.discriminator.main.0.weight", "model_ema.decay"],
+    "text": ["vision_model.post_layernorm.bias", "visual_projection.weight", "logit_scale", "lora_te.alpha"],
+}
+
+
+@pytest.mark.parametrize("part", BESIDE)
+def test_what_no_network_owns_is_left_out_and_counted(model, part, caplog):
+    folder, params = model
+    more = {name: np.zeros(2, np.float32) for name in BESIDE[part]}
+    rewrite(folder, lambda name, tensors: tensors | (more if name == part else {}), False)
+    assert same(read_folder(folder)[1], params)
+    (line,) = caplog.messages
+    assert f"{len(more)} tensors that no computation here needs are left out: {min(more)}" in line
+
+
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        *(("unet", "class_embedding.weight"), ("unet", "add_embedding.linear_1.bias"), ("unet", "lora.weight")),
+        *(("vae", "encoder.extra.weight"), ("vae", "quant_conv.extra"), ("text", "text_model.extra.weight")),
+    ],
+)
+def test_an_unknown_tensor_of_a_networks_own_is_refused(model, part, name):
+    folder, _ = model
+    rewrite(folder, lambda which, found: found | ({name: np.zeros(2, np.float32)} if which == part else {}), False)
+    with pytest.raises(SdjaxError, match=f"1 unexpected: {name}$"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_fewer_layers_than_the_file_has(model, layers, caplog):
+    """As people cut a text tower for clip skip: config.json says how many of its layers are run."""
+    folder, params = model
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": layers}))
+    config, found, _ = read_folder(folder)
+    kept = {name: part for name, part in params["text"].items() if name != "layer_1" or layers == 2}
+    assert config.text.layers == layers and same(found["text"], kept)
+    assert ("tensors that no computation here needs" in caplog.text) == (layers < 2)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
+    with pytest.raises(SdjaxError, match=r"missing: text_model\.encoder\.layers\.2\."):
+        read_folder(folder)
