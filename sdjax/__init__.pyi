@@ -47,10 +47,10 @@ _Mask = Image | Sequence[Image] | Arrays
 _Pil = Literal["pil"]
 _Array = Literal["pixels", "latents"]
 _Walk = Literal["trajectory"]
-_Prompt = str | Sequence[str]
+_Prompt = str | Sequence[str] | Cond
 
 class _Options(TypedDict, total=False):
-    negative_prompt: str
+    negative_prompt: str | Cond
     steps: int
     sampler: str
     guidance_scale: float | Sequence[float] | Callable[[int], float] | None

@@ -23,10 +23,15 @@ Params = dict[str, Any]  # plain nested dicts of arrays
 
 
 class Cond(NamedTuple):
-    """What the UNet is conditioned on. It is a pytree, and every leaf has the batch as its first axis."""
+    """Whatever a model is conditioned on. It is a pytree, and every leaf has the batch as its first axis.
 
-    context: Array  # [B, L, D]; for prompts composed with AND [B, P, L, D]; in a walk, their keys_values
+    A field is None if the model has no such input.
+    """
+
+    context: Array | None = None  # [B, L, D] for cross-attention; composed with AND [B, P, L, D]; in a walk keys_values
     mix: Array | None = None  # [B, P]: the weights of composed prompts, see diffusion.guidance.with_guidance
+    vector: Array | None = None  # [B, V], or composed [B, P, V]: added to the time embedding, after an MLP of its own
+    concat: Array | None = None  # [B, h, w, C]: channels beside x, behind them
 
 
 class Batch(NamedTuple):

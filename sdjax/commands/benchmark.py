@@ -27,6 +27,9 @@ from sdjax.errors import SdjaxError
 # ---- the two sides: (part, pixels a side) -> a function that computes the part and returns numpy arrays
 
 
+GUIDANCE = 7.5  # of both sides; the time does not depend on it, unless it is 1
+
+
 def ours(folder: str, options: Options) -> Callable:
     """Loads the folder with sdjax. Returns calls(part, size), which returns a function to time."""
     import jax
@@ -48,6 +51,7 @@ def ours(folder: str, options: Options) -> Callable:
                 sd,
                 [PROMPT] * options.batch_size,
                 steps=options.steps,
+                guidance_scale=GUIDANCE,
                 output="pixels",
                 latents=given["latents"],
                 height=size,
@@ -92,6 +96,7 @@ def theirs(folder: str, options: Options) -> Callable:
                 * pipe(
                     [PROMPT] * options.batch_size,
                     num_inference_steps=options.steps,
+                    guidance_scale=GUIDANCE,
                     latents=latents,
                     height=size,
                     width=size,

@@ -35,6 +35,8 @@ class Task:
 
         self.sd, self.options, self.checker = sd, options, None
         self.arguments = {name: getattr(options, name) for name in NAMES}
+        if self.arguments["guidance_scale"] is None:  # a picture's text says which one it was
+            self.arguments["guidance_scale"] = sd.config.guidance_scale
         if options.preview:
             self.arguments |= {"preview": self.preview, "preview_every": options.preview}
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint

@@ -7,17 +7,15 @@ x is variance preserving, x = alpha x0 + s eps. sigma is the noise level, a scal
 
 Samplers call a denoiser and do not know what is wrapped in it. The functions here are applied in this order:
 
-    unet (x, t, cond) -> at_timesteps -> with_channels -> with_guidance -> to_denoiser
-                                                                        -> with_function -> with_known_region
+    unet (x, t, cond) -> at_timesteps -> with_guidance -> to_denoiser -> with_function -> with_known_region
 
-The four `with_*` are optional. tasks/stages.py replaces `at_timesteps` where all sigmas are known ahead. Guidance acts
+The three `with_*` are optional. tasks/stages.py replaces `at_timesteps` where all sigmas are known ahead. Guidance acts
 on a predictor, (x, sigma) -> the UNet's raw output, as in CompVis `ddim.py`. Every wrapper is a pure function, and the
 values that it holds may be traced. A number that changes with the noise level is a function of sigma: `by_level` makes
 one from a table over steps, and `in_interval` limits a number or such a function to an interval.
 """
 
 from collections.abc import Callable
-from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -95,17 +93,17 @@ def in_interval(scale: Level, low: Array, high: Array) -> Callable[[Array], Arra
 # ---- wrappers
 
 
-def with_channels(predict: Predictor, extra: Array) -> Predictor:
-    """Appends the channels of `extra` [B, h, w, C'] to x, for the conditional and the unconditional images alike.
-
-    Inpainting models are conditioned this way, on a mask and the masked picture's latents.
-    """
-    return lambda x, *rest: predict(jnp.concatenate([x, jnp.tile(extra, (len(x) // len(extra), 1, 1, 1))], -1), *rest)
+def composed_part(cond: Cond, i: int) -> Cond:
+    """Returns number i of the prompts that a Cond composes. What stands beside x belongs to all of them."""
+    part = lambda leaf: leaf[:, i]
+    context, vector = jax.tree.map(part, cond.context), jax.tree.map(part, cond.vector)
+    return cond._replace(context=context, vector=vector, mix=None)
 
 
 def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, rescale: Level = 0.0) -> Predictor:
     """Classifier-free guidance (arXiv 2207.12598): u + scale (c - u), with one model call on the batch [uncond, cond].
 
+    uncond: without channels of its own it takes cond's: a map or a mask stands beside x on both sides.
     cond: if it holds composed prompts c_i (`cond.mix`), c is u + sum mix_i (c_i - u), which is composable diffusion
         (arXiv 2206.01714).
     scale: a number (it may be traced) or a function of sigma. If it is 1 for all images and there are no composed
@@ -115,7 +113,8 @@ def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, re
     """
     mix, conds = cond.mix, [cond]
     if mix is not None:
-        conds = [Cond(jax.tree.map(itemgetter((slice(None), i)), cond.context)) for i in range(mix.shape[1])]
+        conds = [composed_part(cond, i) for i in range(mix.shape[1])]
+    uncond = uncond._replace(mix=None, concat=cond.concat if uncond.concat is None else uncond.concat)
     everything = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), uncond, *conds)
 
     def guide(x: Array, sigma: Array, scale: Array) -> Array:

@@ -90,12 +90,18 @@ def vae_pixels(params: Params, latents: Array, config: VAEConfig, dtype=FLOAT32)
         return in_tiles(decode, latents, TILE, OVERLAP, most=UNTILED)
 
 
+def beside(x: Array, concat: Array | None) -> Array:
+    """Returns x [B, h, w, c] with a Cond's channels [B, h, w, C] behind its own, or x alone without any."""
+    return x if concat is None else jnp.concatenate([x, concat.astype(x.dtype)], -1)
+
+
 def predict(
     sd: StableDiffusion, x: Float[Arrays, "B h w C"], t: Float[Arrays, "#B"] | float, cond: Cond
 ) -> Float[Array, "B h w c"]:
     """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
-    x: noisy scaled latents [B, h, w, C], C = config.unet.in_channels (inpainting: latents, mask, masked latents).
+    x: noisy scaled latents [B, h, w, C]. If `cond.concat` holds what stands beside them, C is the number of latent
+        channels; otherwise C = config.unet.in_channels (inpainting: latents, mask, masked latents).
     t: timesteps in [0, 999], int or float, [B] or one for all.
     cond: as `sdjax.encode_prompt` returns it, with context [B, L, D].
     SdjaxError: a wrong shape or dtype.
@@ -103,7 +109,15 @@ def predict(
     config = sd.config.unet
     if not isinstance(cond, Cond):
         raise SdjaxError(f"cond is {type(cond).__name__}: what sdjax.encode_prompt gives expected")
-    x, context = check_pictures("x", x, config.in_channels, config.factor), jnp.asarray(cond.context)
+    channels = config.in_channels
+    if cond.concat is not None:
+        channels -= np.shape(cond.concat)[-1]
+        concat = check_pictures("cond.concat", cond.concat, config.in_channels - sd.config.vae.latent_channels, 1)
+        x = beside(check_pictures("x", x, channels, config.factor), concat)
+    x = check_pictures("x", x, config.in_channels, config.factor)
+    if cond.context is None:
+        raise SdjaxError("cond.context is None: this model attends to text, see sdjax.encode_prompt")
+    context = jnp.asarray(cond.context)
     t = jnp.asarray(t)
     if t.shape not in ((), (len(x),)):
         raise SdjaxError(f"t has shape {list(t.shape)}, should be [{len(x)}] or one number")

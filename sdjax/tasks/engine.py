@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
+from sdjax.conditioning.text import text_tower_of
 from sdjax.devices.placement import chunk_size, copy_over, over, split_over
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
@@ -30,7 +30,8 @@ from sdjax.networks.clip.config import TextConfig
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
 from sdjax.tasks.request import Request
-from sdjax.text.prompt import Prompt, Tokens, group
+from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
+from sdjax.text.prompt import Tokens
 from sdjax.types import Array, Cond
 
 
@@ -46,7 +47,7 @@ class Trajectory(NamedTuple):
 class Chunk(NamedTuple):
     """The inputs of some images, one entry for each; a field that the task does not use is None."""
 
-    tokens: Tokens | None  # [B, P, K, length]
+    asked: Tokens | Cond | None
     seeds: np.ndarray  # [B]
     noise: np.ndarray | None = None  # [B, h, w, C], replaces the noise that seeds draw first
     pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
@@ -58,36 +59,21 @@ class Work(NamedTuple):
 
     places: np.ndarray  # [B] the images' places in the request; after `length` the last one repeats, to fill up
     length: int
-    tokens: Tokens
-    negative: Tokens  # [1, 1, K, length]
+    asked: Tokens | Cond
+    negative: Tokens | Cond  # of one image, or of all
     devices: list
 
 
-class Texts(NamedTuple):
-    """The prompts of a request, read."""
-
-    prompts: list[Prompt]  # one an image
-    negative: Prompt
-
-
-def read_texts(sd: StableDiffusion, request: Request) -> Texts:
-    """Reads the prompts of a request, each once; what one of them has to say of itself is logged here."""
-    syntax, prompts = request.options.syntax, [*dict.fromkeys(request.prompts)]
-    (negative,) = read_prompts(sd, request.negative, syntax, composed=False)
-    read = dict(zip(prompts, read_prompts(sd, prompts, syntax), strict=True))
-    return Texts([read[prompt] for prompt in request.prompts], negative)
-
-
-def plan_work(sd: StableDiffusion, request: Request, texts: Texts) -> list[Work]:
-    """Splits a request into chunks of images whose prompts have one shape, as many at a time as the devices hold."""
-    text, work = text_tower_of(sd, request.options.clip_skip)[0], []
-    for places, tokens, null in group(texts.prompts, texts.negative, text):
-        called = 1 + tokens.mix.shape[1]  # the negative prompt, and each one that AND composes: usually 2
+def plan_work(sd: StableDiffusion, request: Request, sides: Sides) -> list[Work]:
+    """Splits a request into chunks of images that go through together, as many at a time as the devices hold."""
+    work = []
+    for places, asked, null in grouped(sd, request, sides):
+        called = 1 + (1 if asked.mix is None else np.shape(asked.mix)[1])  # the negative, and each that AND composes
         size, devices = chunk_size(len(places), request.shape[0] * request.shape[1] * called // 2)
         for first in range(0, len(places), size):
             chosen = np.minimum(np.arange(first, first + size), len(places) - 1)
-            part = jax.tree.map(itemgetter(chosen), tokens)
-            work.append(Work(places[chosen], min(size, len(places) - first), part, null, devices))
+            part, negative = jax.tree.map(itemgetter(chosen), asked), some(null, chosen)
+            work.append(Work(places[chosen], min(size, len(places) - first), part, negative, devices))
     return work
 
 
@@ -106,7 +92,7 @@ def draw_request(
     stream: int | None = None,
     before: int = 0,
     after: int = 0,
-    texts: Texts | None = None,
+    sides: Sides | None = None,
 ):
     """Draws all images of a request and returns them in the form that options.output says.
 
@@ -114,18 +100,18 @@ def draw_request(
     feather: see `feather_masks`.
     stream: see `noise.image_draws`.
     before, after: evaluations of other walks before and after this one, which `progress` counts too.
-    texts: the request's prompts, if they were read before; None reads them.
+    sides: the request's prompts, if they were read before; None reads them.
     """
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     whole = Chunk(None, request.seeds, latents, each(pictures), each(masks))
     whole = jax.tree.map(np.asarray, whole)
-    work = plan_work(sd, request, texts or read_texts(sd, request))
+    work = plan_work(sd, request, sides or read_sides(sd, request))
     rows, results = evaluations(plan), [None] * count
     params, where = None, None
     for n, part in enumerate(work):
-        chunk = jax.tree.map(itemgetter(part.places), whole)._replace(tokens=part.tokens)
+        chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=part.asked)
         done, total = before + n * rows, before + len(work) * rows + after
         report = partial(report_step, request, part.places[: part.length], done, total)
         if part.devices != where:  # once for all chunks
@@ -170,7 +156,7 @@ def repeat_for(values: np.ndarray | None, count: int) -> np.ndarray | None:
 
 
 def draw_chunk(
-    sd: StableDiffusion, params, request: Request, plan: Plan, chunk: Chunk, negative: Tokens, report, stream
+    sd: StableDiffusion, params, request: Request, plan: Plan, chunk: Chunk, negative: Tokens | Cond, report, stream
 ):
     """Draws one chunk. Returns host arrays whose first axis is the image: latents, pixels or a Trajectory.
 
@@ -181,9 +167,7 @@ def draw_chunk(
     draws = noise.image_draws(
         chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength), stream
     )
-    cond, uncond, extra, known, state = prepare(
-        params, chunk, negative, draws, plan, request.shape, text, vectors, **static
-    )
+    cond, uncond, known, state = prepare(params, chunk, negative, draws, plan, request.shape, text, vectors, **static)
     walk = partial(
         stages.walk,
         stages.cast_unet(params["unet"], sd.dtype),  # once: every call of the walk would make a copy of its own
@@ -191,7 +175,6 @@ def draw_chunk(
         uncond,
         guide_of(request, plan),
         draws,
-        extra,
         known,
         function=options.guidance_fn,
         **static,
@@ -219,7 +202,7 @@ def draw_chunk(
 def prepare(
     params,
     chunk: Chunk,
-    negative: Tokens,
+    negative: Tokens | Cond,
     draws: noise.Draws,
     plan: Plan,
     shape: tuple[int, int, int],
@@ -229,15 +212,17 @@ def prepare(
     config: Config,
     dtype,
 ):
-    """Returns what a walk starts from: (cond, uncond, extra, known, state). Traceable for txt2img; see program.py."""
-    cond, uncond = (text_context(params["text"], side, text, dtype, vectors) for side in (chunk.tokens, negative))
-    uncond = Cond(jnp.broadcast_to(uncond.context, (len(chunk.seeds), *uncond.context.shape[1:])))
+    """Returns what a walk starts from: (cond, uncond, known, state). Traceable for txt2img; see program.py."""
+    count = len(chunk.seeds)
+    cond, uncond = (encoded(params, side, text, dtype, vectors, count) for side in (chunk.asked, negative))
     cond, uncond = (
         side._replace(context=context_keys(params["unet"], side.context, dtype)) for side in (cond, uncond)
     )  # computed once for all steps
     eps = noise.draw(draws, shape, chunk.noise)
-    x0, extra, known = condition(config, dtype, params, plan, chunk, eps)
-    return cond, uncond, extra, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
+    x0, concat, known = condition(config, dtype, params, plan, chunk, eps)
+    if concat is not None:
+        cond, uncond = (side._replace(concat=concat) for side in (cond, uncond))
+    return cond, uncond, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
 
 
 def guide_of(request: Request, plan: Plan) -> stages.Guide:
@@ -251,15 +236,15 @@ def guide_of(request: Request, plan: Plan) -> stages.Guide:
 
 
 def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
-    """Returns (x0, extra, known), each None if it is not needed.
+    """Returns (x0, concat, known), each None if it is not needed.
 
-    x0: the pictures' latents. extra: the channels that an inpainting model takes beside x. known: what inpainting with
+    x0: the pictures' latents. concat: the channels that an inpainting model takes beside x. known: what inpainting with
     any other model keeps of the pictures.
     """
     if chunk.pictures is None:
         return None, None, None
     encode = partial(stages.encode, params["vae"], config=config, dtype=dtype)
-    extra = known = None
+    concat = known = None
     inpainting = family_of(config).concat == "mask"
     x0 = chunk.pictures
     if x0.shape[3] == 3:
@@ -267,7 +252,7 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
     if chunk.masks is not None:
         small = chunk.masks[:, :: config.vae.factor, :: config.vae.factor]
         if inpainting:
-            extra = jnp.concatenate([small, encode(chunk.pictures * (1 - chunk.masks))], -1)  # 0 in the hole is grey
+            concat = jnp.concatenate([small, encode(chunk.pictures * (1 - chunk.masks))], -1)  # 0 in the hole is grey
         else:
             known = stages.Known(x0, noise, small, plan.rows.sigma[0])
-    return x0, extra, known
+    return x0, concat, known

@@ -14,11 +14,12 @@ from sdjax.tasks.engine import draw_request
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of, read
 from sdjax.tasks.request import check
+from sdjax.types import Cond
 
 
 @takes_options
 def img2img(
-    sd: StableDiffusion, prompt: str | Sequence[str], image, strength: float = 0.75, options: TaskOptions = None
+    sd: StableDiffusion, prompt: str | Sequence[str] | Cond, image, strength: float = 0.75, options: TaskOptions = None
 ):
     """Returns pictures like `image`: adds noise of an intermediate level to it and denoises it from there.
 
@@ -40,7 +41,7 @@ def img2img(
 @takes_options
 def inpaint(
     sd: StableDiffusion,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | Cond,
     image,
     mask,
     strength: float = 1.0,
@@ -78,7 +79,7 @@ def inpaint(
 @takes_options
 def outpaint(
     sd: StableDiffusion,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | Cond,
     image,
     left: int = 0,
     right: int = 0,

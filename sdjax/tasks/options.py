@@ -55,11 +55,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "negative_prompt",
         "",
-        str,
+        "str | Cond",  # not imported here: --help needs no JAX
         "What to keep away from.",
         "AND is text in it.",
-        check=lambda value: isinstance(value, str),
-        right="a string",
         flag=str,
     ),
     Option("steps", 50, int, "1 to 1000.", flag=int, text="Steps", read=int, write=int, place=1, axis=int),
@@ -77,12 +75,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "guidance_scale",
-        7.5,
+        None,
         float | Sequence[float] | Callable[[int], float] | None,
-        "1 follows the prompt loosely, 7.5 closely.",
-        "A number; [steps] of them; a function of the step, from 0 on; or None, the model's own. 1 is the conditional "
-        "model alone.",
-        flag=float,
+        "1 follows the prompt loosely, 7.5 closely; the model's own if left out.",
+        "A number; [steps] of them; a function of the step, from 0 on; or None, `sd.config.guidance_scale`. 1 is the "
+        "conditional model alone.",
+        flag=float | None,
         text="CFG scale",
         read=float,
         write=lambda value: value,

@@ -63,10 +63,10 @@ def image_program(
     """
     static = {"config": config, "dtype": dtype}
     draws = noise.image_draws(seeds, jnp.uint32(0), jnp.float32(0))
-    cond, uncond, extra, known, state = prepare(
+    cond, uncond, known, state = prepare(
         params, Chunk(tokens, seeds), negative, draws, plan, shape, config.text, **static
     )
-    state = stages.walk(params["unet"], cond, uncond, guide, draws, extra, known, plan.rows, state, **static)
+    state = stages.walk(params["unet"], cond, uncond, guide, draws, known, plan.rows, state, **static)
     return stages.decode_clipped(params["vae"], state.x, **static)
 
 

@@ -1,6 +1,7 @@
 """The request of one call of a task: its options, checked against the model and turned into arrays."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,14 +9,16 @@ import numpy as np
 from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
+from sdjax.tasks.given import check_cond, repeated, stands_beside
 from sdjax.tasks.options import OPTIONS, TaskOptions
+from sdjax.types import Cond
 
 
 class Request(NamedTuple):
     """The options of one call for B images, checked and turned into arrays."""
 
-    prompts: list[str]  # one for each image
-    negative: str
+    prompts: list[str] | Cond  # one for each image
+    negative: str | Cond  # for all of them; a Cond may also hold one for each
     seeds: np.ndarray  # uint32 [B]
     shape: tuple[int, int, int]  # (h, w, C) of one image's latents
     scales: np.ndarray  # float32 [steps]
@@ -23,31 +26,43 @@ class Request(NamedTuple):
 
     @property
     def count(self) -> int:
-        return len(self.prompts)
+        return len(self.seeds)
 
 
-def check(config: Config, prompt: str | Sequence[str], options: TaskOptions, pictures: int = 1) -> Request:
+def check(config: Config, prompt: str | Sequence[str] | Cond, options: TaskOptions, pictures: int = 1) -> Request:
     """Returns the checked Request of one call of a task.
 
-    prompt: one, or a list; each is drawn options.num_images times.
+    prompt: one, or a list, or a Cond of one or several; each is drawn options.num_images times.
     pictures: how many pictures the task starts from: one, or one for each prompt.
     SdjaxError: an argument that no task can use; the message names it.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise SdjaxError(f"prompt {prompt!r}: a string or a list of at least one string")
-    if pictures != 1 and len(prompts) not in (1, pictures):
-        raise SdjaxError(f"prompt: {len(prompts)} prompts for {pictures} images, one or {pictures} expected")
+    if isinstance(prompt, Cond):
+        prompts, asked = prompt, check_cond(config, "prompt", prompt)
+    else:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
+        if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise SdjaxError(f"prompt {prompt!r}: a string, a list of at least one string, or a Cond")
+        asked = len(prompts)
+    if pictures != 1 and asked not in (1, pictures):
+        raise SdjaxError(f"prompt: {asked} prompts for {pictures} images, one or {pictures} expected")
     for option in OPTIONS:
         if option.check is not None and not option.check(value := getattr(options, option.name)):
             raise SdjaxError(f"{option.name} {value!r}: {option.right}")
-    prompts = prompts * (pictures if len(prompts) == 1 else 1)
-    prompts = [p for p in prompts for _ in range(options.num_images)]
-    count = len(prompts)
+    times = options.num_images * (pictures if asked == 1 else 1)
+    prompts = repeated(prompts, times) if isinstance(prompts, Cond) else [p for p in prompts for _ in range(times)]
+    count, negative = asked * times, options.negative_prompt
+    if not isinstance(negative, (str, Cond)):
+        raise SdjaxError(f"negative_prompt {negative!r}: a string or a Cond")
+    if isinstance(negative, Cond):
+        if negative.mix is not None:
+            raise SdjaxError("negative_prompt.mix: a negative prompt is one, AND composes prompts")
+        batch = check_cond(config, "negative_prompt", negative, (1, asked, count))
+        negative = repeated(negative, count // batch if batch > 1 else 1)
     if not is_whole(options.seed, 0, 2**32 - count):
         raise SdjaxError(f"seed {options.seed!r}: a whole number from 0 to {2**32 - count} for {count} images")
     if options.guidance_fn is not None and type(options.guidance_fn).__hash__ is None:
         raise SdjaxError(f"guidance_fn {options.guidance_fn!r}: not hashable, a plain function expected")
+    options = sized_by(config, prompts, options)
     height, width = check_size(config, options)
     factor = config.vae.factor
     shape = (height // factor, width // factor, config.vae.latent_channels)
@@ -60,7 +75,20 @@ def check(config: Config, prompt: str | Sequence[str], options: TaskOptions, pic
         if not np.isfinite(latents.astype(np.float32)).all():
             raise SdjaxError("latents have NaN or infinite values: unit noise expected")
     seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
-    return Request(prompts, options.negative_prompt, seeds, shape, guidance_scales(config, options), options)
+    return Request(prompts, negative, seeds, shape, guidance_scales(config, options), options)
+
+
+def sized_by(config: Config, prompt: list[str] | Cond, options: TaskOptions) -> TaskOptions:
+    """Returns the options with the height and width of what a Cond brings to stand beside x, if it brings any."""
+    if not stands_beside(prompt):
+        return options
+    sides = {
+        name: side * config.vae.factor for name, side in zip(("height", "width"), prompt.concat.shape[1:3], strict=True)
+    }
+    for name, side in sides.items():
+        if getattr(options, name) not in (None, side):
+            raise SdjaxError(f"{name} {getattr(options, name)}: the channels of prompt.concat are of {side} pixels")
+    return replace(options, **sides)
 
 
 def check_size(config: Config, options: TaskOptions) -> tuple[int, int]:

@@ -24,7 +24,6 @@ from sdjax.diffusion.guidance import (
     in_interval,
     timesteps_of,
     to_denoiser,
-    with_channels,
     with_function,
     with_guidance,
     with_known_region,
@@ -36,7 +35,7 @@ from sdjax.diffusion.tables import Row
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import refuse_inpainting
-from sdjax.model.functions import unet_output, vae_pixels, vae_posterior
+from sdjax.model.functions import beside, unet_output, vae_pixels, vae_posterior
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
 from sdjax.nn.layers import precise
@@ -79,7 +78,8 @@ def denoiser(
     guidance_scale, rescale: numbers or functions of sigma, see `with_guidance` in diffusion/guidance.py.
     SdjaxError: an inpainting model, or prompts composed with AND without `uncond`.
     """
-    refuse_inpainting(sd.config)
+    if cond.concat is None:
+        refuse_inpainting(sd.config)
     composed = uncond is not None and cond.mix is not None  # prompts joined by AND are composed in guidance
     for name, value in (("cond", None if composed else cond), ("uncond", uncond)):
         if value is not None and np.ndim(value.context) != 3:
@@ -88,7 +88,9 @@ def denoiser(
                 "AND need guidance, give uncond"
             )
     config = sd.config
-    predict = lambda x, t, cond: unet_output(sd.params["unet"], x, t, cond.context, config.unet, sd.dtype)
+    predict = lambda x, t, cond: unet_output(
+        sd.params["unet"], beside(x, cond.concat), t, cond.context, config.unet, sd.dtype
+    )
     predict = at_timesteps(config.schedule, predict)
     if uncond is None:
         return to_denoiser(config.schedule, lambda x, sigma: predict(x, sigma, cond))
@@ -122,7 +124,6 @@ def unet_denoiser(
     cond: Cond,
     uncond: Cond,
     guide: Guide,
-    extra: Array | None = None,
     known: Known | None = None,
     function: Callable | None = None,
     *,
@@ -131,7 +132,7 @@ def unet_denoiser(
 ) -> Denoiser:
     """Returns the UNet as a denoiser, in all wrappers that the options need. It may be called at `sigmas` [R] alone.
 
-    extra: channels beside x, for an inpainting model. known: what inpainting with any other model keeps.
+    known: what inpainting keeps, with a model that is not made for it.
     function: guidance_fn.
     """
     steps = timesteps_of(make_schedule(config.schedule), sigmas)
@@ -140,9 +141,9 @@ def unet_denoiser(
     def predict(x: Array, sigma: Array, cond: Cond) -> Array:
         row = jnp.argmin(jnp.abs(jnp.expand_dims(sigma, -1) - sigmas), axis=-1)
         rows = jnp.broadcast_to(row, x.shape[:1])
-        return unet_output(params, x, jax.tree.map(itemgetter(rows), shifts), cond.context, config.unet, dtype)
+        x, shift = beside(x, cond.concat), jax.tree.map(itemgetter(rows), shifts)
+        return unet_output(params, x, shift, cond.context, config.unet, dtype)
 
-    predict = predict if extra is None else with_channels(predict, extra)
     scale = in_interval(by_level(guide.levels, guide.scales), guide.low, guide.high)
     denoiser = to_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale, guide.rescale))
     denoiser = denoiser if function is None else with_function(denoiser, function, guide.levels)
@@ -163,7 +164,6 @@ def walk(
     uncond: Cond,
     guide: Guide,
     draws: Draws,
-    extra: Array | None,
     known: Known | None,
     rows: Row,
     state: State,
@@ -174,9 +174,7 @@ def walk(
     keep: bool = False,
 ):
     """Walks `state` down `rows` with `sampler.sample`. Returns the new state; with `keep` (state, Trace)."""
-    denoiser = unet_denoiser(
-        params, rows.sigma, cond, uncond, guide, extra, known, function, config=config, dtype=dtype
-    )
+    denoiser = unet_denoiser(params, rows.sigma, cond, uncond, guide, known, function, config=config, dtype=dtype)
     return sample(rows, denoiser, state, lambda row: fresh(draws, row, state.x.shape[1:]), keep=keep)
 
 

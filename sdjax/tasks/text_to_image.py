@@ -10,10 +10,13 @@ from sdjax.errors import SdjaxError
 from sdjax.families.table import refuse_inpainting
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
-from sdjax.tasks.engine import draw_request, evaluations, plan_work, read_texts
+from sdjax.tasks.engine import draw_request, evaluations, plan_work
+from sdjax.tasks.given import stands_beside
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of
 from sdjax.tasks.request import check
+from sdjax.tasks.sides import read_sides
+from sdjax.types import Cond
 
 UPSCALE = ("latents", "pixels")
 
@@ -21,16 +24,17 @@ HIRES = 2**32 - 1  # the `stream` of the second walk's noise
 
 
 @takes_options
-def txt2img(sd: StableDiffusion, prompt: str | Sequence[str], options: TaskOptions):
+def txt2img(sd: StableDiffusion, prompt: str | Sequence[str] | Cond, options: TaskOptions):
     """Draws `num_images` pictures of each prompt and returns them, prompt by prompt, in the form that `output` says."""
-    refuse_inpainting(sd.config)
+    if not stands_beside(prompt):
+        refuse_inpainting(sd.config)
     return draw_request(sd, check(sd.config, prompt, options), plan_of(sd, options))
 
 
 @takes_options
 def hires(
     sd: StableDiffusion,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | Cond,
     scale: float = 2.0,
     strength: float = 0.6,
     upscale: str = "latents",
@@ -58,9 +62,9 @@ def hires(
     sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
     size = {"height": sides[0] * factor, "width": sides[1] * factor}
     large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))
-    texts = read_texts(sd, small)
-    count = lambda request, plan: len(plan_work(sd, request, texts)) * evaluations(plan)
-    pictures = draw_request(sd, small, first, after=count(large, second), texts=texts)
+    read = read_sides(sd, small)
+    count = lambda request, plan: len(plan_work(sd, request, read)) * evaluations(plan)
+    pictures = draw_request(sd, small, first, after=count(large, second), sides=read)
     sides = sides if upscale == "latents" else [*size.values()]
     pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])
-    return draw_request(sd, large, second, pictures, stream=HIRES, before=count(small, first), texts=texts)
+    return draw_request(sd, large, second, pictures, stream=HIRES, before=count(small, first), sides=read)

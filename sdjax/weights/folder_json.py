@@ -61,7 +61,10 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     size = sample_size * found["vae"].factor
     config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline, spacing=spacing)
     preset = next((preset for preset in PRESETS.values() if (preset, preset.size) == (config, size)), None)
-    return config if preset is None else replace(preset, pipeline=pipeline, spacing=spacing)
+    if preset is not None:
+        return replace(preset, pipeline=pipeline, spacing=spacing)
+    like = [preset for preset in PRESETS.values() if (preset.text, preset.unet) == (config.text, config.unet)]
+    return replace(config, guidance_scale=like[0].guidance_scale) if like else config
 
 
 def take_sample_size(fields: Fields) -> int:

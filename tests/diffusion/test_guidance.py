@@ -7,10 +7,10 @@ from sdjax.diffusion import prediction
 from sdjax.diffusion.guidance import (
     at_timesteps,
     by_level,
+    composed_part,
     in_interval,
     step_at,
     to_denoiser,
-    with_channels,
     with_function,
     with_guidance,
     with_known_region,
@@ -125,10 +125,26 @@ def test_function_of_one_s_own():
     assert seen == [2]
 
 
-def test_channels_are_appended_for_both_halves_of_a_guided_batch():
+def test_what_stands_beside_x_is_the_same_on_both_sides():
+    """A map or a mask is no wish that guidance could push away from."""
     extra = jnp.arange(3.0)[:, None, None, None] * jnp.ones((3, 4, 4, 2))
-    predict = with_channels(lambda x, sigma, cond: x[..., 4:] + 0 * cond.context[:, :1, :1, None], extra)
-    np.testing.assert_array_equal(with_guidance(predict, *CONDS, 3.0)(x0, 1.0), extra)
+    uncond, cond = CONDS
+    seen = lambda x, sigma, cond: cond.concat + 0 * cond.context[:, :1, :1, None]
+    np.testing.assert_array_equal(with_guidance(seen, uncond, cond._replace(concat=extra), 3.0)(x0, 1.0), extra)
+    other = uncond._replace(concat=extra + 1)
+    want = extra + 1 + 3 * (extra - (extra + 1))
+    np.testing.assert_allclose(with_guidance(seen, other, cond._replace(concat=extra), 3.0)(x0, 1.0), want)
+
+
+def test_parts_that_are_composed_share_what_stands_beside_x():
+    context, vector = jnp.arange(24.0).reshape(3, 2, 2, 2), jnp.arange(6.0).reshape(3, 2, 1)
+    extra, mix = jnp.ones((3, 4, 4, 2)), jnp.asarray([[1.0, 0.5]] * 3)
+    cond = Cond(context, mix, vector, extra)
+    for i in range(2):
+        part = composed_part(cond, i)
+        assert part.mix is None and part.concat is extra
+        np.testing.assert_array_equal(part.context, context[:, i])
+        np.testing.assert_array_equal(part.vector, vector[:, i])
 
 
 def test_known_region():

@@ -150,7 +150,7 @@ def test_every_task_shows_the_shared_options():
     for task, names in own.items():
         signature = inspect.signature(getattr(sdjax, task))
         assert list(signature.parameters) == ["sd", "prompt", *names, *shared]
-        assert signature.parameters["guidance_scale"].default == 7.5
+        assert signature.parameters["guidance_scale"].default is None
         assert all(re.search(rf"\b{name}\b", getattr(sdjax, task).__doc__) for name in [*names, *shared])
     assert inspect.signature(sdjax.img2img).parameters["strength"].default == 0.75
 

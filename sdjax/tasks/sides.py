@@ -1,0 +1,83 @@
+"""The two sides of guidance, what a picture is asked for and what to keep away from: texts, or Conds of the caller's.
+
+A side is a Prompt or Prompts when it is read, and Tokens or a Cond when it is drawn with.
+"""
+
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
+from sdjax.errors import SdjaxError
+from sdjax.model.value import StableDiffusion
+from sdjax.networks.clip.config import TextConfig
+from sdjax.tasks.request import Request
+from sdjax.text.prompt import Prompt, Tokens, group, stack
+from sdjax.types import Array, Cond, Params
+
+
+class Sides(NamedTuple):
+    """Both sides of a request, read."""
+
+    prompts: list[Prompt] | Cond  # of B images
+    negative: Prompt | Cond  # of one image, or of B
+
+
+def read_sides(sd: StableDiffusion, request: Request) -> Sides:
+    """Reads both sides of a request, each text once, and logs what is cut or not understood in it.
+
+    SdjaxError: a Cond that this model does not take.
+    """
+    syntax, prompts, negative = request.options.syntax, request.prompts, request.negative
+    if isinstance(negative, str):
+        (negative,) = read_prompts(sd, negative, syntax, composed=False)
+    if not isinstance(prompts, Cond):
+        unique = [*dict.fromkeys(prompts)]
+        found = dict(zip(unique, read_prompts(sd, unique, syntax), strict=True))
+        prompts = [found[prompt] for prompt in prompts]
+    return Sides(prompts, negative)
+
+
+def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[tuple[np.ndarray, Any, Any]]:
+    """Returns the images in groups that go through the model together: (their places, what is asked, the negative).
+
+    Texts of one shape go together. A Cond has one shape, and a text beside it gets the same number of positions.
+    SdjaxError: it cannot.
+    """
+    text = text_tower_of(sd, request.options.clip_skip)[0]
+    prompts, negative = sides
+    places = np.arange(request.count)
+    if isinstance(prompts, list) and isinstance(negative, Prompt):
+        return group(prompts, negative, text)
+    if isinstance(prompts, Cond) and isinstance(negative, Cond):
+        return [(places, prompts, negative)]
+    given = "prompt" if isinstance(prompts, Cond) else "negative_prompt"
+    other = prompts if isinstance(prompts, Cond) else negative
+    length = 0 if other.context is None else np.shape(other.context)[-2]
+    count = length // text.length
+    texts = [negative] if isinstance(prompts, Cond) else prompts
+    most = max(chunks for _, chunks in (prompt.shape for prompt in texts))
+    if length % text.length or not most <= count:
+        raise SdjaxError(
+            f"{given}: its context has {length} positions, the text of the other side takes {most} times "
+            f"{text.length}; encode both with sdjax.encode_prompt, to the same number"
+        )
+    shape = max(parts for parts, _ in (prompt.shape for prompt in texts)), count
+    tokens = stack(texts, text, shape)
+    return [(places, prompts, tokens) if isinstance(prompts, Cond) else (places, tokens, negative)]
+
+
+def some(side: Tokens | Cond, places: np.ndarray) -> Tokens | Cond:
+    """Returns the images `places` of a side; a side of one image is for all of them."""
+    return side if len(jax.tree.leaves(side)[0]) == 1 else jax.tree.map(itemgetter(places), side)
+
+
+def encoded(
+    params: Params, side: Tokens | Cond, text: TextConfig, dtype: Any, vectors: Array | None, count: int
+) -> Cond:
+    """Returns a side as the Cond of `count` images."""
+    cond = side if isinstance(side, Cond) else text_context(params["text"], side, text, dtype, vectors)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), cond)
