@@ -58,15 +58,22 @@ def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def unet_output(
-    params: Params, x: Array, t: Array | TimeShifts, context: Array | KeysValues, config: UNetConfig, dtype=FLOAT32
+    params: Params,
+    x: Array,
+    t: Array | TimeShifts,
+    context: Array | KeysValues | None,
+    config: UNetConfig,
+    dtype=FLOAT32,
+    vector: Array | None = None,
 ) -> Array:
-    """Returns the UNet's raw output, float32 [B, h, w, 4].
+    """Returns the UNet's raw output, float32 [B, h, w, C'].
 
     params: the UNet's. x: [B, h, w, C]. t: timesteps [B], or their `time_shifts` (networks/unet/network.py).
-    context: [B, L, D], or its `context_keys`.
+    context: [B, L, D], or its `context_keys`; None if the UNet takes none.
+    vector: [B, V], for a UNet that takes one, unless t holds what it adds.
     """
     with precise(dtype):
-        return UNet(config, dtype).apply({"params": params}, x, t, context)
+        return UNet(config, dtype).apply({"params": params}, x, t, context, vector)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))

@@ -9,6 +9,8 @@ says which:
     same      file value is ours               conv      file OIHW, ours HWIO
     dense     file [out, in], ours [in, out]   conv1x1   file [out, in, 1, 1], ours [in, out]
     split q, split k, split v                  one third of OpenCLIP's stacked [3 out, in] or [3 out], then as dense
+    stacked 8 q, stacked 8 k, stacked 8 v      LDM's [3 out, in, 1] or [3 out], stacked head by head, here of 8 heads
+    conv1d    file [out, in, 1], ours [in, out]
 
 Single files of SD 1.x use transformers' CLIP names; those of SD 2.x use OpenCLIP's
 (github.com/mlfoundations/open_clip).
@@ -16,6 +18,8 @@ Single files of SD 1.x use transformers' CLIP names; those of SD 2.x use OpenCLI
 
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from sdjax.nn.transformer import block_name
 
 
 class TensorRow(NamedTuple):
@@ -78,22 +82,40 @@ def res_block(path: str, diffusers: str, compvis: str, names: tuple, shortcut: b
         yield from weight(f"{path}/shortcut", f"{diffusers}.conv_shortcut", f"{compvis}.{skip}", "conv1x1")
 
 
-def transformer(path: str, diffusers: str, compvis: str, linear: bool) -> Iterator[TensorRow]:
+def attention_block(path: str, diffusers: str, compvis: str, heads: int) -> Iterator[TensorRow]:
+    """Yields the rows of one AttentionBlock. CompVis stacks q, k and v head by head, in a convolution of one axis."""
+    yield from norm(f"{path}/norm", f"{diffusers}.group_norm", f"{compvis}.norm")
+    for head in "qkv":
+        stacked = f"stacked {heads} {head}"
+        for name, ours, kind in (("kernel", "weight", "dense"), ("bias", "bias", "same")):
+            names = f"{diffusers}.to_{head}.{ours}", f"{compvis}.qkv.{ours}"
+            yield TensorRow((*path.split("/"), "attention", head, name), *names, kind, stacked)
+    names = f"{diffusers}.to_out.0", f"{compvis}.proj_out"
+    yield from weight(f"{path}/attention/out", *names, "dense", compvis_operation="conv1d")
+
+
+def transformer(
+    path: str, diffusers: str, compvis: str, linear: bool, depth: int = 1, first: str = "self"
+) -> Iterator[TensorRow]:
     """Yields the rows of one SpatialTransformer, inside of which both layouts use the same names.
 
+    depth: the number of its transformer blocks.
+    first: our name of their first attention, "self", or "text" if it attends to the context.
     linear: do files hold proj_in and proj_out as Linear (SD 2), not as 1x1 convolutions (SD 1)?
     """
     project = "dense" if linear else "conv1x1"
     both = lambda name: (f"{diffusers}.{name}", f"{compvis}.{name}")
-    inside = lambda name: both(f"transformer_blocks.0.{name}")
     yield from norm(f"{path}/norm", *both("norm"))
     yield from weight(f"{path}/proj_in", *both("proj_in"), project)
-    for ours, theirs in (("self", "attn1"), ("cross", "attn2")):
-        for head in "qkv":
-            yield from weight(f"{path}/block/{ours}/{head}", *inside(f"{theirs}.to_{head}"), "dense", bias=False)
-        yield from weight(f"{path}/block/{ours}/out", *inside(f"{theirs}.to_out.0"), "dense")
-    yield from weight(f"{path}/block/ff_in", *inside("ff.net.0.proj"), "dense")
-    yield from weight(f"{path}/block/ff_out", *inside("ff.net.2"), "dense")
-    for i in (1, 2, 3):
-        yield from layer_norm(f"{path}/block/norm{i}", *inside(f"norm{i}"))
+    for number in range(depth):
+        block = f"{path}/{block_name(number)}"
+        inside = lambda name, number=number: both(f"transformer_blocks.{number}.{name}")
+        for ours, theirs in ((first, "attn1"), ("cross", "attn2")):
+            for head in "qkv":
+                yield from weight(f"{block}/{ours}/{head}", *inside(f"{theirs}.to_{head}"), "dense", bias=False)
+            yield from weight(f"{block}/{ours}/out", *inside(f"{theirs}.to_out.0"), "dense")
+        yield from weight(f"{block}/ff_in", *inside("ff.net.0.proj"), "dense")
+        yield from weight(f"{block}/ff_out", *inside("ff.net.2"), "dense")
+        for i in (1, 2, 3):
+            yield from layer_norm(f"{block}/norm{i}", *inside(f"norm{i}"))
     yield from weight(f"{path}/proj_out", *both("proj_out"), project)

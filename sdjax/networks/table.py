@@ -35,5 +35,5 @@ def random_params(config: Any, key: Array) -> Params:
     """Returns random parameters of the network that `config` describes, from its layers' own initialisers. It can be
     traced."""
     part = PARTS[type(config)]
-    inputs = (jnp.zeros(shape.shape, shape.dtype) for shape in part.inputs(config))
+    inputs = (shape and jnp.zeros(shape.shape, shape.dtype) for shape in part.inputs(config))
     return part.network(config).init(key, *inputs)["params"]

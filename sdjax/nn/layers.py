@@ -201,14 +201,16 @@ class ResBlock(nn.Module):
     eps: float
     dtype: jnp.dtype
     zero_init: bool = False  # the second conv starts at zero (UNet, CompVis `zero_module`)
+    scale_shift: bool = False  # the time scales and shifts the second norm, it is not added before it
+    resize: str | None = None  # "up": nearest, twice the sides; "down": means of 2 x 2 pixels; of h and of x alike
 
     @nn.compact
     def __call__(self, x: Array, time: Array | None = None, shift: Array | None = None) -> Array:
         """x [B, H, W, C] -> [B, H, W, channels].
 
         time: the time embedding [B, T] after its MLP and before SiLU; None in the VAE.
-        shift: what the time adds after the first conv, [B, channels]. Pass it instead of `time` when it is already
-            computed (`time_shifts`).
+        shift: what the time adds after the first conv, [B, channels], or with `scale_shift` the scale and the shift,
+            [B, 2 channels]. Pass it instead of `time` when it is already computed (`time_shifts`).
         """
         before, channels = x.shape[-1], self.channels
         init = nn.initializers.zeros_init() if self.zero_init else None
@@ -218,17 +220,24 @@ class ResBlock(nn.Module):
         conv2 = conv3x3(channels, "conv2", self.dtype, init=init).of(channels)
         shortcut = Dense(channels, self.dtype, name="shortcut").of(before) if before != channels else lambda x: x
         if time is not None:
-            shift = Dense(channels, self.dtype, name="time")(nn.silu(time).astype(x.dtype))
-        shifted = lambda h: h if shift is None else h + shift[:, None, None, :]
+            width = 2 * channels if self.scale_shift else channels
+            shift = Dense(width, self.dtype, name="time")(nn.silu(time).astype(x.dtype))
+        shifted = lambda h: h if shift is None or self.scale_shift else h + shift[:, None, None, :]
 
         def activation(norm: Callable, x: Array) -> Callable[[Array], Array]:
             normalise = norm(x)
             return lambda x: nn.silu(normalise(x))
 
+        def modulated(norm: Callable, x: Array) -> Callable[[Array], Array]:
+            normalise, (scale, offset) = norm(x), jnp.split(shift[:, None, None, :], 2, axis=-1)
+            return lambda x: nn.silu(normalise(x) * (1 + scale) + offset)
+
         def block(x: Array) -> Array:
-            h = shifted(conv1(x, activation(norm1, x)))
-            h = conv2(h, activation(norm2, h))
-            return shortcut(x) + h
+            active = activation(norm1, x)
+            h = conv1(x, active) if self.resize is None else conv1(resized(active(x), self.resize))
+            h = shifted(h)
+            h = conv2(h, (modulated if self.scale_shift else activation)(norm2, h))
+            return shortcut(x if self.resize is None else resized(x, self.resize)) + h
 
         def in_place(x: Array) -> Array:
             """Computes `block` band by band and writes h and the shortcut over x. It saves a quarter of the memory and
@@ -239,7 +248,17 @@ class ResBlock(nn.Module):
             second = lambda active, both: both[..., channels:] + conv2(active, padding=ROWS)
             return by_bands(both, lambda both: active(both[..., :channels]), second)
 
-        return by_platform(x, default=block, cpu=in_place if before == 2 * channels and is_large(x, 2**26) else block)
+        plain = self.resize is None and not self.scale_shift
+        large = plain and before == 2 * channels and is_large(x, 2**26)
+        return by_platform(x, default=block, cpu=in_place if large else block)
+
+
+def resized(x: Array, direction: str) -> Array:
+    """Returns x [B, H, W, C] with sides of twice the length ("up", nearest) or half of it ("down", means)."""
+    if direction == "up":
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
 def gelu(x: Array) -> Array:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sdjax.nn.kernels.attention import Context, attention, attention_weights
-from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, some_at_a_time
+from sdjax.nn.layers import ACTIVATIONS, Dense, GroupNorm, LayerNorm, lecun_normal, some_at_a_time
 from sdjax.types import Array
 
 
@@ -20,6 +20,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
     causal: bool = False
     upcast: bool = False
+    zero_init: bool = False  # the last layer starts at zero
 
     @nn.compact
     def __call__(self, x: Array, context: Context | None = None) -> Array:
@@ -36,7 +37,23 @@ class Attention(nn.Module):
         if watched:
             self.sow("maps", "weights", attention_weights(q, k, self.heads))
         y = attention(q, k, v, self.heads, self.causal, self.upcast)
-        return Dense(width, self.dtype, name="out")(y)
+        init = nn.initializers.zeros_init() if self.zero_init else lecun_normal
+        return Dense(width, self.dtype, kernel_init=init, name="out")(y)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention of the H W pixels of [B, H, W, C], pre-normed and residual: `AttentionBlock` in CompVis
+    `openaimodel.py`. The GroupNorm's eps is 1e-5."""
+
+    heads: int
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        h = GroupNorm(self.groups, 1e-5, name="norm")(tokens)
+        return (tokens + Attention(self.heads, True, self.dtype, zero_init=True, name="attention")(h)).reshape(x.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -47,9 +64,10 @@ class TransformerBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: Context, first: Context | None = None) -> Array:
+        """first: a context that the first attention attends to, in place of x itself. It is then called "text"."""
         attend = lambda name: Attention(self.heads, False, self.dtype, upcast=self.upcast, name=name)
-        x = x + attend("self")(LayerNorm(name="norm1")(x))
+        x = x + attend("self" if first is None else "text")(LayerNorm(name="norm1")(x), first)
         x = x + attend("cross")(LayerNorm(name="norm2")(x), context)
         channels = x.shape[-1]
         widen = Dense(8 * channels, self.dtype, name="ff_in").of(channels)
@@ -62,20 +80,32 @@ class TransformerBlock(nn.Module):
         return x + some_at_a_time(feed_forward, LayerNorm(name="norm3")(x))
 
 
+def block_name(i: int) -> str:
+    """Returns the name of transformer block number i of a SpatialTransformer."""
+    return f"block_{i}" if i else "block"
+
+
 class SpatialTransformer(nn.Module):
-    """Applies one TransformerBlock to the H W pixels of [B, H, W, C], taken as tokens. The GroupNorm's eps is 1e-6."""
+    """Applies TransformerBlocks to the H W pixels of [B, H, W, C], taken as tokens. The GroupNorm's eps is 1e-6.
+
+    The blocks are called block, block_1, block_2 and so on.
+    """
 
     heads: int
     groups: int
     upcast: bool
     dtype: jnp.dtype
+    depth: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, context: Context) -> Array:
+    def __call__(self, x: Array, context: Context | list[tuple[Context, Context | None]]) -> Array:
+        """context: one for all blocks, or a list with (context, first) for each, see TransformerBlock."""
+        contexts = context if isinstance(context, list) else [(context, None)] * self.depth
         shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])  # tokens: a TPU then keeps one layout throughout
         h = GroupNorm(self.groups, 1e-6, name="norm")(x)
         h = Dense(shape[-1], self.dtype, name="proj_in")(h)
-        h = TransformerBlock(self.heads, self.upcast, self.dtype, name="block")(h, context)
+        for i, given in enumerate(contexts):
+            h = TransformerBlock(self.heads, self.upcast, self.dtype, name=block_name(i))(h, *given)
         zeros = nn.initializers.zeros_init()
         h = Dense(shape[-1], self.dtype, kernel_init=zeros, name="proj_out")(h)
         return (x + h).reshape(shape)

@@ -89,7 +89,7 @@ def denoiser(
             )
     config = sd.config
     predict = lambda x, t, cond: unet_output(
-        sd.params["unet"], beside(x, cond.concat), t, cond.context, config.unet, sd.dtype
+        sd.params["unet"], beside(x, cond.concat), t, cond.context, config.unet, sd.dtype, cond.vector
     )
     predict = at_timesteps(config.schedule, predict)
     if uncond is None:
@@ -113,9 +113,11 @@ def unet_ahead(params, t: Array, *, config: Config, dtype):
     """Computes once what is the same in all steps: UNet parameters, t [R] -> parameters and shifts for `unet_output`.
 
     The parameters are cast to the computation's dtype; the shifts, [R, C] for each ResBlock, are what t adds there.
+    They are None for a UNet that takes a vector, which adds something else for each image.
     """
     with precise(dtype):
-        return computed_in(params, dtype), time_shifts(params, t, config.unet, dtype)
+        shifts = None if config.unet.takes_vector else time_shifts(params, t, config.unet, dtype)
+        return computed_in(params, dtype), shifts
 
 
 def unet_denoiser(
@@ -141,8 +143,8 @@ def unet_denoiser(
     def predict(x: Array, sigma: Array, cond: Cond) -> Array:
         row = jnp.argmin(jnp.abs(jnp.expand_dims(sigma, -1) - sigmas), axis=-1)
         rows = jnp.broadcast_to(row, x.shape[:1])
-        x, shift = beside(x, cond.concat), jax.tree.map(itemgetter(rows), shifts)
-        return unet_output(params, x, shift, cond.context, config.unet, dtype)
+        x, time = beside(x, cond.concat), steps[rows] if shifts is None else jax.tree.map(itemgetter(rows), shifts)
+        return unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector)
 
     scale = in_interval(by_level(guide.levels, guide.scales), guide.low, guide.high)
     denoiser = to_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale, guide.rescale))

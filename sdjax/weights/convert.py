@@ -35,6 +35,40 @@ def third(i: int):
 SPLIT = ("split q", "split k", "split v")
 
 OPERATIONS |= {name: third(i) for i, name in enumerate(SPLIT)}
+OPERATIONS["conv1d"] = (lambda a: a[:, :, 0].T, lambda a: a.T[:, :, None], lambda s: (s[1], s[0], 1))
+
+
+def of_heads(heads: int, i: int):
+    """Returns the operation for one of q, k, v in LDM's attention blocks: the file has all of head 1, then of head 2.
+
+    The order is heads, then q k v, then the head's width (`QKVAttentionLegacy` in CompVis `openaimodel.py`).
+    """
+
+    def ours(a: np.ndarray) -> np.ndarray:
+        if a.ndim == 1:
+            return a.reshape(heads, 3, -1)[:, i].reshape(-1)
+        return a[..., 0].reshape(heads, 3, -1, a.shape[1])[:, i].reshape(-1, a.shape[1]).T
+
+    return ours, lambda a: a.T, lambda s: (3 * s[-1], *s[:-1], *(1,) * (len(s) - 1))
+
+
+def operation_of(name: str):
+    """Returns (the file's value to ours, ours to the file's, our shape to the file's shape) of an operation by name."""
+    if name.startswith("stacked "):
+        _, heads, part = name.split()
+        return of_heads(int(heads), "qkv".index(part))
+    return OPERATIONS[name]
+
+
+def stacked(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns q, k and v, by their operations' names, as the file's one tensor."""
+    if set(parts) == set(SPLIT):
+        return np.ascontiguousarray(np.concatenate([parts[part] for part in SPLIT]))
+    heads = int(next(iter(parts)).split()[1])
+    by_head = [parts[f"stacked {heads} {part}"] for part in "qkv"]
+    by_head = [value.reshape(heads, -1, *value.shape[1:]) for value in by_head]
+    whole = np.stack(by_head, 1).reshape(3 * len(parts[f"stacked {heads} q"]), *by_head[0].shape[2:])
+    return np.ascontiguousarray(whole[..., None] if whole.ndim == 2 else whole)
 
 
 def from_file_tensors(
@@ -67,7 +101,7 @@ def from_file_tensors(
             problems.append(("missing", name, ""))
             continue
         value = np.asarray(tensors[name])
-        to_ours, _, file_shape = OPERATIONS[operation]
+        to_ours, _, file_shape = operation_of(operation)
         want = tuple(file_shape(shapes[row.path].shape))
         if value.shape != want and same_matrix(value.shape, want):
             value = value.reshape(want)
@@ -165,13 +199,12 @@ def to_file_tensors(params: Params, rows: Sequence[TensorRow], layout: str = "di
     tensors, stacks = {}, {}
     for row in rows:
         name, operation = file_name(row, layout)
-        value = OPERATIONS[operation][1](np.asarray(flat[row.path]))
-        if operation in SPLIT:
+        value = operation_of(operation)[1](np.asarray(flat[row.path]))
+        if operation in SPLIT or operation.startswith("stacked "):
             stacks.setdefault(name, {})[operation] = value
         else:
             tensors[name] = np.ascontiguousarray(value)
-    stack = lambda parts: np.ascontiguousarray(np.concatenate([parts[part] for part in SPLIT]))
-    return tensors | {name: stack(parts) for name, parts in stacks.items()}
+    return tensors | {name: stacked(parts) for name, parts in stacks.items()}
 
 
 def cast_params(params: Params, dtype: np.dtype) -> Params:

@@ -18,7 +18,7 @@ def test_keys_and_values_may_come_ready_made(dtype):
     rng = np.random.default_rng(0)
     x, context = rng.normal(size=(2, 8, 8, 4)).astype(np.float32), rng.normal(size=(2, 5, 24)).astype(np.float32)
     ready = context_keys(params, context, dtype)
-    crosses = {name for name, part in params.items() if "block" in part}
+    crosses = {f"{name}/block" for name, part in params.items() if "block" in part}
     assert set(ready) == crosses and len(crosses) == 11
     out = [unet_output(params, x, jnp.ones(2), c, config, dtype) for c in (context, ready)]
     np.testing.assert_allclose(*out, atol=1e-6 if dtype == jnp.float32 else 0.01)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The denoising UNet: ResBlocks with time embedding, spatial transformers with cross-attention."""
+    """The denoising UNet: ResBlocks with time embedding, and attention: to a context, or to the picture alone."""
 
     in_channels: int = 4  # 9 for inpainting: latents, mask, the masked picture's latents
     out_channels: int = 4
@@ -17,6 +17,28 @@ class UNetConfig:
     groups: int = 32
     linear_projection: bool = False  # True: files hold proj_in / proj_out as Linear (v2); False: as 1x1 conv (v1)
     upcast_attention: bool = False  # q k^T from float32 inputs, whatever the dtype is (v2.1 overflows float16)
+    cross: bool = True  # transformers with cross-attention; False: LDM's attention blocks, which take no context
+    depth: tuple[int, ...] = ()  # transformer blocks per level, the middle as the last level; empty: 1 everywhere
+    self_attention: tuple[bool, ...] = ()  # per level: False: attn1 attends to the context as well; empty: all True
+    updown: bool = False  # ResBlocks change the resolution, not single convolutions (resblock_updown)
+    scale_shift: bool = False  # the time scales and shifts a norm, it is not added (use_scale_shift_norm)
+    labels: int | None = None  # rows of the table whose row Cond.vector names, added to the time embedding
+    vector: int | None = None  # width of a Cond.vector of floats, added to the time embedding after an MLP
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks in each spatial transformer, per level."""
+        return self.depth or (1,) * len(self.channels)
+
+    @property
+    def attends_itself(self) -> tuple[bool, ...]:
+        """Does the first attention of a transformer block attend to the picture? Per level."""
+        return self.self_attention or (True,) * len(self.channels)
+
+    @property
+    def takes_vector(self) -> bool:
+        """Does the time embedding take a Cond's vector?"""
+        return self.labels is not None or self.vector is not None
 
     @property
     def factor(self) -> int:

@@ -10,31 +10,48 @@ import jax.numpy as jnp
 
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.nn.layers import Dense, GroupNorm, ResBlock, conv3x3, dense, timestep_embedding
-from sdjax.nn.transformer import SpatialTransformer
+from sdjax.nn.transformer import AttentionBlock, SpatialTransformer, block_name
 from sdjax.types import Array, Params
+
+OWN_DTYPE = ("time_in", "time_out", "label", "label_in", "label_out")  # always computed in float32
 
 KeysValues = dict[str, tuple[Array, Array]]  # name of a transformer -> its cross-attention's keys and values, [B, L, C]
 TimeShifts = dict[str, Array]  # name of a ResBlock -> what the time adds in it, [B, C]
 
 
-def keys_values(params: Params, context: Array, dtype: jnp.dtype) -> KeysValues:
-    """Returns the keys and values that every cross-attention projects a context [B, L, D] to.
+def keys_values(params: Params, context: Array | None, dtype: jnp.dtype) -> KeysValues:
+    """Returns what every cross-attention projects the context to. One call serves all steps of a walk.
 
-    params: the UNet's parameters. Use it to compute these once for all steps of a walk.
+    params: the UNet's. context: text states [B, L, D]; a UNet without cross-attention takes None.
     """
     project = lambda kernel: jnp.dot(context.astype(dtype), kernel.astype(dtype))
-    crosses = {name: part["block"]["cross"] for name, part in params.items() if "block" in part}
+    blocks = {f"{name}/{block}": part[block] for name, part in params.items() for block in part if "block" in block}
+    crosses = {name: block["cross"] for name, block in blocks.items()}
+    crosses |= {f"{name}/text": block["text"] for name, block in blocks.items() if "text" in block}
     return {name: (project(cross["k"]["kernel"]), project(cross["v"]["kernel"])) for name, cross in crosses.items()}
 
 
-def time_shifts(params: Params, t: Array, config: UNetConfig, dtype: jnp.dtype) -> TimeShifts:
-    """Returns what the timesteps t [B] add in every ResBlock.
+def time_shifts(
+    params: Params, t: Array, config: UNetConfig, dtype: jnp.dtype, vector: Array | None = None
+) -> TimeShifts:
+    """Returns what the time, and the vector if there is one, add in every ResBlock.
 
-    params: the UNet's parameters. Use it to compute this for all steps of a walk at once.
+    params: the UNet's. t: timesteps [B]. vector: see `UNet`. One call serves all steps of a walk that has no vector.
     """
     time = dense(params["time_in"], timestep_embedding(t, config.channels[0]), jnp.float32)
-    time = nn.silu(dense(params["time_out"], nn.silu(time), jnp.float32)).astype(dtype)
+    time = dense(params["time_out"], nn.silu(time), jnp.float32)
+    if config.labels:
+        time += params["label"]["embedding"].astype(jnp.float32)[label_of(vector)]
+    if config.vector:
+        hidden = nn.silu(dense(params["label_in"], vector.astype(jnp.float32), jnp.float32))
+        time += dense(params["label_out"], hidden, jnp.float32)
+    time = nn.silu(time).astype(dtype)
     return {name: dense(part["time"], time, dtype) for name, part in params.items() if "time" in part}
+
+
+def label_of(vector: Array) -> Array:
+    """Returns the rows of the label table that a Cond's vector [B, 1] names, int32 [B]."""
+    return vector[:, 0].astype(jnp.int32)
 
 
 def computed_in(params: Params, dtype: jnp.dtype) -> Params:
@@ -42,7 +59,7 @@ def computed_in(params: Params, dtype: jnp.dtype) -> Params:
 
     The parameters of the norms and of the time embedding (time_in, time_out) keep their dtype.
     """
-    own = lambda path: any("norm" in key.key or key.key in ("time_in", "time_out") for key in path)
+    own = lambda path: any("norm" in key.key or key.key in OWN_DTYPE for key in path)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if own(path) else leaf.astype(dtype), params)
 
 
@@ -54,24 +71,37 @@ class UNet(nn.Module):
     remat: bool = False  # keep only each block's input for the backward pass, and compute the rest again
 
     @nn.compact
-    def __call__(self, x: Array, t: Array | TimeShifts, context: Array | KeysValues) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        t: Array | TimeShifts,
+        context: Array | KeysValues | None = None,
+        vector: Array | None = None,
+    ) -> Array:
         """x [B, h, w, in_channels] -> float32 [B, h, w, out_channels].
 
-        t: timesteps [B], or their `time_shifts`.
-        context: text states [B, L, context_dim], or their `keys_values`.
+        t: timesteps [B], or the `time_shifts` of them and of the vector.
+        context: text states [B, L, context_dim], or their `keys_values`; None if the config has no cross-attention.
+        vector: [B, config.vector] floats, or [B, 1] rows of the label table; None if the config has neither.
         """
         config, dtype = self.config, self.dtype
         levels = range(len(config.channels))
-        blocks = ResBlock, SpatialTransformer
-        Res, Transformer = map(nn.remat, blocks) if self.remat else blocks
+        blocks = ResBlock, SpatialTransformer, AttentionBlock
+        Res, Transformer, Attend = map(nn.remat, blocks) if self.remat else blocks
 
-        def res(name, h, level):
-            block = Res(config.channels[level], config.groups, 1e-5, dtype, zero_init=True, name=name)
-            return block(h, time, shifts.get(name))
+        def res(name, h, level, resize=None):
+            channels, shape = config.channels[level], (config.groups, 1e-5, dtype, True, config.scale_shift, resize)
+            return Res(channels, *shape, name=name)(h, time, shifts.get(name))
 
         def attend(name, h, level):
-            block = Transformer(config.heads[level], config.groups, config.upcast_attention, dtype, name=name)
-            return block(h, context[name] if isinstance(context, dict) else context)
+            heads, depth = config.heads[level], config.depths[level]
+            if not config.cross:
+                return Attend(heads, config.groups, dtype, name=name)(h)
+            of = lambda key: context[key] if isinstance(context, dict) else context
+            first = lambda key: None if config.attends_itself[level] else of(f"{key}/text")
+            keys = [f"{name}/{block_name(i)}" for i in range(depth)]
+            given = [(of(key), first(key)) for key in keys]
+            return Transformer(heads, config.groups, config.upcast_attention, dtype, depth, name=name)(h, given)
 
         time, shifts = (None, t) if isinstance(t, dict) else (t, {})
         if time is not None:
@@ -79,7 +109,12 @@ class UNet(nn.Module):
             time = timestep_embedding(time, config.channels[0])
             time = Dense(width, jnp.float32, name="time_in")(time)
             time = Dense(width, jnp.float32, name="time_out")(nn.silu(time))
-        context = context if isinstance(context, dict) else context.astype(dtype)
+            if config.labels:
+                time += nn.Embed(config.labels, width, name="label")(label_of(vector))
+            if config.vector:
+                hidden = nn.silu(Dense(width, jnp.float32, name="label_in")(vector))
+                time += Dense(width, jnp.float32, name="label_out")(hidden)
+        context = context if context is None or isinstance(context, dict) else context.astype(dtype)
 
         h = conv3x3(config.channels[0], "conv_in", dtype)(x.astype(dtype))
         skips = [h]
@@ -90,7 +125,9 @@ class UNet(nn.Module):
                     h = attend(f"down_{level}_attn_{i}", h, level)
                 skips.append(h)
             if level != levels[-1]:
-                h = conv3x3(config.channels[level], f"down_{level}_downsample", dtype, stride=2)(h)
+                name = f"down_{level}_downsample"
+                conv = lambda h, name=name, level=level: conv3x3(config.channels[level], name, dtype, stride=2)(h)
+                h = res(name, h, level, "down") if config.updown else conv(h)
                 skips.append(h)
 
         h = res("mid_res_0", h, -1)
@@ -103,7 +140,9 @@ class UNet(nn.Module):
                 if config.attention[level]:
                     h = attend(f"up_{level}_attn_{i}", h, level)
             if level != 0:
-                h = conv3x3(config.channels[level], f"up_{level}_upsample", dtype, enlarge=True)(h)
+                name = f"up_{level}_upsample"
+                conv = lambda h, name=name, level=level: conv3x3(config.channels[level], name, dtype, enlarge=True)(h)
+                h = res(name, h, level, "up") if config.updown else conv(h)
 
         h = nn.silu(GroupNorm(config.groups, 1e-5, name="norm_out")(h))
         h = conv3x3(config.out_channels, "conv_out", dtype, init=nn.initializers.zeros_init())(h)

@@ -12,7 +12,8 @@ UNET = Part(
     lambda config: (
         example(1, config.factor, config.factor, config.in_channels),
         example(1),
-        example(1, 1, config.context_dim),
+        example(1, 1, config.context_dim) if config.cross else None,
+        example(1, config.vector or 1) if config.vector or config.labels else None,
     ),
     unet_rows,
     read_unet,
