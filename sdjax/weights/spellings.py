@@ -72,13 +72,13 @@ def attention_names(block: str, layout: int) -> tuple[tuple[str, str], ...]:
 
 #: part -> pairs of (pattern of another spelling, its replacement in the table's spelling).
 OLD_NAMES = {
-    "vae": attention_names(r"(?:encoder|decoder)\.mid_block\.attentions\.0", 1),
+    "vae": attention_names(r"(?:encoder|decoder)\.(?:mid_block|(?:down|up)_blocks\.\d+)\.attentions\.\d+", 1),
     "text": ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
     "safety": ((r"^vision_model\.vision_model\.", "vision_model."),),
     "single": (
         (r"^conditioner\.embedders\.0\.", "cond_stage_model."),  # SGM's spelling of SD 1 and 2
         (r"^(cond_stage_model\.transformer)\.(?=embeddings\.|encoder\.|final_layer_norm\.)", r"\1.text_model."),
-        *attention_names(r"first_stage_model\.(?:encoder|decoder)\.mid\.attn_1", 0),
+        *attention_names(r"first_stage_model\.(?:encoder|decoder)\.(?:mid\.attn_1|(?:down|up)\.\d+\.attn\.\d+)", 0),
     ),
 }
 

@@ -5,13 +5,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """AutoencoderKL (arXiv 2112.10752). A latent pixel is f x f pixels, f = 2 ** (len(channels) - 1)."""
+    """An autoencoder of latent diffusion (arXiv 2112.10752): with a Gaussian posterior (KL), or with a codebook (VQ).
+
+    A latent pixel is f x f pixels, f = 2 ** (len(channels) - 1).
+    """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     blocks: int = 2  # ResBlocks per level in the encoder; the decoder has one more
     latent_channels: int = 4
     groups: int = 32
     scaling: float = 0.18215  # latents = scaling * posterior sample
+    attention: tuple[bool, ...] = ()  # per level: attention after each ResBlock? empty: none
+    middle_attention: bool = True
+    codes: int | None = None  # vectors in the codebook; `encode` does not quantise, `decode` does
+
+    @property
+    def attends(self) -> tuple[bool, ...]:
+        """Is there attention after each ResBlock of a level? Per level."""
+        return self.attention or (False,) * len(self.channels)
 
     @property
     def factor(self) -> int:

@@ -6,7 +6,13 @@ from sdjax.networks.vae.fields import read_vae, write_vae
 from sdjax.networks.vae.names import vae_rows
 from sdjax.networks.vae.network import VAE
 
-OWN = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # beside them files have losses and EMA copies
+OWN = (
+    "encoder.",
+    "decoder.",
+    "quant_conv.",
+    "post_quant_conv.",
+    "quantize.",
+)  # beside them files have losses and EMA copies
 
 KL_VAE = Part(
     VAEConfig,
