@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from sdjax.errors import SdjaxError  # noqa: E402
 from sdjax.formats.tensors import read_tensors  # noqa: E402
 from sdjax.formats.torch_objects import STORAGES  # noqa: E402
+from tests.formats.assembler import to_zip64  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -118,13 +119,45 @@ def test_a_checkpoint_of_lightning(tmp_path, new):
 
 
 @FORMATS
+def test_what_lies_beside_the_tensors(tmp_path, new):
+    """As strangers leave it, whole files and state dicts: torch's own tensors of it, and nothing else."""
+    inner = {"a": torch.arange(6.0).reshape(2, 3), "step": 470_000, "note": "a merge", "none": None, "list": [1, "x"]}
+    inner |= {"lr": 1e-4, "flag": True, "half": torch.ones(2, dtype=torch.float16)}
+    tensors = lambda loaded: {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    for content, pick in (
+        (inner, tensors),
+        ({"state_dict": inner, "epoch": 3}, lambda loaded: tensors(loaded["state_dict"])),
+        ({"state_dict": {"state_dict": inner}}, lambda loaded: tensors(loaded["state_dict"]["state_dict"])),
+    ):
+        save(content, tmp_path / "model.ckpt", new)
+        check(tmp_path / "model.ckpt", pick)
+
+
+def test_float8_parameters_with_a_state_and_zip64(tmp_path):
+    values = torch.linspace(-3, 3, 12).reshape(3, 4)
+    parameter = torch.nn.Parameter(values)
+    parameter.note = "a state"  # such a parameter is rebuilt by another function
+    small = {name: values.to(getattr(torch, name)) for name in ("float8_e4m3fn", "float8_e5m2")}
+    path = tmp_path / "model.pt"
+    torch.save({"p": parameter, **small}, path)
+    for content in (path.read_bytes(), to_zip64(path.read_bytes())):
+        path.write_bytes(content)
+        loaded, got = torch.load(path, weights_only=False), read_tensors(path)
+        assert list(got) == ["p", *small]
+        np.testing.assert_array_equal(got["p"], loaded["p"].detach().numpy())
+        for name in small:
+            assert got[name].dtype.name == name
+            np.testing.assert_array_equal(got[name].astype(np.float32), loaded[name].float().numpy())
+
+
+@FORMATS
 def test_what_is_no_dict_of_tensors_is_refused(tmp_path, new):
     path = tmp_path / "model.pt"
     x = torch.ones(3)
     for content in (
         x,
         [x],
-        {"a": x, "b": 1},
+        {"a": 1, "b": "text"},
         {"a": [x]},
         {"a": torch.ones(1).expand(5)},
         torch.nn.Linear(2, 2),
