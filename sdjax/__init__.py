@@ -16,6 +16,7 @@ _HOME = {
     "model.load": ("create", "load", "save"),
     "model.functions": ("predict", "vae_moments", "encode", "decode"),
     "conditioning.text": ("tokenize", "encode_prompt"),
+    "conditioning.classes": ("encode_classes",),
     "weights.clip": ("load_clip", "save_clip"),
     "adapters.embedding": ("add_embedding",),
     "tasks.attention_maps": ("attention_maps", "attention_pictures", "prompt_words"),

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from sdjax import pictures as pictures
 from sdjax import sampling as sampling
 from sdjax.adapters.embedding import add_embedding as add_embedding
+from sdjax.conditioning.classes import encode_classes as encode_classes
 from sdjax.conditioning.text import encode_prompt as encode_prompt
 from sdjax.conditioning.text import tokenize as tokenize
 from sdjax.devices.host import keep_programs as keep_programs
@@ -238,6 +239,7 @@ __all__ = [
     "decode",
     "denoiser",
     "encode",
+    "encode_classes",
     "encode_prompt",
     "hires",
     "img2img",

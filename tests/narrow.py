@@ -10,11 +10,12 @@ from flax.traverse_util import flatten_dict
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.families.config import Config
 from sdjax.families.sd import SD15, SD21
+from sdjax.families.table import family_of
 from sdjax.networks.clip.config import TextConfig, VisionConfig
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.vae.config import VAEConfig
-from sdjax.weights.convert import OPERATIONS
+from sdjax.weights.convert import OPERATIONS, operation_of
 from sdjax.weights.single import model_rows
 
 NARROW = Config(
@@ -102,11 +103,11 @@ def file_tensors(config):
     """Names and shapes of a whole single file of `config`; nothing is allocated."""
     shapes = {
         (part, *path): leaf.shape
-        for part in ("text", "vae", "unet")
+        for part in family_of(config).parts
         for path, leaf in flatten_dict(param_shapes(getattr(config, part))).items()
     }
     return {
-        row.compvis: np.broadcast_to(np.float16(0), OPERATIONS[row.compvis_operation][2](shapes[row.path]))
+        row.compvis: np.broadcast_to(np.float16(0), operation_of(row.compvis_operation)[2](shapes[row.path]))
         for row in model_rows(config)
     }
 

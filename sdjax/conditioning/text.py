@@ -52,6 +52,7 @@ def read_prompts(
     composed: AND joins prompts; otherwise it is text.
     What is cut or not understood in a prompt is logged in one line. SdjaxError: no tokenizer, an unknown syntax.
     """
+    text_tower_of(sd)
     if sd.tokenizer is None:
         raise SdjaxError("sd.tokenizer is None: this model came without a tokenizer")
     ends = np.cumsum([sd.config.text.vocab_size, *(len(v) for v in sd.embeddings.values())])
@@ -66,6 +67,8 @@ def read_prompts(
 
 def text_tower_of(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, Array | None]:
     """Returns the text tower's config without its last clip_skip - 1 layers, and the vectors of sd.embeddings."""
+    if sd.config.text is None:
+        raise SdjaxError(f"prompt: {sd.config.name} takes no text, give a Cond, as sdjax.encode_classes returns it")
     config, vectors = sd.config.text, list(sd.embeddings.values())
     if not is_whole(clip_skip, 1, config.layers):
         raise SdjaxError(f"clip_skip {clip_skip!r}: a whole number from 1, the last layer, to {config.layers}")

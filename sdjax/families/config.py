@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.networks.clip.config import TextConfig
+from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.vae.config import VAEConfig
 
@@ -17,10 +18,11 @@ class Config:
     """
 
     name: str = field(default="sd15", compare=False)
-    text: TextConfig = field(default_factory=TextConfig)
+    text: TextConfig | None = field(default_factory=TextConfig)  # None: the model takes no text
     vae: VAEConfig = field(default_factory=VAEConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    classes: ClassConfig | None = None  # the table of a model of classes
     size: int = field(default=512, compare=False)  # side in pixels of the pictures that it was trained on
     guidance_scale: float = field(default=7.5, compare=False)  # the published one; guidance_scale=None means this
     pipeline: str | None = field(default=None, compare=False)  # the diffusers class that its folder names

@@ -37,6 +37,11 @@ class Family(NamedTuple):
     presets: tuple[Config, ...]  # the published configurations
     others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
 
+    def fits(self, config: Config) -> bool:
+        """Is a model of this config one of this family?"""
+        same = ("text" in self.parts, "classes" in self.parts) == (config.text is not None, config.classes is not None)
+        return same and config.unet.in_channels == self.channels(config)
+
     def channels(self, config: Config) -> int:
         """Returns how many channels the UNet takes in a model of this family."""
         latents = config.vae.latent_channels

@@ -141,8 +141,10 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
 # ---- arguments
 
 
-def bundled_tokenizer(text: TextConfig):
+def bundled_tokenizer(text: TextConfig | None):
     """Returns the tokenizer of a model that came without one, by its vocabulary: CLIP's, the emoji model's, or None."""
+    if text is None:
+        return None
     if text.vocab_size == SD15.text.vocab_size:
         return clip_tokenizer()
     folder = Path(__file__).parents[1] / "pretrained" / "emoji" / "tokenizer"

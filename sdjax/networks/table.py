@@ -6,13 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION
+from sdjax.networks.labels.part import CLASS_TABLE
 from sdjax.networks.part import Part, module_shapes
 from sdjax.networks.rows import TensorRow
 from sdjax.networks.unet.part import UNET
 from sdjax.networks.vae.part import KL_VAE
 from sdjax.types import Array, Params
 
-PARTS: dict[type, Part] = {part.config: part for part in (CLIP_TEXT, CLIP_VISION, KL_VAE, UNET)}
+PARTS: dict[type, Part] = {part.config: part for part in (CLIP_TEXT, CLIP_VISION, KL_VAE, UNET, CLASS_TABLE)}
 
 
 def make_rows(config: Any, **prefix: str) -> list[TensorRow]:

@@ -163,7 +163,7 @@ def draw_chunk(
     report(row, picture) is called after each row if the options have `progress` or `preview`.
     """
     options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
-    text, vectors = text_tower_of(sd, options.clip_skip)
+    text, vectors = (None, None) if sd.config.text is None else text_tower_of(sd, options.clip_skip)
     draws = noise.image_draws(
         chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength), stream
     )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.conditioning.classes import null_cond
 from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
 from sdjax.errors import SdjaxError
 from sdjax.model.value import StableDiffusion
@@ -26,12 +27,20 @@ class Sides(NamedTuple):
     negative: Prompt | Cond  # of one image, or of B
 
 
+ONE = np.array([0])
+
+
 def read_sides(sd: StableDiffusion, request: Request) -> Sides:
     """Reads both sides of a request, each text once, and logs what is cut or not understood in it.
 
     SdjaxError: a Cond that this model does not take.
     """
     syntax, prompts, negative = request.options.syntax, request.prompts, request.negative
+    if sd.config.text is None:
+        if not isinstance(prompts, Cond) or not (isinstance(negative, Cond) or negative == ""):
+            text_tower_of(sd)  # refuses
+        unguided = bool(np.all(request.scales == 1))
+        negative = negative if isinstance(negative, Cond) else some(prompts, ONE) if unguided else null_cond(sd)
     if isinstance(negative, str):
         (negative,) = read_prompts(sd, negative, syntax, composed=False)
     if not isinstance(prompts, Cond):
@@ -47,13 +56,13 @@ def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[tuple[n
     Texts of one shape go together. A Cond has one shape, and a text beside it gets the same number of positions.
     SdjaxError: it cannot.
     """
-    text = text_tower_of(sd, request.options.clip_skip)[0]
     prompts, negative = sides
     places = np.arange(request.count)
-    if isinstance(prompts, list) and isinstance(negative, Prompt):
-        return group(prompts, negative, text)
     if isinstance(prompts, Cond) and isinstance(negative, Cond):
         return [(places, prompts, negative)]
+    text = text_tower_of(sd, request.options.clip_skip)[0]
+    if isinstance(prompts, list) and isinstance(negative, Prompt):
+        return group(prompts, negative, text)
     given = "prompt" if isinstance(prompts, Cond) else "negative_prompt"
     other = prompts if isinstance(prompts, Cond) else negative
     length = 0 if other.context is None else np.shape(other.context)[-2]

@@ -137,6 +137,8 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
     An older model folder at `path` is replaced; other files in it stay. SdjaxError: `path` exists and is no model
     folder, or `tokenizer` is None.
     """
+    if config.text is None:
+        raise SdjaxError(f"{path}: {config.name} has no folder in diffusers' layout; give a name in .safetensors")
     path = Path(path).resolve()  # through a link: another disk's folder cannot be moved here
     if path.exists() and not (path / "model_index.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise SdjaxError(f"{path}: exists and is not a model folder; name a new folder")

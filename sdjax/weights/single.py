@@ -202,7 +202,8 @@ def read_single(
     parts = family_of(config).parts
     expected = {part: param_shapes(getattr(config, part)) for part in parts}
     own = tuple(f"{place.prefix}.{start}" for place in parts.values() for start in place.part.own_in_single)
-    return config, from_file_tensors(tensors, rows, expected, "compvis", str(path), config.text.layers, own)
+    layers = -1 if config.text is None else config.text.layers
+    return config, from_file_tensors(tensors, rows, expected, "compvis", str(path), layers, own)
 
 
 def write_single(path: str | Path, config: Config, params: Params) -> None:
