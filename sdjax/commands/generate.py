@@ -58,6 +58,20 @@ class Task:
             with prefixed(f"--safety-checker {options.safety_checker}: "):
                 self.checker = sdjax.load_safety_checker(options.safety_checker)
 
+    def asked(self, prompts: list[str]):
+        """Returns what the task is called with: the prompts, or for a model of classes the Cond that they name."""
+        import sdjax
+
+        config = self.sd.config
+        if config.classes is None:
+            if self.options.classes is not None:
+                raise SdjaxError(f"classes {self.options.classes}: {config.name} takes none, give a prompt")
+            return prompts
+        for prompt in prompts:
+            if not prompt.strip().isdecimal():
+                raise SdjaxError(f"prompt {prompt[:80]!r}: {config.name} takes classes, whole numbers, see `classes`")
+        return sdjax.encode_classes(self.sd, [int(prompt) for prompt in prompts])
+
     def check(self, prompts: list[str], **changes) -> None:
         """Checks all arguments before the first picture is drawn. changes: those of a grid's cell."""
         from sdjax.conditioning.text import text_tower_of
@@ -69,13 +83,14 @@ class Task:
         if "strength" in changes and "image" not in arguments:
             raise SdjaxError("--grid strength: needs --init-image")
         own = Arguments(**{name: arguments[name] for name in NAMES})
-        check(self.sd.config, prompts, own)
+        check(self.sd.config, self.asked(prompts), own)
         plan_of(self.sd, own, arguments.get("strength"))
-        text_tower_of(self.sd, own.clip_skip)
+        if self.sd.config.text is not None:
+            text_tower_of(self.sd, own.clip_skip)
 
     def draw(self, prompts: list[str], progress, **changes) -> list:
         """Returns the pictures of some prompts as they are saved."""
-        return self.finish(self.function(self.sd, prompts, progress=progress, **self.arguments | changes))
+        return self.finish(self.function(self.sd, self.asked(prompts), progress=progress, **self.arguments | changes))
 
     def finish(self, images: list) -> list:
         """Returns pictures as they are saved: black if --safety-checker flags them, with --watermark's bytes."""
@@ -124,6 +139,8 @@ def main(options: Options) -> None:
     with prefixed("--"):
         axes = read_axes(options.grid)
     prompts = read_prompts(options.prompts_file) if options.prompts_file else list(options.prompt)
+    if options.classes:
+        prompts = [part.strip() for part in options.classes.split(",")]
     image, mask = (read_picture(name, getattr(options, name)) for name in ("init_image", "mask"))
     check_folder(options.out)
 
@@ -137,24 +154,25 @@ def main(options: Options) -> None:
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    with flags_of((*NAMES, "strength", "feather", "mask")):
+    with flags_of((*NAMES, "strength", "feather", "mask", "classes")):
         task = Task(sd, options, image, mask)
         if options.prompts_file:
             draw_batch(task, prompts)
         elif axes:
             draw_grid(task, prompts[0], axes)
         else:
-            draw(task, prompts[0])
+            draw(task, prompts)
 
 
-def draw(task: Task, prompt: str) -> None:
-    """Draws and saves --num-images pictures of one prompt, and a sheet of them."""
+def draw(task: Task, prompts: list[str]) -> None:
+    """Draws and saves --num-images pictures of one prompt, or of each class, and a sheet of them."""
     from sdjax.image.png import save_png
     from sdjax.image.sheets import contact_sheet
 
     out, seed = task.options.out, task.options.seed
-    images = task.draw([prompt], Progress("step"))
+    images = task.draw(prompts, Progress("step"))
     for i, image in enumerate(images):
+        prompt = prompts[i // task.options.num_images]
         print(save_next(image, out, seed + i, task.text(prompt, seed + i)))
     if len(images) > 1:
         print(save_png(contact_sheet(images), out / "sheet.png"))

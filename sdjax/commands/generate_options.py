@@ -34,6 +34,8 @@ Sampling.__module__ = __name__
 
 @dataclass(frozen=True)
 class Options(Sampling):
+    classes: str | None = None
+    """Classes in place of a prompt, for a model of classes: 207,360; one picture each, or --num-images of each."""
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
     init_image: Path | None = None
@@ -93,7 +95,7 @@ def settings_of_picture(options: Options) -> Options | None:
         rest["Denoising strength"] = found.pop("strength")
     if rest:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
-    found["prompt"] = () if options.prompts_file else (found["prompt"],)
+    found["prompt"] = () if options.prompts_file or options.classes else (found["prompt"],)
     found |= {name: Path(found[name]) for name in ("init_image", "mask", "safety_checker") if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
@@ -101,9 +103,16 @@ def settings_of_picture(options: Options) -> Options | None:
 
 def check_options(options: Options) -> None:
     """Raises SdjaxError for options that do not fit together or are out of range, as far as no model is needed."""
-    if options.prompts_file and options.prompt:
-        raise SdjaxError("--prompts-file: instead of a prompt, not beside one")
-    if not options.prompts_file and len(options.prompt) != 1:
+    for name in ("prompts_file", "classes"):
+        if getattr(options, name) is not None and options.prompt:
+            raise SdjaxError(f"--{name.replace('_', '-')}: instead of a prompt, not beside one")
+    if options.prompts_file and options.classes is not None:
+        raise SdjaxError("--classes: instead of --prompts-file, not beside it")
+    if options.classes is not None and not all(part.strip().isdecimal() for part in options.classes.split(",")):
+        raise SdjaxError(f"--classes {options.classes}: whole numbers with commas between them, as 207,360")
+    if options.grid and options.classes and "," in options.classes:
+        raise SdjaxError("--grid: with one class; take --classes 207")
+    if not options.prompts_file and options.classes is None and len(options.prompt) != 1:
         quoted = f", {len(options.prompt)} given: put it in quotes" if options.prompt else ": what to draw, in quotes"
         raise SdjaxError(f"PROMPT: one expected{quoted}")
     if options.strength is not None and not 0 < options.strength <= 1:
