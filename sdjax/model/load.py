@@ -22,7 +22,7 @@ from sdjax.types import Array, Params
 from sdjax.weights.convert import cast_params
 from sdjax.weights.folder import read_folder, write_folder
 from sdjax.weights.hub import fetch_folder, is_hub_id
-from sdjax.weights.single import known_prediction, read_single, write_single
+from sdjax.weights.single import known_prediction, named_config, read_single, write_single
 
 BUNDLED = ("emoji",)
 
@@ -36,6 +36,7 @@ def load(
     prediction: str | None = None,
     prefer_ema: bool = False,
     *,
+    config: str | None = None,
     variant: str | None = None,
 ) -> StableDiffusion:
     """Loads a model.
@@ -46,6 +47,7 @@ def load(
     prediction: "epsilon", "v" or "x0" instead of what the files say. A single SD 2.x file may not say; then it is
         guessed, and the guess is logged.
     prefer_ema: use the EMA copy of the UNet if a single file holds both.
+    config: the name of a single file's configuration, as "cin256-v2", where its tensors do not tell.
     variant: of a folder's weights, "fp16", "bf16" or another part of their files' names; None prefers full precision,
         then fp16, then bf16, then whatever there is.
     SdjaxError: a file, field or tensor does not fit; the message names it.
@@ -57,8 +59,11 @@ def load(
     if not path.is_dir():
         if variant is not None:
             raise SdjaxError(f"variant {variant!r}: {source} is one file, variants are for folders")
-        config, params = read_single(path, prediction, prefer_ema)
-        return StableDiffusion(config, params, bundled_tokenizer(config.text), dtype)
+        known = None if config is None else named_config(config)
+        found, params = read_single(path, prediction, prefer_ema, known)
+        return StableDiffusion(found, params, bundled_tokenizer(found.text), dtype)
+    if config is not None:
+        raise SdjaxError(f"config {config!r}: {source} is a folder, whose JSON files are its configuration")
     config, params, tokenizer = read_folder(path, name, variant)
     if prefer_ema:
         log.warning("%s: a diffusers folder has one UNet, which is used; prefer_ema is for single files", source)

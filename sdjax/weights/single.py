@@ -48,6 +48,15 @@ def known_prediction(prediction: str | None) -> str | None:
     return prediction
 
 
+def named_config(name: str) -> Config:
+    """Returns a published configuration by its name; case, - and _ do not matter. SdjaxError: there is none."""
+    plain = lambda text: text.lower().replace("_", "-")
+    found = {plain(config.name): config for config in CANDIDATES}
+    if not isinstance(name, str) or plain(name) not in found:
+        raise SdjaxError(f"config {name!r}: one of {', '.join(sorted(found))}")
+    return found[plain(name)]
+
+
 def model_rows(config: Config) -> list[TensorRow]:
     """Returns the rows of all parts of a model. Their paths begin with the part's name."""
     parts = (

@@ -113,6 +113,13 @@ def test_one_file_both_ways(tmp_path, monkeypatch):
     assert found.config == TINY and found.tokenizer is None
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), found.params, model().params)
     assert jax.tree.all(same)
+    assert sdjax.load(path, config="Tiny_Classes").config == TINY
+    with pytest.raises(SdjaxError, match="config 'sd99': one of sd15, tiny-classes"):
+        sdjax.load(path, config="sd99")
+    with pytest.raises(SdjaxError, match=r"tensors do not fit the config: \d+ missing"):
+        sdjax.load(path, config="sd15")
+    with pytest.raises(SdjaxError, match="config 'sd15': emoji is a folder"):
+        sdjax.load("emoji", config="sd15")
     cond = sdjax.encode_classes(found, [3])
     np.testing.assert_array_equal(
         sdjax.txt2img(found, cond, **FEW), sdjax.txt2img(model(), sdjax.encode_classes(model(), [3]), **FEW)
