@@ -41,7 +41,7 @@ def check(config: Config, prompt: str | Sequence[str] | Cond, options: TaskOptio
     else:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise SdjaxError(f"prompt {prompt!r}: a string, a list of at least one string, or a Cond")
+            raise SdjaxError(f"prompt {prompt!r}: a string or a list of at least one string, or a Cond")
         asked = len(prompts)
     if pictures != 1 and asked not in (1, pictures):
         raise SdjaxError(f"prompt: {asked} prompts for {pictures} images, one or {pictures} expected")

@@ -22,6 +22,7 @@ from sdjax.tasks import engine, stages
 from sdjax.tasks.image_to_image import img2img, inpaint, outpaint
 from sdjax.tasks.options import TaskOptions
 from sdjax.tasks.request import check
+from sdjax.tasks.sides import read_sides
 from sdjax.tasks.text_to_image import hires, txt2img
 from sdjax.weights.convert import cast_params
 from tests.tiny import tiny
@@ -42,6 +43,7 @@ def paint(mask=MASK, **options):
 
 
 def make(prompt="cat", steps=3, output="latents", **options):
+    options = {"guidance_scale": 7.5} | options  # strong enough for a random model's prompts to tell
     return txt2img(tiny(), prompt, steps=steps, output=output, **options)
 
 
@@ -103,7 +105,7 @@ def test_composed_prompts_go_through_fewer_at_a_time(monkeypatch):
 
     def sizes(prompt):
         request = check(tiny().config, prompt, options)
-        return [part.length for part in engine.plan_work(tiny(), request, engine.read_texts(tiny(), request))]
+        return [part.length for part in engine.plan_work(tiny(), request, read_sides(tiny(), request))]
 
     assert [sizes(prompt) for prompt in ("a", "a AND b", "a AND b AND c", " AND ".join("abcdefgh"))] == [
         [4],

@@ -96,7 +96,8 @@ def test_a_model_s_name_and_size_are_not_compiled_for():
     """The same weights under another name, such as every training's export, run the programs that there are."""
     from dataclasses import replace
 
-    draw = lambda sd: sdjax.txt2img(sd, "cat", steps=2, height=16, width=16, output="pixels")
+    options = {"steps": 2, "height": 16, "width": 16, "output": "pixels", "guidance_scale": 4.0}
+    draw = lambda sd: sdjax.txt2img(sd, "cat", **options)
     sd = tiny()
     before = draw(sd)
     sizes = [function._cache_size() for function in (stages.walk, stages.decode_clipped, stages.encode)]

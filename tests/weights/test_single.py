@@ -102,7 +102,7 @@ def test_every_preset_is_recognised_from_names_and_shapes(config, caplog):
 
 
 def test_presets_differ_in_what_a_file_shows():
-    assert {config.name for config in CANDIDATES} == {*PRESETS, "sd2-inpaint"}
+    assert {config.name for config in CANDIDATES} == {*PRESETS, "sd2-inpaint", "cin256-v2", "cin256"}
     for config in CANDIDATES:
         expected = {SD21, SD21_BASE} if config in (SD21, SD21_BASE) else {config}
         assert set(single.recognise(family_of(config).probes(config))) == expected
