@@ -14,6 +14,12 @@ from sdjax.nn.transformer import Attention
 from sdjax.types import Array
 
 
+def attended(h: Array, groups: int, dtype: jnp.dtype) -> Array:
+    """Single-head self-attention with biases, pre-normed and residual. Its layers belong to the calling module."""
+    tokens = GroupNorm(groups, 1e-6, name="norm")(h).reshape(h.shape[0], -1, h.shape[-1])
+    return h + Attention(1, True, dtype, name="attn")(tokens).reshape(h.shape)
+
+
 class Middle(nn.Module):
     """ResBlock, single-head attention with biases, ResBlock."""
 
@@ -24,23 +30,19 @@ class Middle(nn.Module):
     def __call__(self, h: Array) -> Array:
         config, channels = self.config, h.shape[-1]
         h = ResBlock(channels, config.groups, 1e-6, self.dtype, name="res_0")(h)
-        if not config.middle_attention:
-            return ResBlock(channels, config.groups, 1e-6, self.dtype, name="res_1")(h)
-        tokens = GroupNorm(config.groups, 1e-6, name="norm")(h).reshape(h.shape[0], -1, channels)
-        h = h + Attention(1, True, self.dtype, name="attn")(tokens).reshape(h.shape)
+        h = attended(h, config.groups, self.dtype) if config.middle_attention else h
         return ResBlock(channels, config.groups, 1e-6, self.dtype, name="res_1")(h)
 
 
 class Attend(nn.Module):
-    """Single-head self-attention with biases, pre-normed and residual, after a ResBlock of a level."""
+    """`attended`, as a module of its own after a ResBlock of a level."""
 
     groups: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
-        tokens = GroupNorm(self.groups, 1e-6, name="norm")(h).reshape(h.shape[0], -1, h.shape[-1])
-        return h + Attention(1, True, self.dtype, name="attn")(tokens).reshape(h.shape)
+        return attended(h, self.groups, self.dtype)
 
 
 class Encoder(nn.Module):
