@@ -17,6 +17,8 @@ _HOME = {
     "model.functions": ("predict", "vae_moments", "encode", "decode"),
     "conditioning.text": ("tokenize", "encode_prompt"),
     "conditioning.classes": ("encode_classes",),
+    "conditioning.layouts": ("encode_layout",),
+    "conditioning.maps": ("encode_map",),
     "weights.clip": ("load_clip", "save_clip"),
     "adapters.embedding": ("add_embedding",),
     "tasks.attention_maps": ("attention_maps", "attention_pictures", "prompt_words"),

@@ -13,6 +13,8 @@ from sdjax import pictures as pictures
 from sdjax import sampling as sampling
 from sdjax.adapters.embedding import add_embedding as add_embedding
 from sdjax.conditioning.classes import encode_classes as encode_classes
+from sdjax.conditioning.layouts import encode_layout as encode_layout
+from sdjax.conditioning.maps import encode_map as encode_map
 from sdjax.conditioning.text import encode_prompt as encode_prompt
 from sdjax.conditioning.text import tokenize as tokenize
 from sdjax.devices.host import keep_programs as keep_programs
@@ -240,6 +242,8 @@ __all__ = [
     "denoiser",
     "encode",
     "encode_classes",
+    "encode_layout",
+    "encode_map",
     "encode_prompt",
     "hires",
     "img2img",

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sdjax.errors import SdjaxError
+
 Array = jax.Array
 Arrays = jax.Array | np.ndarray  # what public functions take: shapes stand in annotations, by jaxtyping
 Params = dict[str, Any]  # plain nested dicts of arrays
@@ -32,6 +34,15 @@ class Cond(NamedTuple):
     mix: Array | None = None  # [B, P]: the weights of composed prompts, see diffusion.guidance.with_guidance
     vector: Array | None = None  # [B, V], or composed [B, P, V]: added to the time embedding, after an MLP of its own
     concat: Array | None = None  # [B, h, w, C]: channels beside x, behind them
+
+    def __or__(self, other: "Cond") -> "Cond":
+        """Returns a Cond with the fields of both. SdjaxError: both have the same field."""
+        if not isinstance(other, Cond):
+            return NotImplemented
+        for name, mine, theirs in zip(self._fields, self, other, strict=True):
+            if mine is not None and theirs is not None:
+                raise SdjaxError(f"{name}: both Conds have it, a | b joins Conds of different fields")
+        return Cond(*(theirs if mine is None else mine for mine, theirs in zip(self, other, strict=True)))
 
 
 class Batch(NamedTuple):

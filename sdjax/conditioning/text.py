@@ -10,6 +10,7 @@ from jaxtyping import Int32
 
 from sdjax.checks import is_whole
 from sdjax.errors import SdjaxError, log
+from sdjax.families.table import prompt_of
 from sdjax.model.functions import text_states
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.clip.config import TextConfig
@@ -68,7 +69,7 @@ def read_prompts(
 def text_tower_of(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, Array | None]:
     """Returns the text tower's config without its last clip_skip - 1 layers, and the vectors of sd.embeddings."""
     if sd.config.text is None:
-        raise SdjaxError(f"prompt: {sd.config.name} takes no text, give a Cond, as sdjax.encode_classes returns it")
+        raise SdjaxError(f"prompt: {sd.config.name} takes no text, give {prompt_of(sd.config)}")
     config, vectors = sd.config.text, list(sd.embeddings.values())
     if not is_whole(clip_skip, 1, config.layers):
         raise SdjaxError(f"clip_skip {clip_skip!r}: a whole number from 1, the last layer, to {config.layers}")

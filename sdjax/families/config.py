@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from sdjax.diffusion.schedule import ScheduleConfig
+from sdjax.networks.bert.config import LayoutConfig
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.labels.network import ClassConfig
+from sdjax.networks.maps.network import MapConfig
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.vae.config import VAEConfig
 
@@ -22,11 +24,24 @@ class Config:
     vae: VAEConfig = field(default_factory=VAEConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    classes: ClassConfig | None = None  # the table of a model of classes
+    class_table: ClassConfig | None = None  # of a model of classes
+    layout: LayoutConfig | None = None  # the encoder of a model of layouts
+    map: MapConfig | None = None  # the rescaler of a model of semantic maps
     size: int = field(default=512, compare=False)  # side in pixels of the pictures that it was trained on
     guidance_scale: float = field(default=7.5, compare=False)  # the published one; guidance_scale=None means this
     pipeline: str | None = field(default=None, compare=False)  # the diffusers class that its folder names
     spacing: str | None = field(default=None, compare=False)  # of timesteps, as its folder asks; None: the sampler's
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes of a model of classes, the null class included."""
+        return self.class_table and self.class_table.classes
+
+    @property
+    def null(self) -> bool:
+        """Has the model an unconditional half: the empty prompt, the null class, the empty layout?"""
+        has_null = [part.null for part in (self.class_table, self.layout) if part is not None]
+        return self.text is not None or any(has_null)
 
     @property
     def multiple(self) -> int:

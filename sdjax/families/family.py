@@ -7,6 +7,10 @@ from sdjax.families.config import Config
 from sdjax.networks.part import Part
 
 
+#: The fields of Config, and names in Family.parts, of the networks that make conditions.
+CONDITIONS = ("text", "class_table", "layout", "map")
+
+
 class Place(NamedTuple):
     """Where a network lies in a family's files."""
 
@@ -30,19 +34,20 @@ class Family(NamedTuple):
     parts: Mapping[str, Place]  # the name of a network in Config and in params -> its place in files
     towers: tuple[Tower, ...]
     process: str  # a name in diffusion.process.PROCESSES
-    concat: str | None  # what is concatenated to x: None, or "mask" (a mask and the masked picture's latents)
-    pipeline: str  # diffusers' pipeline class
+    concat: str | None  # what stands beside x: None, "mask" (a mask and the masked picture's latents), or "map"
+    pipeline: str  # the pipeline class that model_index.json names; diffusers' own where it has one
     probes: Callable[[Config], dict[str, tuple[int, ...]]]  # tensor names and shapes that identify a single file
     watermark: Callable[[Config], bytes]  # what the official scripts for such a model write into its pictures
     presets: tuple[Config, ...]  # the published configurations
     others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
+    ema: bool = False  # do the official scripts sample with a single file's EMA copy?
 
     def fits(self, config: Config) -> bool:
         """Is a model of this config one of this family?"""
-        same = ("text" in self.parts, "classes" in self.parts) == (config.text is not None, config.classes is not None)
+        same = all((part in self.parts) == (getattr(config, part) is not None) for part in CONDITIONS)
         return same and config.unet.in_channels == self.channels(config)
 
     def channels(self, config: Config) -> int:
         """Returns how many channels the UNet takes in a model of this family."""
         latents = config.vae.latent_channels
-        return latents + {None: 0, "mask": 1 + latents}[self.concat]
+        return latents + {None: 0, "mask": 1 + latents, "map": config.map.channels if config.map else 0}[self.concat]

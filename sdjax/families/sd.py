@@ -9,9 +9,11 @@ from dataclasses import replace
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.families.config import Config
 from sdjax.families.family import Family, Place, Tower
+from sdjax.families.probes import all_probes
 from sdjax.image import watermark
 from sdjax.networks.clip.config import TextConfig, VisionConfig
 from sdjax.networks.clip.part import CLIP_TEXT
+from sdjax.networks.maps.part import MAP_RESCALER
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.unet.part import UNET
 from sdjax.networks.vae.config import VAEConfig
@@ -62,16 +64,10 @@ EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_
 
 
 def probes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns name -> shape in the file of the four tensors by which a single file of this config is recognised."""
-    unet, text = config.unet, config.text
+    """Returns name -> shape in the file of the tensors by which a single file of this config is recognised."""
+    text = config.text
     tower = "model." if text.activation == "gelu" else "transformer.text_model.embeddings."
-    middle = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-    return {
-        "model.diffusion_model.input_blocks.0.0.weight": (unet.channels[0], unet.in_channels, 3, 3),
-        f"model.diffusion_model.{middle}": (unet.channels[-1], unet.context_dim),
-        f"cond_stage_model.{tower}token_embedding.weight": (text.vocab_size, text.width),
-        "first_stage_model.encoder.conv_in.weight": (config.vae.channels[0], 3, 3, 3),
-    }
+    return all_probes(config) | {f"cond_stage_model.{tower}token_embedding.weight": (text.vocab_size, text.width)}
 
 
 def watermark_of(config: Config) -> bytes:
@@ -102,4 +98,13 @@ SD_INPAINT = SD._replace(
     pipeline="StableDiffusionInpaintPipeline",
     presets=(SD15_INPAINT,),
     others=(replace(SD21_BASE, name="sd2-inpaint", unet=replace(SD21_BASE.unet, in_channels=9)),),
+)
+
+#: A text model that was trained on to follow semantic maps, which stand beside x.
+SD_MAP = SD._replace(
+    name="sd-map",
+    parts=SD.parts | {"map": Place(MAP_RESCALER, "map_rescaler", "map_rescaler", "rescaler of maps")},
+    concat="map",
+    pipeline="StableDiffusionMapPipeline",
+    presets=(),
 )

@@ -3,10 +3,10 @@
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.family import Family
-from sdjax.families.ldm import LDM_CLASSES
-from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD_INPAINT
+from sdjax.families.ldm import LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP
+from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD_INPAINT, SD_MAP
 
-FAMILIES: tuple[Family, ...] = (SD, SD_INPAINT, LDM_CLASSES)
+FAMILIES: tuple[Family, ...] = (SD, SD_INPAINT, SD_MAP, LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP)
 
 #: The published configurations by their names ("sd15"), and by the names that --model of the training scripts takes
 #: (SD15, SD21 ...).
@@ -23,7 +23,20 @@ def family_of(config: Config) -> Family:
     raise SdjaxError(f"sd {config.name}: its UNet takes {config.unet.in_channels} channels, {known} expected")
 
 
-def refuse_inpainting(config: Config) -> None:
-    """SdjaxError: the model is an inpainting model, or its UNet takes a number of channels that no family has."""
-    if family_of(config).concat is not None:
-        raise SdjaxError(f"sd {config.name}: an inpainting model ({config.unet.in_channels} channels), use inpaint")
+def prompt_of(config: Config) -> str:
+    """Returns what a model takes as its prompt, in words for messages."""
+    if config.text is not None:
+        return "text, or a Cond, as sdjax.encode_prompt returns it"
+    for part, builder in (("class_table", "classes"), ("layout", "layout"), ("map", "map")):
+        if getattr(config, part) is not None:
+            return f"a Cond, as sdjax.encode_{builder} returns it"
+    return "None: it is conditioned on nothing"
+
+
+def needs_nothing_beside(config: Config) -> None:
+    """SdjaxError: the model's UNet takes channels beside x, or a number of channels that no family has."""
+    concat, channels = family_of(config).concat, config.unet.in_channels
+    if concat == "mask":
+        raise SdjaxError(f"sd {config.name}: an inpainting model ({channels} channels), use inpaint")
+    if concat is not None:
+        raise SdjaxError(f"sd {config.name}: takes a {concat}, give a Cond, as sdjax.encode_{concat} returns it")

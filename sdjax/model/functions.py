@@ -110,7 +110,7 @@ def predict(
     x: noisy scaled latents [B, h, w, C]. If `cond.concat` holds what stands beside them, C is the number of latent
         channels; otherwise C = config.unet.in_channels (inpainting: latents, mask, masked latents).
     t: timesteps in [0, 999], int or float, [B] or one for all.
-    cond: as `sdjax.encode_prompt` returns it, with context [B, L, D].
+    cond: of batch B, as `sdjax.encode_prompt` and the other builders return it.
     SdjaxError: a wrong shape or dtype.
     """
     config = sd.config.unet
@@ -122,16 +122,31 @@ def predict(
         concat = check_pictures("cond.concat", cond.concat, config.in_channels - sd.config.vae.latent_channels, 1)
         x = beside(check_pictures("x", x, channels, config.factor), concat)
     x = check_pictures("x", x, config.in_channels, config.factor)
-    if cond.context is None:
-        raise SdjaxError("cond.context is None: this model attends to text, see sdjax.encode_prompt")
-    context = jnp.asarray(cond.context)
     t = jnp.asarray(t)
     if t.shape not in ((), (len(x),)):
         raise SdjaxError(f"t has shape {list(t.shape)}, should be [{len(x)}] or one number")
-    if context.ndim != 3 or len(context) != len(x) or context.shape[2] != config.context_dim:
-        raise SdjaxError(f"cond.context has shape {list(context.shape)}, should be [{len(x)}, L, {config.context_dim}]")
+    context = checked_field("context", cond.context, (len(x), None, config.context_dim) if config.cross else None)
+    vector = checked_field("vector", cond.vector, (len(x), config.vector or 1) if config.takes_vector else None)
     t = jnp.broadcast_to(t.astype(jnp.float32), len(x))
-    return unet_output(sd.params["unet"], x, t, context, config, sd.dtype)
+    return unet_output(sd.params["unet"], x, t, context, config, sd.dtype, vector)
+
+
+def checked_field(name: str, value: Any, shape: tuple[int | None, ...] | None) -> Array | None:
+    """Returns a field of a Cond as an array. shape: what it should be, None for any side; None: the model takes none.
+
+    SdjaxError: it is another one.
+    """
+    found = np.shape(value)
+    fits = len(found) == len(shape or ()) and all(
+        want in (None, side) for want, side in zip(shape or (), found, strict=True)
+    )
+    if shape is None and value is not None:
+        raise SdjaxError(f"cond.{name} has shape {list(found)}: this model takes none")
+    if shape is not None and (value is None or not fits):
+        want = ", ".join("L" if side is None else str(side) for side in shape)
+        said = "is None" if value is None else f"has shape {list(found)}"
+        raise SdjaxError(f"cond.{name} {said}, should be [{want}]")
+    return None if value is None else jnp.asarray(value)
 
 
 def vae_moments(

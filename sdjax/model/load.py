@@ -26,6 +26,8 @@ from sdjax.weights.single import known_prediction, named_config, read_single, wr
 
 BUNDLED = ("emoji",)
 
+PLACES = ("text", "vae", "unet", "class_table", "layout", "map")  # in the order in which random parameters are drawn
+
 
 # ---- the public functions
 
@@ -46,8 +48,10 @@ def load(
     dtype: of the computation, "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
     prediction: "epsilon", "v" or "x0" instead of what the files say. A single SD 2.x file may not say; then it is
         guessed, and the guess is logged.
-    prefer_ema: use the EMA copy of the UNet if a single file holds both.
-    config: the name of a single file's configuration, as "cin256-v2", where its tensors do not tell.
+    prefer_ema: use the EMA copy of the UNet if a single file holds both. Files of latent diffusion (LDM) are always read
+        so.
+    config: the name of a single file's configuration, as "cin256-v2", where its tensors do not tell. Without it a
+        CompVis config.yaml or <stem>.yaml beside the file is read.
     variant: of a folder's weights, "fp16", "bf16" or another part of their files' names; None prefers full precision,
         then fp16, then bf16, then whatever there is.
     SdjaxError: a file, field or tensor does not fit; the message names it.
@@ -116,8 +120,8 @@ def create(model: str | Path, seed: int = 0, without: str | None = None) -> Stab
 
 
 def initial_params(config: Config, part: str, seed: Array) -> Params:
-    """Returns random parameters of "text", "vae" or "unet". Traceable, so that each device can make its own share."""
-    place = list(SD.parts).index(part)
+    """Returns random parameters of one of PLACES. Traceable, so that each device can make its own share."""
+    place = PLACES.index(part)
     return random_params(getattr(config, part), jax.random.fold_in(jax.random.key(seed), place))
 
 

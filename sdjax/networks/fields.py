@@ -4,7 +4,9 @@ A field that would change the computation must have the one value that this pack
 knows are named in a warning (`Fields.finish`).
 """
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ class Fields:
     SdjaxError that names the file and the field.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.values = path, read_json(path)
+    def __init__(self, path: Path | str, values: dict[str, Any] | None = None):
+        """path: what messages call the fields. values: the fields, if they are not those of the JSON file `path`."""
+        self.path, self.values = path, read_json(Path(path)) if values is None else dict(values)
 
     def enter(self, name: str) -> None:
         """Goes on with the object in field `name`, if there is one."""
@@ -105,3 +108,21 @@ class Fields:
 def class_name(name: str) -> dict[str, Any]:
     """Returns the two fields with which diffusers' JSON files begin."""
     return {"_class_name": name, "_diffusers_version": VERSION}
+
+
+def plain_fields(config: type, name: str) -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
+    """Returns `read` and `write` of a Part whose config.json holds the fields of its config under their own names.
+
+    name: the file's _class_name. The fields are whole numbers from 1 on, truth values, or whole numbers or None.
+    """
+
+    def read(fields: Fields, *_: Any) -> Any:
+        found = {}
+        for field in dataclasses.fields(config):
+            if field.default is not None or fields.values.get(field.name) is not None:
+                kind = int if field.default is None else type(field.default)
+                found[field.name] = fields.take(field.name, field.default, kind)
+        fields.finish({}, set())
+        return config(**found)
+
+    return read, lambda config: class_name(name) | dataclasses.asdict(config)

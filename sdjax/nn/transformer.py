@@ -21,6 +21,7 @@ class Attention(nn.Module):
     causal: bool = False
     upcast: bool = False
     zero_init: bool = False  # the last layer starts at zero
+    inner: int | None = None  # width of all heads together; None: x's
 
     @nn.compact
     def __call__(self, x: Array, context: Context | None = None) -> Array:
@@ -31,7 +32,7 @@ class Attention(nn.Module):
         watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
         context = x if context is None else context
         width = x.shape[-1]
-        project = lambda name: Dense(width, self.dtype, self.qkv_bias, name=name)
+        project = lambda name: Dense(self.inner or width, self.dtype, self.qkv_bias, name=name)
         k, v = context if isinstance(context, tuple) else (project("k")(context), project("v")(context))
         q = project("q")(x)
         if watched:

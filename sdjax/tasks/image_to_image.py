@@ -6,11 +6,11 @@ import numpy as np
 
 from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError
-from sdjax.families.table import family_of, refuse_inpainting
 from sdjax.image.masks import read_masks
 from sdjax.image.pixels import read_images
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.engine import draw_request
+from sdjax.tasks.given import check_beside
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of, read
 from sdjax.tasks.request import check
@@ -19,7 +19,7 @@ from sdjax.types import Cond
 
 @takes_options
 def img2img(
-    sd: StableDiffusion, prompt: str | Sequence[str] | Cond, image, strength: float = 0.75, options: TaskOptions = None
+    sd: StableDiffusion, prompt: str | Sequence[str] | Cond | None, image, strength: float = 0.75, options: TaskOptions = None
 ):
     """Returns pictures like `image`: adds noise of an intermediate level to it and denoises it from there.
 
@@ -32,7 +32,7 @@ def img2img(
         the first of them.
     latents: the unit noise that is added.
     """
-    refuse_inpainting(sd.config)
+    check_beside(sd.config, prompt)
     options, pictures = read(sd.config, image, options)
     request = check(sd.config, prompt, options, len(pictures))
     return draw_request(sd, request, plan_of(sd, options, given(strength)), pictures)
@@ -41,7 +41,7 @@ def img2img(
 @takes_options
 def inpaint(
     sd: StableDiffusion,
-    prompt: str | Sequence[str] | Cond,
+    prompt: str | Sequence[str] | Cond | None,
     image,
     mask,
     strength: float = 1.0,
@@ -60,7 +60,7 @@ def inpaint(
     feather: width in pixels of the zone inside the mask's border in which old and new are blended.
     """
     config = sd.config
-    family_of(config)  # raises SdjaxError for a model that no task takes
+    check_beside(config, prompt, "mask")
     if not is_number(feather, 0):
         raise SdjaxError(f"feather {feather!r}: a number of pixels from 0 on")
     options, pictures = read(config, image, options)
@@ -79,7 +79,7 @@ def inpaint(
 @takes_options
 def outpaint(
     sd: StableDiffusion,
-    prompt: str | Sequence[str] | Cond,
+    prompt: str | Sequence[str] | Cond | None,
     image,
     left: int = 0,
     right: int = 0,

@@ -24,7 +24,7 @@ from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
-from sdjax.families.table import refuse_inpainting
+from sdjax.families.table import needs_nothing_beside
 from sdjax.files import written_whole
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
@@ -109,7 +109,7 @@ def save_program(
     """
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
-    refuse_inpainting(sd.config)
+    needs_nothing_beside(sd.config)
     request = check(sd.config, "", TaskOptions(steps=steps, num_images=num_images, height=height, width=width))
     with written_whole(path) as scratch:
         scratch.write_bytes(program_bytes(sd, request, platforms))

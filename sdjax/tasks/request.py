@@ -9,6 +9,7 @@ import numpy as np
 from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
+from sdjax.families.table import prompt_of
 from sdjax.tasks.given import check_cond, repeated, stands_beside
 from sdjax.tasks.options import OPTIONS, TaskOptions
 from sdjax.types import Cond
@@ -29,15 +30,20 @@ class Request(NamedTuple):
         return len(self.seeds)
 
 
-def check(config: Config, prompt: str | Sequence[str] | Cond, options: TaskOptions, pictures: int = 1) -> Request:
+def check(config: Config, prompt: str | Sequence[str] | Cond | None, options: TaskOptions, pictures: int = 1) -> Request:
     """Returns the checked Request of one call of a task.
 
-    prompt: one, or a list, or a Cond of one or several; each is drawn options.num_images times.
+    prompt: one, or a list, or a Cond of one or several; each is drawn options.num_images times. None for a model that
+        is conditioned on nothing.
     pictures: how many pictures the task starts from: one, or one for each prompt.
     SdjaxError: an argument that no task can use; the message names it.
     """
+    if prompt is None and prompt_of(config).startswith("None"):
+        prompt = Cond()
     if isinstance(prompt, Cond):
         prompts, asked = prompt, check_cond(config, "prompt", prompt)
+    elif prompt is None:
+        raise SdjaxError(f"prompt None: {config.name} takes {prompt_of(config)}")
     else:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):

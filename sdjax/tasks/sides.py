@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.conditioning.classes import null_cond
+from sdjax.conditioning.null import null_cond
 from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
 from sdjax.errors import SdjaxError
+from sdjax.families.table import prompt_of
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.config import TextConfig
 from sdjax.tasks.request import Request
@@ -37,10 +38,14 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
     """
     syntax, prompts, negative = request.options.syntax, request.prompts, request.negative
     if sd.config.text is None:
-        if not isinstance(prompts, Cond) or not (isinstance(negative, Cond) or negative == ""):
-            text_tower_of(sd)  # refuses
-        unguided = bool(np.all(request.scales == 1))
-        negative = negative if isinstance(negative, Cond) else some(prompts, ONE) if unguided else null_cond(sd)
+        for name, value in (("prompt", prompts), ("negative_prompt", negative)):
+            if not isinstance(value, Cond) and (name == "prompt" or value):
+                raise SdjaxError(f"{name} {value!r}: {sd.config.name} takes no text, give {prompt_of(sd.config)}")
+        if not isinstance(negative, Cond):
+            unguided = bool(np.all(request.scales == 1))
+            negative = some(prompts._replace(concat=None), ONE) if unguided else null_cond(sd)
+    elif sd.config.unet.cross:
+        prompts, negative = (with_context(sd, side) for side in (prompts, negative))
     if isinstance(negative, str):
         (negative,) = read_prompts(sd, negative, syntax, composed=False)
     if not isinstance(prompts, Cond):
@@ -48,6 +53,14 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
         found = dict(zip(unique, read_prompts(sd, unique, syntax), strict=True))
         prompts = [found[prompt] for prompt in prompts]
     return Sides(prompts, negative)
+
+
+def with_context(sd: StableDiffusion, side: Any) -> Any:
+    """Returns a side as it is, but a Cond without a context with the empty prompt's."""
+    if not isinstance(side, Cond) or side.context is not None:
+        return side
+    context = np.asarray(null_cond(sd).context)
+    return side._replace(context=np.broadcast_to(context, (len(jax.tree.leaves(side)[0]), *context.shape[1:])))
 
 
 def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[tuple[np.ndarray, Any, Any]]:
@@ -81,7 +94,8 @@ def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[tuple[n
 
 def some(side: Tokens | Cond, places: np.ndarray) -> Tokens | Cond:
     """Returns the images `places` of a side; a side of one image is for all of them."""
-    return side if len(jax.tree.leaves(side)[0]) == 1 else jax.tree.map(itemgetter(places), side)
+    leaves = jax.tree.leaves(side)
+    return side if not leaves or len(leaves[0]) == 1 else jax.tree.map(itemgetter(places), side)
 
 
 def encoded(

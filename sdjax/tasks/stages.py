@@ -34,7 +34,7 @@ from sdjax.diffusion.schedule import make_schedule
 from sdjax.diffusion.tables import Row
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
-from sdjax.families.table import refuse_inpainting
+from sdjax.families.table import needs_nothing_beside
 from sdjax.model.functions import beside, unet_output, vae_pixels, vae_posterior
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
@@ -79,10 +79,10 @@ def denoiser(
     SdjaxError: an inpainting model, or prompts composed with AND without `uncond`.
     """
     if cond.concat is None:
-        refuse_inpainting(sd.config)
+        needs_nothing_beside(sd.config)
     composed = uncond is not None and cond.mix is not None  # prompts joined by AND are composed in guidance
     for name, value in (("cond", None if composed else cond), ("uncond", uncond)):
-        if value is not None and np.ndim(value.context) != 3:
+        if value is not None and sd.config.unet.cross and np.ndim(value.context) != 3:
             raise SdjaxError(
                 f"{name}.context has shape {list(np.shape(value.context))}, should be [B, L, D]: prompts composed with "
                 "AND need guidance, give uncond"

@@ -7,11 +7,11 @@ import numpy as np
 
 from sdjax.checks import is_number
 from sdjax.errors import SdjaxError
-from sdjax.families.table import refuse_inpainting
+from sdjax.families.table import needs_nothing_beside
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
 from sdjax.tasks.engine import draw_request, evaluations, plan_work
-from sdjax.tasks.given import stands_beside
+from sdjax.tasks.given import check_beside
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of
 from sdjax.tasks.request import check
@@ -24,17 +24,16 @@ HIRES = 2**32 - 1  # the `stream` of the second walk's noise
 
 
 @takes_options
-def txt2img(sd: StableDiffusion, prompt: str | Sequence[str] | Cond, options: TaskOptions):
+def txt2img(sd: StableDiffusion, prompt: str | Sequence[str] | Cond | None, options: TaskOptions):
     """Draws `num_images` pictures of each prompt and returns them, prompt by prompt, in the form that `output` says."""
-    if not stands_beside(prompt):
-        refuse_inpainting(sd.config)
+    check_beside(sd.config, prompt)
     return draw_request(sd, check(sd.config, prompt, options), plan_of(sd, options))
 
 
 @takes_options
 def hires(
     sd: StableDiffusion,
-    prompt: str | Sequence[str] | Cond,
+    prompt: str | Sequence[str] | Cond | None,
     scale: float = 2.0,
     strength: float = 0.6,
     upscale: str = "latents",
@@ -50,7 +49,7 @@ def hires(
     upscale: "latents", bicubic, is soft until it is refined and needs a strength from about 0.5 on; "pixels" decodes,
         enlarges with Lanczos and encodes again, which keeps edges sharp at a lower strength too.
     """
-    refuse_inpainting(sd.config)
+    needs_nothing_beside(sd.config)
     if not is_number(scale, 1):
         raise SdjaxError(f"scale {scale!r}: a number from 1 on")
     if upscale not in UPSCALE:

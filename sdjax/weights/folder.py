@@ -17,7 +17,8 @@ import numpy as np
 
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
-from sdjax.families.sd import SD
+from sdjax.families.family import Place
+from sdjax.families.table import FAMILIES, family_of
 from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.formats.tensors import read_tensors
 from sdjax.networks.clip.part import CLIP_TEXT
@@ -33,10 +34,14 @@ from sdjax.weights.spellings import renamed
 TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))
 DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"))
 
-#: part -> (its folder, the names of its weights' files)
-PARTS = {
-    name: (place.folder, TRANSFORMERS if place.part is CLIP_TEXT else DIFFUSERS) for name, place in SD.parts.items()
-}
+
+def stems_of(place: Place) -> tuple[tuple[str, str], ...]:
+    """Returns the names of the files that hold a network's weights."""
+    return TRANSFORMERS if place.part is CLIP_TEXT else DIFFUSERS
+
+
+#: folder of a network, in any family -> the names of its weights' files
+FOLDERS = {place.folder: stems_of(place) for family in FAMILIES for place in family.parts.values()}
 
 
 def weights_file(names: Collection[str], stems: tuple[tuple[str, str], ...], variant: str | None = None) -> str | None:
@@ -102,20 +107,21 @@ def file_names(folder: Path) -> set[str]:
 
 
 def read_params(folder: str | Path, config: Config, variant: str | None = None) -> Params:
-    """Returns the parameters {"text", "vae", "unet"} of a diffusers folder, in the files' dtypes.
+    """Returns the parameters of a diffusers folder, a tree for each of its family's parts, in the files' dtypes.
 
     variant: see `weights_file`; a part that has no such files is read from others.
     SdjaxError: what does not fit `config`, or no part has files of the variant.
     """
-    folder, params = Path(folder), {}
+    folder, params, parts = Path(folder), {}, family_of(config).parts
     if variant is not None and not any(
-        f".{variant}." in (weights_file(file_names(folder / subfolder), stems, variant) or "")
-        for subfolder, stems in PARTS.values()
+        f".{variant}." in (weights_file(file_names(folder / place.folder), stems_of(place), variant) or "")
+        for place in parts.values()
     ):
         raise SdjaxError(f"variant {variant!r}: {folder} has no weights of that variant")
-    for part, (subfolder, stems) in PARTS.items():
-        path, module, own = folder / subfolder, getattr(config, part), SD.parts[part].part.own
-        tensors, layers = read_weights(path, stems, part, variant), config.text.layers if part == "text" else -1
+    for part, place in parts.items():
+        path, module, own = folder / place.folder, getattr(config, part), place.part.own
+        layers = config.text.layers if part == "text" else -1
+        tensors = read_weights(path, stems_of(place), part, variant)
         rows, shapes = make_rows(module), param_shapes(module)
         params[part] = from_file_tensors(tensors, rows, shapes, source=str(path), text_layers=layers, own=own)
     return params
@@ -128,21 +134,20 @@ def read_folder(folder: str | Path, name: str | None = None, variant: str | None
     variant: see `read_params`.
     """
     config = read_config(folder, name)
-    return config, read_params(folder, config, variant), load_tokenizer(Path(folder) / "tokenizer")
+    tokenizer = None if config.text is None else load_tokenizer(Path(folder) / "tokenizer")
+    return config, read_params(folder, config, variant), tokenizer
 
 
 def write_folder(path: str | Path, config: Config, params: Params, tokenizer: Any) -> None:
     """Writes a model as a diffusers folder. Values keep their dtype.
 
     An older model folder at `path` is replaced; other files in it stay. SdjaxError: `path` exists and is no model
-    folder, or `tokenizer` is None.
+    folder, or a model with a text tower has no tokenizer.
     """
-    if config.text is None:
-        raise SdjaxError(f"{path}: {config.name} has no folder in diffusers' layout; give a name in .safetensors")
     path = Path(path).resolve()  # through a link: another disk's folder cannot be moved here
     if path.exists() and not (path / "model_index.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise SdjaxError(f"{path}: exists and is not a model folder; name a new folder")
-    if tokenizer is None:
+    if tokenizer is None and config.text is not None:
         raise SdjaxError("sd.tokenizer is None: a diffusers folder needs a tokenizer")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -151,10 +156,11 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
         for name, content in folder_configs(config).items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             write_json(new / name, content)
-        for part, (subfolder, ((stem, suffix), _)) in PARTS.items():
-            tensors = to_file_tensors(params[part], make_rows(getattr(config, part)))
-            write_tensors(new / subfolder / f"{stem}.{suffix}", tensors)
-        write_tokenizer(tokenizer, config.text, new / "tokenizer")
+        for part, place in family_of(config).parts.items():
+            tensors, (stem, suffix) = to_file_tensors(params[part], make_rows(getattr(config, part))), stems_of(place)[0]
+            write_tensors(new / place.folder / f"{stem}.{suffix}", tensors)
+        if config.text is not None:
+            write_tokenizer(tokenizer, config.text, new / "tokenizer")
         try:
             if path.exists():
                 os.replace(path, old)

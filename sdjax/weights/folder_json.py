@@ -5,6 +5,7 @@ Each network reads and writes its own config.json (`Part.read`, `Part.write`).
 
 # ruff: noqa: C408 (field names read best as keywords)
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
+from sdjax.families.family import Place
 from sdjax.families.sd import SD
-from sdjax.families.table import PRESETS, family_of
-from sdjax.networks.fields import Fields, class_name, read_json
+from sdjax.families.table import FAMILIES, PRESETS, family_of
+from sdjax.networks.fields import Fields, class_name
+
+#: The pipelines that diffusers has. The model_index.json of others holds the model's own guidance scale as well.
+OF_DIFFUSERS = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LDMPipeline")
+SCALE = "guidance_scale"
 
 KINDS = {prediction.diffusers: name for name, prediction in PREDICTIONS.items()}  # diffusers' name -> ours
 
@@ -41,30 +47,47 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     names the file and the field that is not supported.
     """
     folder = Path(folder)
-    index = read_json(folder / "model_index.json")
-    pipeline = str(index.get("_class_name", ""))
-    if not pipeline.startswith("StableDiffusion") or "text_encoder_2" in index:
-        raise SdjaxError(
-            f"{folder / 'model_index.json'}: _class_name is {index.get('_class_name')!r}, "
-            "should be StableDiffusionPipeline (or its img2img, inpainting forms)"
-        )
-    fields = {part: Fields(folder / place.folder / "config.json") for part, place in SD.parts.items()}
+    index = Fields(folder / "model_index.json")
+    pipeline, parts = pipeline_of(index)
+    fields = {part: Fields(folder / place.folder / "config.json") for part, place in parts.items()}
     sample_size = take_sample_size(fields["unet"])
-    found = {part: place.part.read(fields[part], folder / "tokenizer") for part, place in SD.parts.items()}
+    found = {"text": None} | {
+        part: place.part.read(fields[part], folder / "tokenizer") for part, place in parts.items()
+    }
     scheduler = Fields(folder / "scheduler" / "scheduler_config.json")
     spacing, schedule = take_spacing(scheduler), read_schedule(scheduler)
-    if found["unet"].context_dim != found["text"].width:
-        raise SdjaxError(
-            f"{folder}: unet cross_attention_dim {found['unet'].context_dim} is not the text width "
-            f"{found['text'].width}"
-        )
+    context_dim = found["unet"].context_dim
+    for part, what in (("text", "text"), ("class_table", "class table's"), ("layout", "layout encoder's")):
+        if found.get(part) and found["unet"].cross and context_dim != found[part].width:
+            raise SdjaxError(
+                f"{folder}: unet cross_attention_dim {context_dim} is not the {what} width {found[part].width}"
+            )
     size = sample_size * found["vae"].factor
     config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline, spacing=spacing)
     preset = next((preset for preset in PRESETS.values() if (preset, preset.size) == (config, size)), None)
     if preset is not None:
         return replace(preset, pipeline=pipeline, spacing=spacing)
     like = [preset for preset in PRESETS.values() if (preset.text, preset.unet) == (config.text, config.unet)]
-    return replace(config, guidance_scale=like[0].guidance_scale) if like else config
+    own = 1.0 if config.text is None else like[0].guidance_scale if like else config.guidance_scale
+    return replace(config, guidance_scale=index.take(SCALE, own, float))
+
+
+def pipeline_of(index: Fields) -> tuple[str, Mapping[str, Place]]:
+    """Returns (the pipeline that a model_index.json names, the places of its family's networks).
+
+    SdjaxError: no family has such a pipeline.
+    """
+    pipeline = str(index.values.get("_class_name", ""))
+    for family in FAMILIES:
+        if family.pipeline == pipeline:
+            return pipeline, family.parts
+    if not pipeline.startswith("StableDiffusion") or "text_encoder_2" in index.values:
+        others = ", ".join(family.pipeline for family in FAMILIES if family.pipeline[:6] != "Stable")
+        raise SdjaxError(
+            f"{index.path}: _class_name is {index.values.get('_class_name')!r}, "
+            f"should be StableDiffusionPipeline (or its img2img, inpainting forms), or {others}"
+        )
+    return pipeline, SD.parts
 
 
 def take_sample_size(fields: Fields) -> int:
@@ -135,22 +158,26 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     family, schedule = family_of(config), config.schedule
     # "leading" is a choice only of a scheduler whose own spacing is another one: see take_spacing
     scheduler_class = "EulerDiscreteScheduler" if config.spacing == "leading" else "DDIMScheduler"
-    index = class_name(config.pipeline or family.pipeline) | dict(
-        feature_extractor=[None, None],
-        image_encoder=[None, None],
-        requires_safety_checker=False,
-        safety_checker=[None, None],
-        scheduler=["diffusers", scheduler_class],
-        text_encoder=["transformers", "CLIPTextModel"],
-        tokenizer=["transformers", "CLIPTokenizer"],
-        unet=["diffusers", "UNet2DConditionModel"],
-        vae=["diffusers", "AutoencoderKL"],
-    )
     sizes = {"unet": dict(sample_size=config.size // config.vae.factor), "vae": dict(sample_size=config.size)}
-    parts = {
-        f"{place.folder}/config.json": place.part.write(getattr(config, part)) | sizes.get(part, {})
-        for part, place in family.parts.items()
-    }
+    written = {part: place.part.write(getattr(config, part)) | sizes.get(part, {}) for part, place in family.parts.items()}
+    parts = {f"{family.parts[part].folder}/config.json": content for part, content in written.items()}
+    index = class_name(config.pipeline or family.pipeline) | dict(scheduler=["diffusers", scheduler_class])
+    if family.pipeline.startswith("Stable"):
+        index |= dict(
+            feature_extractor=[None, None],
+            image_encoder=[None, None],
+            requires_safety_checker=False,
+            safety_checker=[None, None],
+        )
+    for part, place in family.parts.items():
+        if part == "text":
+            index |= dict(text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"])
+        else:
+            library = "diffusers" if part in ("unet", "vae") else "sdjax"
+            index[place.folder] = [library, written[part]["_class_name"]]
+    if family.pipeline not in OF_DIFFUSERS:
+        index[SCALE] = config.guidance_scale
+    index = dict(sorted(index.items()))
     scheduler = (
         class_name(scheduler_class)
         | CHECKED

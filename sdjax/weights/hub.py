@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sdjax.errors import SdjaxError, log
-from sdjax.weights.folder import PARTS, shard_names, weights_file
+from sdjax.weights.folder import FOLDERS, shard_names, weights_file
 
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # a name that ends in one of these means a file, not a hub id
 SECONDS = 7  # time limit for the hub's answer, including the look-up of its address
@@ -19,7 +19,7 @@ SECONDS = 7  # time limit for the hub's answer, including the look-up of its add
 CONFIGS = (
     "model_index.json",
     "scheduler/scheduler_config.json",
-    *(f"{folder}/config.json" for folder, _ in PARTS.values()),
+    *(f"{folder}/config.json" for folder in FOLDERS),
     *(
         f"tokenizer/{name}"
         for name in (
@@ -97,7 +97,7 @@ def chosen_weights(names: Iterable[str], variant: str | None = None) -> list[str
     """Returns, from a model's file names, those of each part's weights or of the index of their shards. A part may have
     none."""
     found = []
-    for folder, stems in PARTS.values():
+    for folder, stems in FOLDERS.items():
         inside = {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")}
         if name := weights_file(inside, stems, variant):
             found.append(f"{folder}/{name}")

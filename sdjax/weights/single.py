@@ -23,6 +23,7 @@ from sdjax.formats.mapped import write_tensors
 from sdjax.networks.rows import TensorRow
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.types import Params
+from sdjax.weights.compvis_yaml import read_yaml, yaml_beside
 from sdjax.weights.convert import from_file_tensors, to_file_tensors
 from sdjax.weights.spellings import ema_name, renamed
 
@@ -66,7 +67,10 @@ def model_rows(config: Config) -> list[TensorRow]:
 
 
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
-    """Returns the candidates that a file with these tensor shapes, by name, may be: none, one or (SD 2.x) two."""
+    """Returns the candidates that a file with these tensor shapes, by name, may be: none, one or several.
+
+    Several are SD 2.x, which differ in what they predict, and those of LDM's models that differ in nothing but pictures.
+    """
     return [
         config
         for config in CANDIDATES
@@ -79,7 +83,7 @@ def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, sou
 
     prediction: what the UNet predicts, if it is known.
     source: what messages call the file.
-    SdjaxError: it is none of the CANDIDATES.
+    SdjaxError: it is none of the CANDIDATES, or one of several that only the caller can tell apart.
     """
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     if not (found := recognise(shapes)):
@@ -90,6 +94,9 @@ def detect(tensors: Mapping[str, np.ndarray], prediction: str | None = None, sou
             f"{source}: holds none of {', '.join(config.name for config in CANDIDATES)} in CompVis' "
             f"layout; of the tensors that tell them apart it has {seen or 'none'}"
         )
+    if len({config.schedule.prediction for config in found}) < len(found):
+        names = " or ".join(config.name for config in found)
+        raise SdjaxError(f"{source}: its tensors are those of {names}; `config` says which one it is")
     if prediction is None and len(found) > 1:
         spread = np.std(np.asarray(tensors[V_BIAS], np.float32)) if V_BIAS in tensors else 0.0
         prediction = "v" if spread > V_SPREAD else "epsilon"
@@ -172,13 +179,25 @@ def check_betas(tensors: Mapping[str, np.ndarray], schedule: ScheduleConfig, sou
         log.warning("%s: its buffer `betas` is another noise schedule than %s; it is not used", source, schedule)
 
 
+def described_beside(path: Path) -> Config | None:
+    """Returns the Config that a yaml beside a file describes, as the published one that it equals, or None."""
+    found = yaml_beside(path)
+    config = found and read_yaml(found)
+    if config is None:
+        return None
+    same = [candidate for candidate in CANDIDATES if (candidate, candidate.size) == (config, config.size)]
+    name = path.stem if found.stem == "config" else found.stem
+    return same[0] if len(same) == 1 else replace(config, name=name)
+
+
 def read_single(
     path: str | Path, prediction: str | None = None, prefer_ema: bool = False, config: Config | None = None
 ) -> tuple[Config, Params]:
     """Returns (config, params {"text", "vae", "unet"}) of a .safetensors or .ckpt file, in the file's dtypes.
 
     prediction: "epsilon", "v" or "x0", overrules the file and the preset.
-    prefer_ema: take the UNet from the EMA copy `model_ema.*` if the file has one.
+    prefer_ema: take the UNet from the EMA copy `model_ema.*` if the file has one. Files of latent diffusion (LDM) are
+        always read so, as the official scripts do.
     config: the model's Config, for files that are no preset; None recognises it.
     SdjaxError: one report of everything that does not fit.
     """
@@ -189,6 +208,7 @@ def read_single(
     tensors = renamed(unscaled(found, path), "single", path)
     marks, stored = take_marks(tensors), metadata.get(PREDICTION_KEY)
     prediction = prediction or ("v" if "v_pred" in marks else stored if stored in PREDICTIONS else None)
+    config = config or described_beside(path)
     if config is None:
         config = detect(tensors, prediction, path)
     elif prediction:
@@ -201,9 +221,10 @@ def read_single(
     check_betas(tensors, config.schedule, path)
 
     rows = model_rows(config)
-    if prefer_ema and not any(name.startswith(ema_name(UNET)) for name in tensors):
+    has_ema = any(name.startswith(ema_name(UNET)) for name in tensors)
+    if prefer_ema and not has_ema:
         log.warning("%s: has no EMA copy (model_ema.*); its only UNet is used", path)
-    elif prefer_ema:
+    elif has_ema and (prefer_ema or family_of(config).ema):
         for row in rows:
             if row.path[0] == "unet":
                 tensors.pop(row.compvis, None)

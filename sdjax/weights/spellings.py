@@ -73,6 +73,10 @@ def attention_names(block: str, layout: int) -> tuple[tuple[str, str], ...]:
 #: part -> pairs of (pattern of another spelling, its replacement in the table's spelling).
 OLD_NAMES = {
     "vae": attention_names(r"(?:encoder|decoder)\.(?:mid_block|(?:down|up)_blocks\.\d+)\.attentions\.\d+", 1),
+    "unet": tuple(  # of attention blocks without a context
+        (rf"^((?:mid_block|(?:down|up)_blocks\.\d+)\.attentions\.\d+)\.{old}\.", rf"\1.{new}.")
+        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+    ),
     "text": ((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
     "safety": ((r"^vision_model\.vision_model\.", "vision_model."),),
     "single": (

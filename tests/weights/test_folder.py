@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.errors import SdjaxError
+from sdjax.families.sd import SD
 from sdjax.text.bpe import train_bpe
-from sdjax.weights.folder import DIFFUSERS, PARTS, TRANSFORMERS, read_folder, weights_file
+from sdjax.weights.folder import DIFFUSERS, TRANSFORMERS, read_folder, stems_of, weights_file
 from tests.formats.assembler import SYSTEM, make_zip, save_zip
 from tests.narrow import NARROW, NARROW_INPAINT, NARROW_V2, random_model_params
 from tests.text.test_tokenizer import captions
@@ -46,7 +47,8 @@ def model(tokenizer, tmp_path):
 
 def rewrite(folder, change=lambda part, tensors: tensors, bins=True, variant=""):
     """Every part's weights changed by `change`, as .bin or safetensors."""
-    for part, (subfolder, stems) in PARTS.items():
+    for part, place in SD.parts.items():
+        subfolder, stems = place.folder, stems_of(place)
         old = folder / subfolder / "{}.{}".format(*stems[0])
         tensors = change(part, load_file(old))
         old.unlink()

@@ -19,7 +19,6 @@ CHECKED = dict(
     mid_block_scale_factor=1,
     act_fn="silu",
     norm_eps=1e-5,
-    transformer_layers_per_block=1,
     num_attention_heads=None,
     dual_cross_attention=False,
     class_embed_type=None,
@@ -54,8 +53,96 @@ UNSET = (
 IGNORED = {"dropout", "addition_embed_type_num_heads"}
 
 
+#: The same of diffusers' UNet2DModel, which has attention blocks without a context.
+CHECKED_ALONE = dict(
+    center_input_sample=False,
+    flip_sin_to_cos=True,
+    freq_shift=0,
+    mid_block_scale_factor=1,
+    downsample_padding=1,
+    act_fn="silu",
+    norm_eps=1e-5,
+    add_attention=True,
+    time_embedding_type="positional",
+    class_embed_type=None,
+    num_class_embeds=None,
+    attn_norm_num_groups=None,
+    num_train_timesteps=None,
+)
+
+TEXT, ALONE = "UNet2DConditionModel", "UNet2DModel"  # diffusers' classes
+
+
 def read_unet(fields: Fields, *_: Any) -> UNetConfig:
     """Returns the UNetConfig in a config.json. SdjaxError: names the file and the field that is not supported."""
+    return read_alone(fields) if fields.values.get("_class_name") == ALONE else read_conditional(fields)
+
+
+def read_alone(fields: Fields) -> UNetConfig:
+    """Returns the UNetConfig of a UNet2DModel, whose heads are of one width in diffusers; ours may be of several."""
+    channels = fields.take_list("block_out_channels", (224, 448, 672, 896))
+    levels = len(channels)
+    down, up = (fields.take_list(f"{side}_block_types", ("",), levels) for side in ("down", "up"))
+    if not set(down) <= {"AttnDownBlock2D", "DownBlock2D"} or up != tuple(
+        name.replace("Down", "Up") for name in reversed(down)
+    ):
+        raise SdjaxError(
+            f"{fields.path}: down_block_types {list(down)} with up_block_types {list(up)}, should be "
+            "(Attn)DownBlock2D and the same backwards"
+        )
+    widths = channels if None is fields.values.get("attention_head_dim", 8) else ()  # null: one head
+    widths = widths or fields.take_list("attention_head_dim", 8, levels)
+    fields.values.pop("attention_head_dim", None)
+    between = {fields.take(f"{side}sample_type", "conv", str) for side in ("down", "up")}
+    shift = fields.take("resnet_time_scale_shift", "default", str)
+    if between not in ({"conv"}, {"resnet"}) or shift not in ("default", "scale_shift"):
+        raise SdjaxError(
+            f"{fields.path}: downsample_type and upsample_type should be conv or resnet, both the same, and "
+            "resnet_time_scale_shift default or scale_shift"
+        )
+    config = UNetConfig(
+        in_channels=fields.take("in_channels", 3),
+        out_channels=fields.take("out_channels", 3),
+        channels=channels,
+        blocks=fields.take("layers_per_block", 2, most=MOST_LAYERS),
+        attention=tuple(name.startswith("Attn") for name in down),
+        heads=tuple(max(channel // width, 1) for channel, width in zip(channels, widths, strict=True)),
+        groups=fields.take("norm_num_groups", 32),
+        cross=False,
+        updown=between == {"resnet"},
+        scale_shift=shift == "scale_shift",
+    )
+    fields.divides("norm_num_groups", config.groups, channels)
+    fields.finish(CHECKED_ALONE, IGNORED)
+    return config
+
+
+def write_alone(config: UNetConfig) -> dict[str, Any]:
+    """Returns the content of the config.json of a UNet without a context."""
+    kinds = lambda block: [("Attn" if flag else "") + block for flag in config.attention]
+    widths = [channel // heads for channel, heads in zip(config.channels, config.heads, strict=True)]
+    between = "resnet" if config.updown else "conv"
+    return (
+        class_name(ALONE)
+        | CHECKED_ALONE
+        | dict(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            block_out_channels=config.channels,
+            layers_per_block=config.blocks,
+            attention_head_dim=widths[0] if len(set(widths)) == 1 else widths,
+            down_block_types=kinds("DownBlock2D"),
+            up_block_types=kinds("UpBlock2D")[::-1],
+            norm_num_groups=config.groups,
+            downsample_type=between,
+            upsample_type=between,
+            resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
+        )
+    )
+
+
+def read_conditional(fields: Fields) -> UNetConfig:
+    """Returns the UNetConfig of a UNet2DConditionModel."""
     channels = fields.take_list("block_out_channels", (320, 640, 1280, 1280))
     levels = len(channels)
     down = fields.take_list("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), levels)
@@ -67,6 +154,7 @@ def read_unet(fields: Fields, *_: Any) -> UNetConfig:
             f"{fields.path}: down_block_types {list(down)} with up_block_types {list(up)}, should be "
             "(CrossAttn)DownBlock2D and the same backwards"
         )
+    depth = fields.take_list("transformer_layers_per_block", 1, levels)
     config = UNetConfig(
         in_channels=fields.take("in_channels", 4),
         out_channels=fields.take("out_channels", 4),
@@ -78,6 +166,7 @@ def read_unet(fields: Fields, *_: Any) -> UNetConfig:
         groups=fields.take("norm_num_groups", 32),
         linear_projection=fields.take("use_linear_projection", False, bool),
         upcast_attention=fields.take("upcast_attention", False, bool),
+        depth=() if set(depth) == {1} else depth,
     )
     fields.divides("norm_num_groups", config.groups, channels)
     for width, heads, attends in zip(channels, config.heads, (*config.attention[:-1], True), strict=True):
@@ -89,9 +178,13 @@ def read_unet(fields: Fields, *_: Any) -> UNetConfig:
 
 def write_unet(config: UNetConfig) -> dict[str, Any]:
     """Returns the content of the UNet's config.json, without sample_size, which the caller adds."""
+    if not config.cross:
+        return write_alone(config)
+    if config.takes_vector or config.updown or config.scale_shift or not all(config.attends_itself):
+        raise SdjaxError("unet: folders of this kind of UNet are not written; give a name in .safetensors")
     cross = lambda side: [("CrossAttn" if flag else "") + side for flag in config.attention]
     return (
-        class_name("UNet2DConditionModel")
+        class_name(TEXT)
         | CHECKED
         | dict(
             in_channels=config.in_channels,
@@ -99,6 +192,7 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
             block_out_channels=config.channels,
             layers_per_block=config.blocks,
             attention_head_dim=config.heads,
+            transformer_layers_per_block=config.depths if config.depth else 1,
             down_block_types=cross("DownBlock2D"),
             up_block_types=cross("UpBlock2D")[::-1],
             cross_attention_dim=config.context_dim,

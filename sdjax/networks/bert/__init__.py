@@ -1,0 +1,1 @@
+"""The BERT-like transformer of latent diffusion: it reads layouts as tokens."""

@@ -1,0 +1,1 @@
+"""The spatial rescaler: a semantic map as channels beside the latents."""
