@@ -19,7 +19,7 @@ from sdjax.networks.table import param_shapes
 from sdjax.tasks.options import TaskOptions
 from sdjax.tasks.program import UNVOUCHED, export_program
 from sdjax.tasks.request import check
-from sdjax.training.diffusion import diffusion_loss
+from sdjax.training.diffusion import diffusion_loss, on_text
 from sdjax.training.loop import build, state_shapes
 from sdjax.training.options import TrainOptions
 from sdjax.types import Batch
@@ -73,7 +73,7 @@ def test_training_step_at_512_pixels(config):
     """bfloat16, AdamW, EMA."""
     options, layout = TrainOptions(Path(), Path(), batch_size=8), FsdpLayout(1, jax.devices()[:1])
     null = np.zeros((config.text.length, config.text.width), np.float32)
-    make, step = build(options, diffusion_loss(config, null, "bfloat16", False, 0.1), layout)
+    make, step = build(options, diffusion_loss(config, on_text(null), "bfloat16", False, 0.1), layout)
     state = state_shapes(make, lambda seed: initial_params(config, "unet", seed))
     shape = jax.ShapeDtypeStruct
     batch = Batch(shape((8, 64, 64, 8), np.float16), shape((8, *null.shape), np.float16), shape((8,), np.uint32))

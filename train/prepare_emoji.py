@@ -1,6 +1,7 @@
 """Builds the emoji dataset: about 1,000 things, drawn in three styles, on plain backgrounds of twelve colours.
 
     python train/prepare_emoji.py --out data/emoji                                                the dataset
+    python train/prepare_emoji.py --out data/conditions --conditions --pictures 20000             one with conditions
     python train/prepare_emoji.py --out data/emoji --sample 300 --sample-out tests/data/emoji300   a small sample of it
 
 Three npm packages have the drawings, one for each style, and a fourth has the words; the emoji's codepoints join them:
@@ -32,6 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parent))
+from emoji_pictures import compose, cut_out, on_ground, place
 from emoji_words import FORMS, STYLES, caption
 
 PACKAGES = {  # what it has: (npm package, its origin)
@@ -71,6 +73,7 @@ class Options:
     pictures: int = 60_000  # how many pictures to compose
     size: int = 64  # side of a picture in pixels
     seed: int = 0  # of the held-out combinations and of every picture
+    conditions: bool = False  # things of 35 to 60% of the side, anywhere; with classes, boxes and maps
     sample: int = 0  # write this many plain pictures of the dataset as WebP to --sample-out
     sample_out: Path | None = None
 
@@ -155,34 +158,29 @@ def pick_keywords(thing: Thing, rng: np.random.Generator) -> str:
     return ", ".join(rng.permutation([first, *rng.permutation(others)[:2].tolist()]).tolist())
 
 
-def cut_out(drawing: str | bytes, size: int = 128) -> Image.Image:
-    """Draws at 256 pixels, crops to the visible part and fits its longer side to the frame: RGBA [size, size]."""
-    if isinstance(drawing, str):
-        import resvg_py
+def save_conditioned(job: tuple[int, Thing, str, str, bool], folder: Path, size: int, seed: int) -> dict:
+    """Composes and writes a picture with one thing anywhere, and its map. Returns its line of metadata.jsonl.
 
-        drawing = bytes(resvg_py.svg_to_bytes(svg_string=drawing, width=256, height=256, skip_system_fonts=True))
-    image = Image.open(io.BytesIO(drawing)).convert("RGBA")
-    image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha > 12)).getbbox())
-    scale = size / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    frame = Image.new("RGBA", (size, size))
-    frame.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
-    return frame
-
-
-def compose(cutout: Image.Image, background: tuple, size: int, fill: float, dx: int = 0, dy: int = 0) -> Image.Image:
-    """Puts a cutout on a plain (r, g, b) background: RGB [size, size].
-
-    Its longer side becomes fill * size pixels; its centre moves (dx, dy) pixels to the right and down. Colours are
-    premultiplied by alpha before they are resampled, so that those of invisible pixels do not bleed into the edges.
+    Its class is its background's number; the label of its box is its style's, from 0 on; in the map the background is 0
+    and the thing 1 plus its style's number.
     """
-    side = max(1, round(fill * size))
-    layer = Image.new("RGBa", (size, size))
-    thing = cutout.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS)
-    layer.paste(thing, ((size - side) // 2 + dx, (size - side) // 2 + dy))
-    rgba = np.asarray(layer, np.float32)
-    pixels = rgba[..., :3] + (1 - rgba[..., 3:] / 255) * np.float32(background)
-    return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+    index, thing, style, background, _ = job
+    rng, label = np.random.default_rng((seed, index)), list(STYLES).index(style)
+    shade, fill = BACKGROUNDS[background][rng.integers(3)], float(rng.uniform(0.35, 0.60))
+    slack = (size - max(1, round(fill * size))) // 2
+    dx, dy = map(int, rng.integers(-slack, slack + 1, 2))
+    png, ids = (f"{kind}/{index // 1000:02d}/{index:05d}.png" for kind in ("images", "maps"))
+    for name in (png, ids):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    layer = place(Image.open(folder / "cutouts" / style / f"{thing.slug}.png"), size, fill, dx, dy)
+    on_ground(layer, shade).save(folder / png)
+    inside = layer[..., 3] > 127
+    Image.fromarray(np.where(inside, label + 1, 0).astype(np.uint8)).save(folder / ids)
+    x0, y0, x1, y1 = Image.fromarray(inside).getbbox() or (0, 0, size, size)
+    text = caption("plain", thing.name, style, background)
+    row = {"file_name": png, "text": text, "thing": thing.name, "style": style, "background": background}
+    box = [label, *(side / size for side in (x0, y0, x1, y1))]
+    return row | {"class": list(BACKGROUNDS).index(background), "boxes": [box], "map_file_name": ids}
 
 
 def save_picture(job: tuple[int, Thing, str, str, bool], folder: Path, size: int, seed: int) -> dict[str, str]:
@@ -243,7 +241,8 @@ def build(options: Options, folder: Path) -> None:
             cut_out(drawing).save(file)
     rng = np.random.default_rng((options.seed, 0, 1))  # a picture's generator is seeded with two numbers, never three
     held_out, jobs = plan(list(drawings), options.pictures, rng)
-    save = functools.partial(save_picture, folder=folder, size=options.size, seed=options.seed)
+    save = save_conditioned if options.conditions else save_picture
+    save = functools.partial(save, folder=folder, size=options.size, seed=options.seed)
     with ProcessPoolExecutor(2) as pool:
         write_jsonl(folder / "metadata.jsonl", tqdm(pool.map(save, jobs, chunksize=250), "pictures", len(jobs)))
     write_jsonl(folder / "things.jsonl", (dict(zip(("thing", *t._fields[1:]), t, strict=True)) for t in drawings))
@@ -267,7 +266,9 @@ def write_sample(dataset: Path, count: int, seed: int, folder: Path) -> None:
     sample = {f"{number:05d}.webp": rows[i] for number, i in enumerate(chosen)}
     for name, row in sample.items():
         Image.open(dataset / row["file_name"]).save(folder / name, quality=80, method=6)
-    write_jsonl(folder / "metadata.jsonl", ({"file_name": name, "text": row["text"]} for name, row in sample.items()))
+    number = list(BACKGROUNDS).index
+    lines = ({"file_name": n, "text": row["text"], "class": number(row["background"])} for n, row in sample.items())
+    write_jsonl(folder / "metadata.jsonl", lines)
     shutil.copy(dataset / "LICENSES.txt", folder)
 
 
@@ -281,7 +282,7 @@ def staged(folder: Path) -> Iterator[Path]:
         raise PrepareError(f"{folder} exists and is not an empty folder")
     part = folder.resolve().with_name(f"{folder.resolve().name}.part")
     part.mkdir(parents=True, exist_ok=True)
-    for old in ("images", "cutouts"):  # but not npm's packages
+    for old in ("images", "maps", "cutouts"):  # but not npm's packages
         shutil.rmtree(part / old, ignore_errors=True)
     yield part
     part.rename(folder)

@@ -23,7 +23,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.table import NAMED
 from sdjax.model.load import initial_params
 from sdjax.training.captions import batch_shapes
-from sdjax.training.diffusion import diffusion_loss
+from sdjax.training.diffusion import diffusion_loss, on_text
 from sdjax.training.loop import build, state_shapes
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
 from sdjax.training.report import describe_memory, describe_state, megabytes
@@ -85,7 +85,7 @@ def main(options: Options) -> None:
     layout = FsdpLayout(options.replicas if options.parallel == "fsdp" else len(devices), devices)
     layout.kind = options.parallel
     null = np.zeros((config.text.length, config.text.width), np.float32)
-    make, step = build(settings, diffusion_loss(config, null, options.dtype, options.remat, 0.1), layout)
+    make, step = build(settings, diffusion_loss(config, on_text(null), options.dtype, options.remat, 0.1), layout)
     shapes = state_shapes(make, partial(initial_params, config, "unet"))
     print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
     batch = batch_shapes(config, settings.examples), jax.ShapeDtypeStruct((settings.examples,), np.float32)

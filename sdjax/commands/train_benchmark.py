@@ -29,7 +29,7 @@ from sdjax.families.table import NAMED
 from sdjax.model.functions import unet_output
 from sdjax.model.load import initial_params
 from sdjax.networks.table import make_rows
-from sdjax.training.diffusion import diffusion_loss
+from sdjax.training.diffusion import diffusion_loss, on_text
 from sdjax.training.loop import build
 from sdjax.training.options import TrainOptions, check_channels, picture_size
 from sdjax.types import Batch
@@ -122,7 +122,7 @@ def ours(options: Options, config: Config, params, batch: Batch) -> tuple[Callab
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, warmup=0, parallel=options.parallel)
     layout = make_layout(options.parallel)
     make, step = build(
-        settings, diffusion_loss(config, np.zeros(batch.context.shape[1:], np.float32), options.dtype), layout
+        settings, diffusion_loss(config, on_text(np.zeros(batch.context.shape[1:], np.float32)), options.dtype), layout
     )
     seed = np.uint32(0)
     state, placed = layout.create(make, params, seed), layout.put((batch, np.zeros(options.batch_size, np.float32)))

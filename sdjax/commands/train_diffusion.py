@@ -6,20 +6,23 @@ python train/train_diffusion.py --data DIR --model FOLDER --out RUN --steps 1000
 import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import sdjax
 from sdjax.data.order import Chosen, Order, read_ahead
+from sdjax.data.source import Pictures
 from sdjax.devices.processes import is_primary, local_part
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, prefixed
 from sdjax.families.table import NAMED
-from sdjax.model.load import initial_params
 from sdjax.training.captions import Table, batch_shapes, hold_out, validation_batches
+from sdjax.training.conditions import CONDITIONS, conditioned, conditioner, merged, reads_captions, starting_params
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import dry_run, export, fit
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
@@ -31,10 +34,14 @@ VIEWS = 4  # views of each picture if it is flipped or cropped at random
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
+    condition: Literal["text", "class", "layout", "map", "none"] = "text"
+    """What pictures are asked for by. class, layout and map come from the columns class, boxes and map_file_name of
+    metadata.jsonl; a map stands beside the captions of a model of text, the others replace them."""
     prediction: str | None = None
     """What the network regresses: epsilon or v; the model's own when not given."""
     caption_dropout: float = 0.1
-    """Share of captions replaced by the empty one, for classifier-free guidance."""
+    """Share of captions replaced by the empty one, of classes by the null class, of layouts by the empty layout, for
+    classifier-free guidance. Maps are never dropped."""
     min_snr_gamma: float | None = None
     """Min-SNR weighting (arXiv 2303.09556), usually 5."""
     logit_normal: tuple[float, float] | None = None
@@ -89,7 +96,8 @@ class Options(TrainOptions):
 
 def main(options: Options) -> None:
     """Train the UNet of a latent diffusion model on a folder of captioned pictures."""
-    sd = start_model(options, without="unet")
+    kind = CONDITIONS[options.condition]
+    sd = start_model(options, tokenizer=kind.keeps_text, without="unet")
     check_channels(options.model, sd.config)
     if options.views == 1 and options.varied and is_primary():
         print("--views 1: each picture is cropped and flipped once, the same way in all epochs", file=sys.stderr)
@@ -105,19 +113,26 @@ def main(options: Options) -> None:
     multiple = sd.config.multiple
     config = replace(sd.config, schedule=schedule, size=picture_size(options.size, sd.config, multiple))
     sd = replace(sd, config=config)
-    source = open_pictures(options, config.size, multiple)
+    captions = reads_captions(options.condition, config) and options.condition == "text"
+    source = open_pictures(options, config.size, multiple, kind.column, captions)
+    with prefixed("model: "):
+        sd = conditioned(sd, options.condition, source, options.caption_dropout > 0)
+    config = sd.config
     kept, held_out = hold_out(options.validation, options.seed, source, options.data)
     other = None
     if options.validation and not any(map(len, held_out)):
         others = replace(options, data=Path(options.validation), crop="center", flip=False, views=1)
         try:
-            other = open_pictures(others, config.size, multiple)
+            other = open_pictures(others, config.size, multiple, kind.column, captions)
+            other.maps = source.maps
         except SdjaxError as error:
             raise SdjaxError(re.sub("^data ", "validation ", str(error))) from None
-    null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
+    null = None
+    if reads_captions(options.condition, config):
+        null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
     loss_fn = diffusion_loss(
         config,
-        null,
+        conditioner(config, options.condition, null),
         options.dtype,
         options.remat,
         options.caption_dropout,
@@ -125,11 +140,12 @@ def main(options: Options) -> None:
         options.logit_normal,
         options.noise_offset,
     )
-    params = sd.params.get("unet") or partial(initial_params, config, "unet")
+    params = starting_params(sd, options.condition, options.seed)
     if options.dry_run:
-        return dry_run(options, params, loss_fn, batch_shapes(config, options.examples))
+        return dry_run(options, params, loss_fn, batch_shapes(config, options.examples, options.condition))
 
-    table = Table(sd, source, options.out / "cache", options.views)
+    cache = options.out / "cache"
+    table = Table(sd, source, cache, options.views, options.condition)
     filled = [group for group, rows in enumerate(kept) if len(rows)]
     order, mine = Order([kept[group] for group in filled], options.examples, options.seed), local_part(options.examples)
 
@@ -144,17 +160,33 @@ def main(options: Options) -> None:
     validation = list(validation_batches(options.batch_size, table, held_out))
     if other:
         groups = [np.asarray(rows) for rows in other.groups]
-        validation = list(validation_batches(options.batch_size, Table(sd, other, options.out / "cache"), groups))
+        validation = list(validation_batches(options.batch_size, Table(sd, other, cache, 1, options.condition), groups))
 
-    prompts = [source.texts[i] for i in range(0, len(source), max(1, len(source) // options.sample_prompts))]
+    asked = samples(sd, table, source, options)
 
     def on_sample(step, params, run):
-        trained = replace(sd, params=sd.params | {"unet": params})
-        pictures = sdjax.txt2img(
-            trained, prompts[: options.sample_prompts], steps=20, guidance_scale=None, seed=options.seed, syntax="plain"
+        trained = merged(sd, options.condition, params)
+        prompt = asked(params)
+        many = options.sample_prompts if prompt is None else 1
+        run.save_sheet(
+            step, sdjax.txt2img(trained, prompt, steps=20, num_images=many, seed=options.seed, syntax="plain")
         )  # "plain", as the captions were encoded
-        run.save_sheet(step, pictures)
 
     name_batch = lambda step: [source.files[i] for i in choose(step).rows]
     params = fit(options, params, loss_fn, lambda start: read_ahead(batch, start), on_sample, name_batch, validation)
-    export(options, replace(sd, params=sd.params | {"unet": params}))
+    export(options, merged(sd, options.condition, params))
+
+
+def samples(sd, table: Table, source: Pictures, options: Options) -> Callable:
+    """Returns a function of the trained parameters that gives what sample grids are asked for: captions, a Cond, or None
+    for a model that is conditioned on nothing."""
+    rows = np.arange(0, len(source), max(1, len(source) // options.sample_prompts))[: options.sample_prompts]
+    if options.condition == "text":
+        return lambda params: [source.texts[i] for i in rows]
+    if options.condition == "none":
+        return lambda params: None
+    rows = rows[np.isin(rows, source.groups[0]) & ~np.isin(rows, [*source.known])]
+    batch = table.batch(Chosen(rows, np.zeros(len(rows), int), 0), rows.astype(np.uint32))
+    made = conditioner(sd.config, options.condition, batch.context if batch.context is None else batch.context[0])
+    kept, key = np.zeros(len(rows), bool), jax.random.key(0)
+    return lambda params: made(params, batch, kept, key)[1]

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from sdjax.data.columns import Column
 from sdjax.data.picture import Unreadable, open_file
 from sdjax.data.tars import read_shards
 from sdjax.errors import SdjaxError
@@ -30,24 +31,32 @@ class Listing:
     open: Callable[[int], BinaryIO | Image.Image]  # raises Unreadable
     digest: str  # of what is known without reading pictures: names, sizes, times of change
     known: Mapping[int, str] = field(default_factory=dict)  # {row: reason} of those known to be bad already
+    given: Sequence[Any] = ()  # of the column that was asked for: its value of each row, None of a bad one; or empty
+    root: Path = Path()  # the folder that files named in columns are in
 
     def __len__(self) -> int:
         return len(self.files)
 
 
-def list_data(data: Any, index: Path | None = None) -> Listing:
+def list_data(data: Any, index: Path | None = None, column: Column | None = None, captions: bool = True) -> Listing:
     """Returns the Listing of a data set.
 
     data: a folder with metadata.jsonl, a folder of .tar shards, one shard, or a `datasets.Dataset`.
     index: the folder that keeps the index of shards; None keeps none.
+    column: a further column that each row must have; a folder's metadata.jsonl has columns, shards do not.
+    captions: must each row have a caption? Otherwise a missing one is "".
     SdjaxError: `data` is none of these, or is broken.
     """
     if not isinstance(data, (str, Path)):
-        return list_dataset(data)
+        return list_dataset(data, column, captions)
     root = Path(data)
     if (root / "metadata.jsonl").is_file():
-        return list_folder(root)
+        return list_folder(root, column, captions)
     shards = sorted(root.glob("*.tar")) if root.is_dir() else [root] if root.suffix == ".tar" and root.is_file() else []
+    if shards and column is not None:
+        raise SdjaxError(
+            f'data {data}: shards have no column "{column.name}"; a folder with metadata.jsonl that has it expected'
+        )
     if shards:
         return list_shards(shards, index)
     raise SdjaxError(
@@ -66,19 +75,21 @@ def metadata_lines(table: Path) -> Iterator[tuple[int, bytes, Any]]:
                 yield number, line, None
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, column: Column | None = None, captions: bool = True) -> Listing:
     """Lists the pictures in `root/metadata.jsonl`.
 
-    A line that is torn, that is no object with "file_name" and "text", whose picture is missing or whose caption is not
-    valid UTF-8 is listed as a bad row; its reason gives the line's number. SdjaxError: there are no lines.
+    A line that is torn, that is no object with "file_name" and "text", whose picture is missing, whose caption is not
+    valid UTF-8 or whose `column` does not fit is listed as a bad row; its reason gives the line's number. SdjaxError:
+    there are no lines, or none has the column.
+    column, captions: see `list_data`.
     """
     table = root / "metadata.jsonl"
     if not table.is_file():
         raise SdjaxError(f"data {root}: no metadata.jsonl there; expected one {LINE} a line")
-    files, paths, texts, known, digest = [], [], [], {}, hashlib.sha256()
+    files, paths, texts, known, given, digest, has_column = [], [], [], {}, [], hashlib.sha256(), False
     for number, line, record in metadata_lines(table):
         try:
-            file, text = record["file_name"], record["text"]
+            file, text = record["file_name"], record["text"] if captions else record.get("text") or ""
             if not (isinstance(file, str) and isinstance(text, str)):
                 raise TypeError
             file.encode()  # JSON can hold half of a surrogate pair
@@ -88,6 +99,7 @@ def list_folder(root: Path) -> Listing:
             files.append(f"metadata.jsonl line {number}")
             paths.append(f"{table} line {number}")
             texts.append("")
+            given.append(None)
             continue
         text = text.removeprefix("\ufeff")
         clean = text.encode("utf-8", "replace").decode()
@@ -101,13 +113,37 @@ def list_folder(root: Path) -> Listing:
         if found is None or not regular:
             known[len(files)] = f"metadata.jsonl line {number}: no such picture"
         digest.update(f"{file} {found and (found.st_size, found.st_mtime_ns)}\n".encode())
+        given.append(None if column is None else record.get(column.name))
+        has_column |= column is not None and column.name in record
+        if column is not None and (wrong := unfit(root, column, record)):
+            known.setdefault(len(files), f"metadata.jsonl line {number}: {wrong}")
+        if column is not None and column.is_file:
+            digest.update(f"{given[-1]}\n".encode("utf-8", "replace"))
         files.append(file)
         paths.append(str(root / file))
         texts.append(clean)
     if not files:
         raise SdjaxError(f"{table}: no pictures listed")
+    if column is not None and not has_column:
+        raise SdjaxError(f'{table}: no line has "{column.name}", which the pictures\' condition comes from')
     digest.update(repr(sorted(known)).encode())  # a repaired caption changes what is cached
-    return Listing(tuple(files), paths, tuple(texts), lambda i: open_file(root / files[i]), digest.hexdigest(), known)
+    opened = lambda i: open_file(root / files[i])
+    return Listing(tuple(files), paths, tuple(texts), opened, digest.hexdigest(), known, given if column else (), root)
+
+
+def unfit(root: Path, column: Column, record: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with a row's value of `column`, or None."""
+    if column.name not in record:
+        return f'no "{column.name}"'
+    value = record[column.name]
+    try:
+        column.check(value)
+    except SdjaxError as error:
+        said = str(error)
+        return said if said.startswith(column.name) else f"{column.name} {said}"
+    if column.is_file and not (root / value).is_file():
+        return f"{column.name} {value!r}: no such file"
+    return None
 
 
 def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
@@ -138,11 +174,12 @@ def list_shards(shards: Sequence[Path], index: Path | None = None) -> Listing:
     return Listing(names, paths, [member.text for member in members], open_member, digest.hexdigest(), known)
 
 
-def list_dataset(dataset: Any) -> Listing:
+def list_dataset(dataset: Any, column: Column | None = None, captions: bool = True) -> Listing:
     """Lists a `datasets.Dataset`, or any object with len, column_names, dataset[i][column] and dataset[column].
 
     Columns: "image" (else "jpg", "png", "webp", "img") and "text" (else "caption", "txt"). Pictures are Pillow images,
     bytes, paths, or {"bytes": ..., "path": ...}.
+    column, captions: see `list_data`; a column of files is taken from folders alone.
     """
     try:
         columns, count = list(dataset.column_names), len(dataset)
@@ -152,10 +189,14 @@ def list_dataset(dataset: Any) -> Listing:
             "DatasetDict, nor an iterable one)"
         ) from None
     image = _column(columns, ("image", "jpg", "png", "webp", "img"))
-    text = _column(columns, ("text", "caption", "txt"))
+    text = _column(columns, ("text", "caption", "txt")) if captions else None
     if not count:
         raise SdjaxError("data has no rows")
-    texts, known = list(dataset[text]), {}
+    texts, known = list(dataset[text]) if captions else [""] * count, {}
+    given = [] if column is None else list(dataset[_column(columns, () if column.is_file else (column.name,))])
+    for i, value in enumerate(given):
+        if wrong := unfit(Path(), column, {column.name: value}):
+            known[i] = wrong
     for i, value in enumerate(texts):
         if not isinstance(value, str):
             known[i], texts[i] = f"its {text} is {type(value).__name__}, not text", ""
@@ -179,11 +220,12 @@ def list_dataset(dataset: Any) -> Listing:
     names = [f"row {i}" for i in range(count)]
     stamp = getattr(dataset, "_fingerprint", None) or "\n".join(texts)
     digest = hashlib.sha256(f"{image} {count} {stamp}".encode("utf-8", "replace")).hexdigest()
-    return Listing(names, names, texts, open_row, digest, known)
+    return Listing(names, names, texts, open_row, digest, known, given)
 
 
 def _column(columns: list[str], usual: tuple[str, ...]) -> str:
     for name in usual:
         if name in columns:
             return name
-    raise SdjaxError(f"data has the columns {', '.join(columns)}, should have {' or '.join(usual)}")
+    wanted = " or ".join(usual) or "a folder with metadata.jsonl, which names the files"
+    raise SdjaxError(f"data has the columns {', '.join(columns)}, should have {wanted}")

@@ -138,18 +138,50 @@ def fit(
     place: where the crop lies, as (down, right): (0, 0) is at the top left, (1, 1) at the bottom right.
     flip: mirror left and right.
     """
-    height, width = shape
-    scale = max(height / image.height, width / image.width)
-    crop_h, crop_w = (
-        min(whole, max(1, round(side / scale))) for whole, side in ((image.height, height), (image.width, width))
-    )
-    top, left = int(place[0] * (image.height - crop_h)), int(place[1] * (image.width - crop_w))
-    if (crop_w, crop_h) != image.size:
-        image = image.crop((left, top, left + crop_w, top + crop_h))
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return _resized(image, shape, place, flip, Image.Resampling.LANCZOS)
+
+
+def crop_box(
+    size: tuple[int, int], shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
+) -> tuple[int, int, int, int]:
+    """Returns (left, top, right, bottom) in pixels of the crop that `fit` takes.
+
+    size: (height, width) of the picture. shape, place: see `fit`.
+    """
+    scale = max(side / whole for side, whole in zip(shape, size, strict=True))
+    crop_h, crop_w = (min(whole, max(1, round(side / scale))) for whole, side in zip(size, shape, strict=True))
+    top, left = int(place[0] * (size[0] - crop_h)), int(place[1] * (size[1] - crop_w))
+    return left, top, left + crop_w, top + crop_h
+
+
+def _resized(image: Image.Image, shape, place, flip: bool, resampling: Image.Resampling) -> np.ndarray:
+    box = crop_box(image.size[::-1], shape, place)
+    if box != (0, 0, *image.size):
+        image = image.crop(box)
+    if image.size != shape[::-1]:
+        image = image.resize(shape[::-1], resampling)
     pixels = np.asarray(image)
     return pixels[:, ::-1] if flip else pixels
+
+
+def decode_map(opened: BinaryIO | Image.Image) -> Image.Image:
+    """An open PNG of ids, grey or palette indices -> a Pillow image of mode L or I. Raises Unreadable."""
+
+    def ids(image: Image.Image) -> Image.Image:
+        if image.mode not in ("1", "L", "P", "I", "I;16"):
+            raise Unreadable(f"mode {image.mode}: ids are grey values or palette indices")
+        if image.mode in ("1", "P"):  # convert would give colours
+            return Image.fromarray(np.asarray(image).astype(np.uint8))
+        return image.copy() if image.mode == "L" else image.convert("I")
+
+    return _read(opened, ids)
+
+
+def fit_map(
+    ids: Image.Image, shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
+) -> np.ndarray:
+    """Returns what `decode_map` gives as int32 [height, width], cropped as `fit` crops; each pixel takes the nearest."""
+    return _resized(ids, shape, place, flip, Image.Resampling.NEAREST).astype(np.int32)
 
 
 def load_picture(path: Path) -> Image.Image:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sdjax.checks import is_number, is_whole
 from sdjax.data.bad import BadData
 from sdjax.data.buckets import bucket_shapes, nearest_shapes, picture_sizes
+from sdjax.data.columns import Column
 from sdjax.data.listing import Listing, list_data
-from sdjax.data.picture import CROPS, Unreadable, decode, fit
+from sdjax.data.picture import CROPS, Unreadable, crop_box, decode, decode_map, fit, fit_map, measure, open_file
 from sdjax.errors import SdjaxError, log
 
 
@@ -37,7 +39,9 @@ class Pictures:
         if crop not in CROPS:
             raise SdjaxError(f"crop {crop}: expected {' or '.join(CROPS)}")
         self.listing, self.bad, self.crop, self.flip, self.seed = listing, bad, crop, flip, seed
-        self.files, self.texts = listing.files, listing.texts
+        self.files, self.texts, self.given = listing.files, listing.texts, listing.given
+        self.sizes: dict[int, tuple[int, int]] = {}  # (height, width) of pictures that `framing` asked for
+        self.maps: int | None = None  # set: `view` reads each picture's map too, whose ids must be below it
         self.known: dict[int, str] = {}
         for row, reason in listing.known.items():
             self.set_aside(row, reason)
@@ -69,19 +73,70 @@ class Pictures:
         SdjaxError: too many pictures are bad.
         """
         self.bad.check()
-        draw = np.random.default_rng((self.seed, epoch, row)).random(3) if self.flip or self.crop == "random" else None
-        place = (draw[0], draw[1]) if self.crop == "random" else (0.5, 0.5)
-        mirrored = bool(self.flip and draw[2] < 0.5)
+        place, mirrored = self.draw(row, epoch)
         for i in ((row + k) % len(self) for k in range(len(self))):
             if i in self.known:
                 continue
             try:
-                pixels = fit(decode(self.listing.open(i)), self.shapes[group], place, mirrored)
+                image = decode(self.listing.open(i))
+                pixels = fit(image, self.shapes[group], place, mirrored)
+                if self.maps is not None:
+                    self.read_map(i, image.size)
             except Unreadable as error:
                 self.set_aside(i, str(error))
                 continue
             return {"pixels": pixels, "index": i, "text": self.texts[i]}
         raise SdjaxError(f"none of the {len(self)} pictures can be read")
+
+    def draw(self, row: int, epoch: int) -> tuple[tuple[float, float], bool]:
+        """Returns where epoch `epoch` crops a row, as `fit` takes it, and whether it mirrors it."""
+        draw = np.random.default_rng((self.seed, epoch, row)).random(3) if self.flip or self.crop == "random" else None
+        place = (draw[0], draw[1]) if self.crop == "random" else (0.5, 0.5)
+        return place, bool(self.flip and draw[2] < 0.5)
+
+    def framing(self, i: int, row: int, epoch: int, group: int) -> tuple[tuple[float, float, float, float], bool]:
+        """Returns the crop (x0, y0, x1, y1), in [0, 1] of picture i, and whether the view of `row` mirrors it.
+
+        i: the picture; it differs from `row` where it stands in for a bad one.
+        """
+        if i not in self.sizes:
+            self.sizes[i] = measure(self.listing.open(i))
+        place, mirrored = self.draw(row, epoch)
+        height, width = self.sizes[i]
+        left, top, right, bottom = crop_box((height, width), self.shapes[group], place)
+        return (left / width, top / height, right / width, bottom / height), mirrored
+
+    def read_map(self, i: int, size: tuple[int, int] | None = None) -> Image.Image:
+        """Returns the ids of picture i's map. size: (width, height) that it must have.
+
+        Unreadable: it cannot be read, has another size, or an id that is not below `maps`.
+        """
+        try:
+            ids = decode_map(open_file(self.listing.root / self.given[i]))
+        except Unreadable as error:
+            raise Unreadable(f"its map {self.given[i]}: {error}") from None
+        if size is not None and ids.size != size:
+            raise Unreadable(
+                f"its map {self.given[i]} has {ids.width} x {ids.height} pixels, the picture {size[0]} x {size[1]}"
+            )
+        if self.maps and not 0 <= ids.getextrema()[0] <= ids.getextrema()[1] < self.maps:
+            raise Unreadable(f"its map {self.given[i]} has ids {ids.getextrema()}, 0 to {self.maps - 1} expected")
+        return ids
+
+    def map_view(self, i: int, row: int, epoch: int, group: int) -> np.ndarray:
+        """Returns the map of picture i as the view of `row` crops and mirrors it: int32 [height, width]."""
+        place, mirrored = self.draw(row, epoch)
+        return fit_map(self.read_map(i), self.shapes[group], place, mirrored)
+
+    def largest_id(self) -> int:
+        """Returns the largest id of all maps that can be read. Rows whose map cannot are set aside."""
+        largest = 0
+        for i in (i for i in range(len(self)) if i not in self.known):
+            try:
+                largest = max(largest, self.read_map(i).getextrema()[1])
+            except Unreadable as error:
+                self.set_aside(i, str(error))
+        return largest
 
     @property
     def digest(self) -> str:
@@ -99,6 +154,8 @@ def open_data(
     buckets: int | None = None,
     seed: int = 0,
     process: int = 0,
+    column: Column | None = None,
+    captions: bool = True,
 ) -> Pictures:
     """Opens a data set.
 
@@ -113,14 +170,15 @@ def open_data(
         whose sides are multiples of this number.
     seed: of random crops and flips.
     process: the number of this process.
+    column, captions: see `listing.list_data`.
     """
     if not is_whole(size, 1):
         raise SdjaxError(f"size {size!r}: a whole number of pixels from 1 on")
     if not is_number(max_bad, 0, 1):
         raise SdjaxError(f"max_bad {max_bad!r}: a share in [0, 1]")
     cache = Path(run) / "cache" if run else None
-    listing = list_data(data, cache / "index" if cache else None)
-    if without := sum(not text for i, text in enumerate(listing.texts) if i not in listing.known):
+    listing = list_data(data, cache / "index" if cache else None, column, captions)
+    if without := captions and sum(not text for i, text in enumerate(listing.texts) if i not in listing.known):
         where, count = data if isinstance(data, (str, Path)) else "the data set", len(listing)
         log.warning("data %s: %d of %d pictures have no caption", where, without, count)
     name = f"bad_data-{process}.jsonl" if process else "bad_data.jsonl"

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from sdjax.families.config import Config
 from sdjax.networks.part import Part
 
-
 #: The fields of Config, and names in Family.parts, of the networks that make conditions.
 CONDITIONS = ("text", "class_table", "layout", "map")
 

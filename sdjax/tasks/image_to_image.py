@@ -19,7 +19,11 @@ from sdjax.types import Cond
 
 @takes_options
 def img2img(
-    sd: StableDiffusion, prompt: str | Sequence[str] | Cond | None, image, strength: float = 0.75, options: TaskOptions = None
+    sd: StableDiffusion,
+    prompt: str | Sequence[str] | Cond | None,
+    image,
+    strength: float = 0.75,
+    options: TaskOptions = None,
 ):
     """Returns pictures like `image`: adds noise of an intermediate level to it and denoises it from there.
 

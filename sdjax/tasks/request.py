@@ -30,7 +30,9 @@ class Request(NamedTuple):
         return len(self.seeds)
 
 
-def check(config: Config, prompt: str | Sequence[str] | Cond | None, options: TaskOptions, pictures: int = 1) -> Request:
+def check(
+    config: Config, prompt: str | Sequence[str] | Cond | None, options: TaskOptions, pictures: int = 1
+) -> Request:
     """Returns the checked Request of one call of a task.
 
     prompt: one, or a list, or a Cond of one or several; each is drawn options.num_images times. None for a model that

@@ -14,15 +14,22 @@ from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.model.value import StableDiffusion
 from sdjax.training.cache import cached_latents, cached_states
+from sdjax.training.conditions import CONDITIONS, reads_captions
 from sdjax.types import Batch
 
 
 class Table:
-    """The latents and text states of all rows of a source, computed once."""
+    """The latents and text states of all rows of a source, computed once, and what else their conditions need.
 
-    def __init__(self, sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1):
-        self.latents = cached_latents(sd, source, folder, views)
-        self.states, self.caption_of = cached_states(sd, source.texts, folder)
+    condition: what the model is trained on, a name in CONDITIONS.
+    """
+
+    def __init__(self, sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1, condition: str = "text"):
+        self.latents, self.views = cached_latents(sd, source, folder, views), views
+        self.states = None
+        if reads_captions(condition, sd.config):
+            self.states, self.caption_of = cached_states(sd, source.texts, folder)
+        self.given = CONDITIONS[condition].given(sd.config, source)
 
     def batch(self, chosen: Chosen, index: np.ndarray) -> Batch:
         """Returns the Batch of the chosen rows.
@@ -30,7 +37,9 @@ class Table:
         index: uint32 [B], the examples' numbers in the global sequence; their random numbers depend on them.
         """
         moments, rows = self.latents(chosen)
-        return Batch(moments, self.states[self.caption_of[rows]], index)
+        context = None if self.states is None else self.states[self.caption_of[rows]]
+        view = chosen._replace(epochs=chosen.epochs % self.views)
+        return Batch(moments, context, index, None if self.given is None else self.given(rows, view))
 
 
 def hold_out(
@@ -68,11 +77,20 @@ def validation_batches(batch_size: int, table: Table, groups: list[np.ndarray]) 
         number += len(rows)
 
 
-def batch_shapes(config: Config, count: int) -> Batch:
-    """Returns a batch's shapes and dtypes, for `count` examples of the model's own size."""
-    side, shape = config.size // config.vae.factor, jax.ShapeDtypeStruct
+def batch_shapes(config: Config, count: int, condition: str = "text") -> Batch:
+    """Returns a batch's shapes and dtypes, for `count` examples of the model's own size.
+
+    condition: what the model is trained on, a name in CONDITIONS.
+    """
+    side, shape, text = config.size // config.vae.factor, jax.ShapeDtypeStruct, config.text
+    given = {
+        "class": lambda: (),
+        "layout": lambda: (config.layout.length,),
+        "map": lambda: (config.size, config.size),
+    }.get(condition)
     return Batch(
         shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
-        shape((count, config.text.length, config.text.width), np.float16),
+        shape((count, text.length, text.width), np.float16) if reads_captions(condition, config) else None,
         shape((count,), np.uint32),
+        given and shape((count, *given()), np.int32),
     )

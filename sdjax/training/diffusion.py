@@ -14,9 +14,10 @@ from sdjax.diffusion.noise import example_keys, posterior_sample
 from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.families.config import Config
+from sdjax.model.functions import beside
 from sdjax.networks.unet.network import UNet
 from sdjax.nn.layers import precise
-from sdjax.types import Array, Batch, Params
+from sdjax.types import Array, Batch, Cond, Params
 
 CAPTION, OFFSET = 3, 4  # numbers for fold_in of an example's key; split(k, 3) in noise_batch uses 0, 1 and 2
 
@@ -87,19 +88,36 @@ def draw_timestep(key: Array, total: int, logit_normal: tuple[float, float] | No
     return jnp.clip(t, 0, total - 1).astype(jnp.int32)
 
 
-def drop_captions(context: Array, null: Array, index: Array, key: Array, rate: float) -> Array:
-    """Replaces the states [B, L, D] of an example, with probability `rate`, by the empty prompt's `null` [L, D].
+def dropped(index: Array, key: Array, rate: float) -> Array:
+    """Returns which examples lose their condition, with probability `rate`: bool [B].
 
-    The model learns to predict without a prompt, which classifier-free guidance needs (arXiv 2207.12598).
+    The model learns to predict without one, which classifier-free guidance needs (arXiv 2207.12598).
     """
     draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, CAPTION), rate)
-    drop = jax.vmap(draw)(example_keys(key, index))
-    return jnp.where(drop[:, None, None], null, context)
+    return jax.vmap(draw)(example_keys(key, index))
+
+
+def drop_captions(context: Array, null: Array, drop: Array) -> Array:
+    """Replaces the states [B, L, D] of the examples `drop` [B] by the empty prompt's `null` [L, D]."""
+    return jnp.where(drop[:, None, None], null, context.astype(jnp.float32))
+
+
+#: (params, Batch, which examples lose their condition [B], key) -> (the UNet's parameters, Cond)
+Conditioner = Callable[[Params, Batch, Array, Array], tuple[Params, Cond]]
+
+
+def on_text(null: Array) -> Conditioner:
+    """Returns the Conditioner of captions alone; `null` are the empty prompt's states [L, D]."""
+
+    def cond(params: Params, batch: Batch, drop: Array, key: Array) -> tuple[Params, Cond]:
+        return params, Cond(drop_captions(batch.context, null, drop))
+
+    return cond
 
 
 def diffusion_loss(
     config: Config,
-    null: Array,
+    conditioner: Conditioner,
     dtype: Any = jnp.float32,
     remat: bool = False,
     caption_dropout: float = 0.0,
@@ -107,12 +125,12 @@ def diffusion_loss(
     logit_normal: tuple[float, float] | None = None,
     noise_offset: float = 0.0,
 ) -> Callable:
-    """Returns the UNet's loss, a function (params, Batch, key) -> (losses [B], {}): the weighted mean squared error.
+    """Returns the loss of the UNet, and of the networks that make its condition: a function (params, Batch, key) -> (losses [B], {}): the weighted mean squared error.
 
-    null: the empty prompt's states [L, D].
+    conditioner: what the UNet is conditioned on, `on_text` or one of training/conditions.py.
     dtype: of the computation.
     remat: see `UNet`.
-    caption_dropout: share of examples whose caption is replaced by the empty prompt, see `drop_captions`.
+    caption_dropout: share of examples whose condition is replaced by the model's null, see `dropped`.
     min_snr_gamma, logit_normal, noise_offset: see `noise_batch`.
     """
     unet = UNet(config.unet, jnp.dtype(dtype), remat)
@@ -124,9 +142,10 @@ def diffusion_loss(
         noised = noise_batch(
             x0, shape, batch.index, key, abar, config.schedule.prediction, min_snr_gamma, logit_normal, noise_offset
         )
-        context = drop_captions(batch.context.astype(jnp.float32), null, batch.index, key, caption_dropout)
+        unet_params, cond = conditioner(params, batch, dropped(batch.index, key, caption_dropout), key)
         with precise(dtype):
-            out = unet.apply({"params": params}, noised.x, noised.t, context)
+            inputs = beside(noised.x, cond.concat), noised.t, cond.context, cond.vector
+            out = unet.apply({"params": unet_params}, *inputs)
         return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
 
     return loss_fn

@@ -128,8 +128,9 @@ def picture_size(size: int | None, config: Config, multiple: int) -> int:
 
 
 def check_channels(model: str, config: Config) -> None:
-    """SdjaxError if the UNet takes more channels than noised latents have: the diffusion loss has no others to give."""
-    takes, latents = config.unet.in_channels, config.vae.latent_channels
+    """SdjaxError if the UNet takes channels beside the noised latents that the diffusion loss cannot give: a mask's."""
+    latents = config.vae.latent_channels
+    takes = config.unet.in_channels - (config.map.channels if config.map else 0)
     if takes != latents:
         raise SdjaxError(
             f"model {model}: its UNet has {takes} input channels; training takes models whose UNet "

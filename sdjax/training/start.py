@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import jax
 
+from sdjax.data.columns import Column
 from sdjax.data.source import Pictures, open_data
 from sdjax.devices.host import open_more_files, return_memory
 from sdjax.devices.layouts import check_batch_size
@@ -70,11 +71,14 @@ def check_shared(out: Path, seconds: float = 60.0) -> None:
         )
 
 
-def open_pictures(options: TrainOptions, size: int, multiple: int | None = None) -> Pictures:
+def open_pictures(
+    options: TrainOptions, size: int, multiple: int | None = None, column: Column | None = None, captions: bool = True
+) -> Pictures:
     """Returns the pictures that --data names.
 
     size: the side of square crops in pixels.
     multiple: with --buckets, the sides of crops are multiples of it; None: the model takes squares only.
+    column, captions: see `sdjax.data.listing.list_data`.
     """
     if options.buckets and multiple is None:
         raise SdjaxError("buckets: this model takes squares only")
@@ -88,4 +92,6 @@ def open_pictures(options: TrainOptions, size: int, multiple: int | None = None)
         multiple if options.buckets else None,
         options.seed,
         jax.process_index(),
+        column,
+        captions,
     )

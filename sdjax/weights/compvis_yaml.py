@@ -96,7 +96,9 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
     only(fields, "beta_schedule", "linear")
     prediction = fields.take("parameterization", "eps", str)
     if prediction not in PREDICTIONS:
-        raise SdjaxError(f"{fields.path}: parameterization is {prediction!r}, should be one of {', '.join(PREDICTIONS)}")
+        raise SdjaxError(
+            f"{fields.path}: parameterization is {prediction!r}, should be one of {', '.join(PREDICTIONS)}"
+        )
     return ScheduleConfig(
         timesteps=fields.take("timesteps", 1000),
         beta_start=fields.take("linear_start", 1e-4, float, 0.999),

@@ -157,7 +157,10 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             write_json(new / name, content)
         for part, place in family_of(config).parts.items():
-            tensors, (stem, suffix) = to_file_tensors(params[part], make_rows(getattr(config, part))), stems_of(place)[0]
+            tensors, (stem, suffix) = (
+                to_file_tensors(params[part], make_rows(getattr(config, part))),
+                stems_of(place)[0],
+            )
             write_tensors(new / place.folder / f"{stem}.{suffix}", tensors)
         if config.text is not None:
             write_tokenizer(tokenizer, config.text, new / "tokenizer")

@@ -159,7 +159,9 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     # "leading" is a choice only of a scheduler whose own spacing is another one: see take_spacing
     scheduler_class = "EulerDiscreteScheduler" if config.spacing == "leading" else "DDIMScheduler"
     sizes = {"unet": dict(sample_size=config.size // config.vae.factor), "vae": dict(sample_size=config.size)}
-    written = {part: place.part.write(getattr(config, part)) | sizes.get(part, {}) for part, place in family.parts.items()}
+    written = {
+        part: place.part.write(getattr(config, part)) | sizes.get(part, {}) for part, place in family.parts.items()
+    }
     parts = {f"{family.parts[part].folder}/config.json": content for part, content in written.items()}
     index = class_name(config.pipeline or family.pipeline) | dict(scheduler=["diffusers", scheduler_class])
     if family.pipeline.startswith("Stable"):

@@ -28,7 +28,7 @@ from sdjax.networks.table import param_shapes
 from sdjax.nn.layers import ResBlock, conv3x3, timestep_embedding
 from sdjax.nn.transformer import SpatialTransformer
 from sdjax.training.clip import clip_loss
-from sdjax.training.diffusion import drop_captions, noise_batch
+from sdjax.training.diffusion import drop_captions, dropped, noise_batch
 from sdjax.training.state import make_state, make_train_step
 from tests.narrow import NARROW, NARROW_VISION
 
@@ -66,7 +66,7 @@ def drawn(shapes, size=0.2):
 
 def loss_fn(params, batch, key):
     noised = draw(batch["index"], key)
-    context = drop_captions(batch["context"], jnp.zeros((3, 8)), batch["index"], key, 0.5)
+    context = drop_captions(batch["context"], jnp.zeros((3, 8)), dropped(batch["index"], key, 0.5))
     out = Net().apply({"params": params}, noised.x, noised.t, context)
     return jnp.square(out - noised.target).mean((1, 2, 3)), {"t": noised.t.mean()}
 

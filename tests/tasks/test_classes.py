@@ -84,7 +84,10 @@ def test_refusals():
         (lambda: sdjax.encode_classes(sd, [True]), "classes True"),
         (lambda: sdjax.encode_classes(sd, "cat"), "classes 'cat'"),
         (lambda: sdjax.encode_classes(sd, [1.0]), r"classes 1\.0"),
-        (lambda: sdjax.txt2img(sd, "cat", **FEW), r"prompt \['cat'\]: tiny-classes takes no text, give a Cond, as sdjax.encode_classes"),
+        (
+            lambda: sdjax.txt2img(sd, "cat", **FEW),
+            r"prompt \['cat'\]: tiny-classes takes no text, give a Cond, as sdjax.encode_classes",
+        ),
         (lambda: sdjax.encode_prompt(sd, "cat"), "prompt: tiny-classes takes no text"),
         (lambda: sdjax.txt2img(sd, sdjax.encode_classes(sd, 1), negative_prompt="dog", **FEW), "takes no text"),
         (lambda: sdjax.txt2img(sd, Cond(np.zeros((1, 1, 15))), **FEW), r"prompt\.context has shape \[1, 1, 15\]"),

@@ -10,7 +10,8 @@ import pytest
 from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdjax.training.autoencoder import gaussian_kl, reconstruction
 from sdjax.training.clip import clip_contrastive
-from sdjax.training.diffusion import diffusion_loss, drop_captions, latents_of, noise_batch
+from sdjax.training.diffusion import diffusion_loss, dropped, latents_of, noise_batch, on_text
+from sdjax.training import diffusion
 from sdjax.types import Batch
 from tests.narrow import NARROW, random_params
 
@@ -18,6 +19,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 ABAR = jnp.asarray(make_schedule(ScheduleConfig()).alphas_cumprod, jnp.float32)
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
+drop_captions = lambda context, null, index, key, rate: diffusion.drop_captions(
+    context, null, dropped(index, key, rate)
+)
 
 
 def noise(index, prediction="epsilon", key=KEY, **options):
@@ -154,7 +158,7 @@ def test_remat_and_bfloat16_change_no_more_than_they_say():
     )
 
     def run(**options):
-        loss_fn = diffusion_loss(config, np.zeros((3, 24), np.float32), **options)
+        loss_fn = diffusion_loss(config, on_text(np.zeros((3, 24), np.float32)), **options)
         loss, gradient = jax.jit(jax.value_and_grad(lambda p: loss_fn(p, batch, KEY)[0].mean()))(params)
         return loss, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
 

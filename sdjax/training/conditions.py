@@ -1,0 +1,264 @@
+"""What a UNet is trained to be conditioned on: CONDITIONS, one row for each kind.
+
+A row says which column of the data the condition comes from, how a model's config changes so that it takes it, what of
+it a batch holds, and how a Cond is made of that inside the loss. The networks that make the condition are trained with
+the UNet: the trained parameters are then {"unet": ..., and each of them}, else the UNet's alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sdjax.conditioning.layouts import layout_tokens
+from sdjax.data.columns import BOXES, CLASS, MAP, Column
+from sdjax.data.order import Chosen
+from sdjax.data.source import Pictures
+from sdjax.diffusion.noise import example_keys
+from sdjax.errors import SdjaxError
+from sdjax.families.config import Config
+from sdjax.model.load import initial_params
+from sdjax.model.value import StableDiffusion
+from sdjax.networks.bert.config import LayoutConfig
+from sdjax.networks.bert.network import Bert
+from sdjax.networks.labels.network import ClassConfig, ClassTable
+from sdjax.networks.maps.network import MapConfig, MapRescaler
+from sdjax.networks.table import param_shapes
+from sdjax.training.diffusion import Conditioner, drop_captions
+from sdjax.types import Array, Batch, Cond, Params
+
+ORDER = 5  # for fold_in of an example's key, beside diffusion.CAPTION and OFFSET: the order of a layout's objects
+
+NULL_SCALE = 3.0  # the guidance scale of a trained model that has a null class or an empty layout, as cin256-v2's
+
+
+class Condition(NamedTuple):
+    """A kind of condition."""
+
+    part: str | None  # the network that makes it, trained with the UNet: its name in Config
+    column: Column | None
+    adapted: Callable[[Config, Pictures, bool], Config]  # (a model's config, the data, is there a null?) -> its config
+    given: Callable[[Config, Pictures], Callable[[np.ndarray, Chosen], np.ndarray] | None]  # -> rows -> Batch.given
+    cond: Callable[[Config, Params, Batch, Array, Array], Cond]  # (config, the part's parameters, ...) -> Cond
+    keeps_text: bool = False  # does a text tower that the model has stay?
+
+
+# ---- classes
+
+
+def with_classes(config: Config, source: Pictures, null: bool) -> Config:
+    """Returns the config with a table of the data's classes and, after them, the null class."""
+    count = 1 + max((value for i, value in enumerate(source.given) if i not in source.known), default=0)
+    table, width = config.class_table, context_width(config)
+    if table is None or table.classes - table.null < count or table.width != width:
+        table = ClassConfig(count + 1, width, null)
+    return without_text(replace(config, class_table=replace(table, null=null), layout=None), width)
+
+
+def classes_given(config: Config, source: Pictures):
+    values = np.array([value if i not in source.known else 0 for i, value in enumerate(source.given)], np.int32)
+    return lambda rows, chosen: values[rows]
+
+
+def class_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
+    ids = jnp.where(drop, config.class_table.classes - 1, batch.given)
+    return Cond(ClassTable(config.class_table).apply({"params": params}, ids))
+
+
+# ---- layouts
+
+
+def with_layout(config: Config, source: Pictures, null: bool) -> Config:
+    """Returns the config with an encoder of the data's layouts: as many objects as the fullest one has.
+
+    Corners have as many places along a side as the picture has pairs of pixels, at most 90.
+    """
+    layouts = [value for i, value in enumerate(source.given) if i not in source.known]
+    labels = 1 + max((box[0] for layout in layouts for box in layout), default=0)
+    most = max(1, max(map(len, layouts), default=1))
+    tower, width = config.layout, context_width(config)
+    if tower is None or tower.objects < most or tower.width != width or (tower.labels or tower.absent) < labels:
+        grid = min(90, max(config.size // 2, 2))
+        tower = LayoutConfig(
+            vocab_size=max(grid * grid + 1, labels + 1),
+            length=3 * most + 2,
+            width=width,
+            layers=config.text.layers if config.text else 4,
+            labels=labels,
+        )
+    return without_text(replace(config, layout=replace(tower, null=null), class_table=None), width)
+
+
+def layouts_given(config: Config, source: Pictures):
+    """Returns a function of rows that gives the tokens of their views: boxes stay relative to the whole picture."""
+    mirror = lambda box: (1 - box[2], box[1], 1 - box[0], box[3])
+
+    def tokens(row: int, original: int, epoch: int, group: int) -> np.ndarray:
+        crop, mirrored = source.framing(row, original, epoch, group)
+        boxes = [(label, *mirror(box)) if mirrored else (label, *box) for label, *box in source.given[row]]
+        return layout_tokens(config.layout, boxes, mirror(crop) if mirrored else crop)
+
+    def given(rows: np.ndarray, chosen: Chosen) -> np.ndarray:
+        each = zip(map(int, rows), map(int, chosen.rows), map(int, chosen.epochs), strict=True)
+        return np.stack([tokens(*three, chosen.group) for three in each])
+
+    return given
+
+
+def layout_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
+    """The objects are in another order in each step, the absent ones last; a dropped layout has the crop alone."""
+    tower = config.layout
+    objects, crop = batch.given[:, :-2].reshape(-1, tower.objects, 3), batch.given[:, -2:]
+    draw = lambda k: jax.random.uniform(jax.random.fold_in(k, ORDER), (tower.objects,))
+    order = jnp.argsort(jax.vmap(draw)(example_keys(key, batch.index)) + (objects[..., 0] == tower.absent), axis=1)
+    objects = jnp.take_along_axis(objects, order[..., None], axis=1)
+    objects = jnp.where(drop[:, None, None], tower.absent, objects).reshape(len(crop), -1)
+    return Cond(Bert(tower).apply({"params": params}, jnp.concatenate([objects, crop], axis=1)))
+
+
+# ---- maps
+
+
+def with_map(config: Config, source: Pictures, null: bool) -> Config:
+    """Returns the config with a rescaler of the data's maps. A text tower stays, and what it is asked for with it."""
+    count = 1 + source.largest_id()
+    if config.map is None or config.map.classes < count:
+        rescaler = MapConfig(count, config.map.channels if config.map else 3, config.vae.factor)
+        channels = config.vae.latent_channels + rescaler.channels
+        config = replace(config, map=rescaler, unet=replace(config.unet, in_channels=channels))
+    source.maps = config.map.classes
+    return config
+
+
+def maps_given(config: Config, source: Pictures):
+    def given(rows: np.ndarray, chosen: Chosen) -> np.ndarray:
+        each = zip(map(int, rows), map(int, chosen.rows), map(int, chosen.epochs), strict=True)
+        return np.stack([source.map_view(*three, chosen.group) for three in each])
+
+    return given
+
+
+def map_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
+    return Cond(concat=MapRescaler(config.map).apply({"params": params}, batch.given))
+
+
+# ---- nothing
+
+
+def without_condition(config: Config, source: Pictures | None, null: bool) -> Config:
+    """Returns the config of a model that is conditioned on nothing: its UNet attends to the picture alone."""
+    config = replace(config, text=None, class_table=None, layout=None)
+    return replace(config, unet=replace(config.unet, cross=False, depth=(), linear_projection=False))
+
+
+def context_width(config: Config) -> int:
+    """Returns the width of the context that the UNet takes, or will take."""
+    return config.unet.context_dim
+
+
+def without_text(config: Config, width: int) -> Config:
+    """Returns the config without a text tower, whose UNet attends to a context of this width."""
+    return replace(config, text=None, unet=replace(config.unet, cross=True, context_dim=width))
+
+
+NOTHING_GIVEN = lambda config, source: None
+EMPTY = lambda config, params, batch, drop, key: Cond()
+AS_IT_IS = lambda config, source, null: config
+
+CONDITIONS = {
+    "text": Condition(None, None, AS_IT_IS, NOTHING_GIVEN, EMPTY, keeps_text=True),
+    "class": Condition("class_table", CLASS, with_classes, classes_given, class_cond),
+    "layout": Condition("layout", BOXES, with_layout, layouts_given, layout_cond),
+    "map": Condition("map", MAP, with_map, maps_given, map_cond, keeps_text=True),
+    "none": Condition(None, None, without_condition, NOTHING_GIVEN, EMPTY),
+}
+
+
+def reads_captions(name: str, config: Config) -> bool:
+    """Is a model of this config, trained on condition `name`, asked for by text (too)?"""
+    return CONDITIONS[name].keeps_text and config.text is not None
+
+
+def conditioned(sd: StableDiffusion, name: str, source: Pictures, null: bool) -> StableDiffusion:
+    """Returns the model as it takes the condition `name`: its config, and those of its parameters that stay.
+
+    null: does training drop conditions, so that the model has an unconditional half?
+    SdjaxError: the model cannot take it.
+    """
+    if name == "text" and sd.config.text is None:
+        raise SdjaxError(f"condition text: {sd.config.name} has no text tower")
+    config = CONDITIONS[name].adapted(sd.config, source, null)
+    if name != "text" and config.text is None:
+        config = replace(config, guidance_scale=NULL_SCALE if config.null else 1.0)
+    if name not in ("text", "map") and config.map is not None:
+        raise SdjaxError(f"condition {name}: {config.name} takes a map as well")
+    if config != sd.config:
+        config = replace(config, pipeline=None)
+    params = {part: value for part, value in sd.params.items() if getattr(config, part) is not None}
+    return replace(sd, config=config, params=params, tokenizer=sd.tokenizer if config.text else None)
+
+
+def trained_parts(name: str) -> tuple[str, ...]:
+    """Returns the networks that are trained on condition `name`."""
+    part = CONDITIONS[name].part
+    return ("unet",) if part is None else ("unet", part)
+
+
+def starting_params(sd: StableDiffusion, name: str, seed: int) -> Params | Callable[[Any], Params]:
+    """Returns the parameters that training on condition `name` starts from, or a function of the seed that makes them.
+
+    What the model's own networks have of the same name and shape stays, the UNet's first convolution gets zeros for new
+    channels beside x, and the rest is random.
+    """
+    config, parts = sd.config, trained_parts(name)
+    shape = lambda tree: tree if len(parts) > 1 else tree["unet"]
+    fresh = lambda seed: {part: initial_params(config, part, seed) for part in parts}
+    own = {part: sd.params[part] for part in parts if part in sd.params}
+    if not own:  # each device makes its share
+        return lambda seed: shape(fresh(seed))
+    if all(part in own and same_shapes(own[part], param_shapes(getattr(config, part))) for part in parts):
+        return shape(own)
+    return shape(fitted(own, jax.jit(fresh)(np.uint32(seed))))
+
+
+def same_shapes(params: Params, shapes: Params) -> bool:
+    sizes = lambda tree: {path: tuple(leaf.shape) for path, leaf in flatten_dict(tree).items()}
+    return sizes(params) == sizes(shapes)
+
+
+def fitted(own: Params, fresh: Params) -> Params:
+    """Returns `fresh` with the leaves of `own` where their shapes allow it; new input channels get zeros."""
+    found, old = flatten_dict(fresh), flatten_dict(own)
+    for path, leaf in found.items():
+        have = old.get(path)
+        if have is None:
+            continue
+        if have.shape == leaf.shape:
+            found[path] = have
+        elif path[-2:] == ("conv_in", "kernel") and have.shape[2] < leaf.shape[2]:
+            more = ((0, 0), (0, 0), (0, leaf.shape[2] - have.shape[2]), (0, 0))
+            found[path] = jnp.pad(have, more)
+    return unflatten_dict(found)
+
+
+def merged(sd: StableDiffusion, name: str, params: Params) -> StableDiffusion:
+    """Returns the model with trained parameters."""
+    return replace(sd, params=sd.params | (params if len(trained_parts(name)) > 1 else {"unet": params}))
+
+
+def conditioner(config: Config, name: str, null: Array | None) -> Conditioner:
+    """Returns what makes the Cond of a batch in the loss. null: the empty prompt's states [L, D], if there is text."""
+    row = CONDITIONS[name]
+
+    def cond(params: Params, batch: Batch, drop: Array, key: Array) -> tuple[Params, Cond]:
+        unet, own = (params["unet"], params[row.part]) if row.part else (params, None)
+        found = row.cond(config, own, batch, drop, key)
+        if null is not None:
+            found = found._replace(context=drop_captions(batch.context, null, drop))
+        return unet, found
+
+    return cond
