@@ -2,9 +2,9 @@
 
     python train/measure_conditions.py --model RUN/export --data data/conditions
 
-A model of classes: the share of pictures whose border has the colour of their class. A model of layouts: the share whose
-thing is centred within a tenth of the side from the box's centre, and the same with the boxes shuffled. A model of maps:
-the share of pixels that are thing where the map says thing, and background where it says background.
+A model of classes: the share of pictures whose border has the colour of their class. A model of layouts: the share
+whose thing is centred within a tenth of the side from the box's centre, and the same with the boxes shuffled. A model
+of maps: the share of pixels that are thing where the map says thing, and background where it says background.
 """
 
 import json

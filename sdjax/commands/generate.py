@@ -5,6 +5,7 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
 
 --init-image F [--strength S] [--mask F]   starts from a picture; with --mask repaints it where the mask is white
 --from PICTURE.png                         takes the settings from a picture's text, a web UI's too; options override
+--classes 207,360 | --layout boxes.json | --map map.png    what models of these are asked for
 --grid "guidance_scale=3,5" --grid seed=0..3    all combinations; the last axis runs along the columns of the sheet
 --prompts-file F                           picture i has prompt i and seed + i; all devices and processes share the
                                            work, OUT/manifest.jsonl records it, after a kill the same command goes on
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdjax.commands.command_line import Progress
+from sdjax.commands.conditions import asked, lines_of, read_maps
 from sdjax.commands.generate_options import NAMES, Options, check_options
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
 from sdjax.devices.host import return_memory
@@ -58,19 +60,15 @@ class Task:
             with prefixed(f"--safety-checker {options.safety_checker}: "):
                 self.checker = sdjax.load_safety_checker(options.safety_checker)
 
-    def asked(self, prompts: list[str]):
-        """Returns what the task is called with: the prompts, or for a model of classes the Cond that they name."""
-        import sdjax
+    def asked(self, lines: list[str]):
+        """Returns what the task is called with for some lines; see commands/conditions.py."""
+        return asked(self.sd, lines, self.options)
 
-        config = self.sd.config
-        if config.classes is None:
-            if self.options.classes is not None:
-                raise SdjaxError(f"classes {self.options.classes}: {config.name} takes none, give a prompt")
-            return prompts
-        for prompt in prompts:
-            if not prompt.strip().isdecimal():
-                raise SdjaxError(f"prompt {prompt[:80]!r}: {config.name} takes classes, whole numbers, see `classes`")
-        return sdjax.encode_classes(self.sd, [int(prompt) for prompt in prompts])
+    def take_size(self, lines: list[str]) -> None:
+        """Takes the size of the pictures from what stands beside them, if anything does."""
+        if self.sd.config.map is not None:
+            concat, factor = self.asked(lines[:1]).concat, self.sd.config.vae.factor
+            self.height, self.width = (side * factor for side in concat.shape[1:3])
 
     def check(self, prompts: list[str], **changes) -> None:
         """Checks all arguments before the first picture is drawn. changes: those of a grid's cell."""
@@ -119,8 +117,10 @@ class Task:
         """Returns the parameters text of a picture."""
         from sdjax.tasks.parameters import describe
 
-        others = ("init_image", "mask", "embedding", "safety_checker", "watermark", "dtype")
+        others = ("init_image", "mask", "map", "config", "embedding", "safety_checker", "watermark", "dtype")
         others = {name: getattr(self.options, name) for name in others}
+        if self.sd.config.text is None:  # the prompt's place has it
+            others.pop("map")
         return describe(
             {**self.arguments, **others, **(changes or {}), "prompt": prompt},
             seed,
@@ -138,9 +138,7 @@ def main(options: Options) -> None:
     check_options(options)
     with prefixed("--"):
         axes = read_axes(options.grid)
-    prompts = read_prompts(options.prompts_file) if options.prompts_file else list(options.prompt)
-    if options.classes:
-        prompts = [part.strip() for part in options.classes.split(",")]
+    lines = read_prompts(options.prompts_file) if options.prompts_file else None
     image, mask = (read_picture(name, getattr(options, name)) for name in ("init_image", "mask"))
     check_folder(options.out)
 
@@ -150,12 +148,14 @@ def main(options: Options) -> None:
     start_processes(options.coordinator, options.num_processes, options.process_id)
     return_memory()
     with prefixed("--model: "):
-        sd = sdjax.load(options.model, dtype=options.dtype)
+        sd = sdjax.load(options.model, dtype=options.dtype, config=options.config)
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    with flags_of((*NAMES, "strength", "feather", "mask", "classes")):
+    with flags_of((*NAMES, "strength", "feather", "mask", "classes", "layout", "map")):
+        prompts = lines_of(sd.config, options, lines)
         task = Task(sd, options, image, mask)
+        task.take_size(prompts)
         if options.prompts_file:
             draw_batch(task, prompts)
         elif axes:
@@ -165,7 +165,7 @@ def main(options: Options) -> None:
 
 
 def draw(task: Task, prompts: list[str]) -> None:
-    """Draws and saves --num-images pictures of one prompt, or of each class, and a sheet of them."""
+    """Draws and saves --num-images pictures of each line, and a sheet of them."""
     from sdjax.image.png import save_png
     from sdjax.image.sheets import contact_sheet
 
@@ -211,6 +211,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     size, devices = chunk_size(len(prompts), task.height * task.width // sd.config.vae.factor**2)
     settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
     settings |= {"height": task.height, "width": task.width, "model": sd.config.name, "weights": digest(sd.params)}
+    settings |= {} if options.map is None else {"map": digest(read_maps([str(options.map)]))}
     settings |= {name: digest(np.asarray(task.arguments[name])) for name in ("image", "mask") if name in task.arguments}
     settings |= {"embeddings": digest(dict(sd.embeddings), repr([*sd.embeddings]))} if sd.embeddings else {}
     settings |= {"safety_checker": digest(task.checker.params)} if task.checker else {}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sdjax.commands.conditions import flagged_lines, refuse_no_prompt
 from sdjax.errors import SdjaxError
 from sdjax.tasks.options import OPTIONS, Option
 
@@ -36,6 +37,12 @@ Sampling.__module__ = __name__
 class Options(Sampling):
     classes: str | None = None
     """Classes in place of a prompt, for a model of classes: 207,360; one picture each, or --num-images of each."""
+    layout: Path | None = None
+    """For a model of layouts: a JSON list of [label, x0, y0, x1, y1], or a list of such lists, one a picture."""
+    map: Path | None = None
+    """For a model of semantic maps: a PNG of ids, grey values or palette indices."""
+    config: str | None = None
+    """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
     init_image: Path | None = None
@@ -95,26 +102,28 @@ def settings_of_picture(options: Options) -> Options | None:
         rest["Denoising strength"] = found.pop("strength")
     if rest:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
-    found["prompt"] = () if options.prompts_file or options.classes else (found["prompt"],)
-    found |= {name: Path(found[name]) for name in ("init_image", "mask", "safety_checker") if name in found}
+    instead = options.prompts_file or options.classes or options.layout
+    found["prompt"] = () if instead else (found["prompt"],)
+    found |= {name: Path(found[name]) for name in ("init_image", "mask", "map", "safety_checker") if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
 
 
 def check_options(options: Options) -> None:
     """Raises SdjaxError for options that do not fit together or are out of range, as far as no model is needed."""
-    for name in ("prompts_file", "classes"):
+    for name in ("prompts_file", "classes", "layout"):
         if getattr(options, name) is not None and options.prompt:
             raise SdjaxError(f"--{name.replace('_', '-')}: instead of a prompt, not beside one")
-    if options.prompts_file and options.classes is not None:
-        raise SdjaxError("--classes: instead of --prompts-file, not beside it")
-    if options.classes is not None and not all(part.strip().isdecimal() for part in options.classes.split(",")):
-        raise SdjaxError(f"--classes {options.classes}: whole numbers with commas between them, as 207,360")
-    if options.grid and options.classes and "," in options.classes:
-        raise SdjaxError("--grid: with one class; take --classes 207")
-    if not options.prompts_file and options.classes is None and len(options.prompt) != 1:
-        quoted = f", {len(options.prompt)} given: put it in quotes" if options.prompt else ": what to draw, in quotes"
-        raise SdjaxError(f"PROMPT: one expected{quoted}")
+    for name in ("classes", "layout"):
+        if options.prompts_file and getattr(options, name) is not None:
+            raise SdjaxError(f"--{name}: instead of --prompts-file, not beside it")
+    lines = flagged_lines(options)
+    if options.grid and lines and len(lines) > 1:
+        raise SdjaxError("--grid: with one class; take --classes 207" if options.classes else "--grid: with one layout")
+    if len(options.prompt) > 1:
+        raise SdjaxError(f"PROMPT: one expected, {len(options.prompt)} given: put it in quotes")
+    if not options.prompts_file and lines is None and not options.prompt and options.model == Options.model:
+        refuse_no_prompt()
     if options.strength is not None and not 0 < options.strength <= 1:
         raise SdjaxError(f"--strength {options.strength}: a number above 0, to 1")
     for name, needed in (

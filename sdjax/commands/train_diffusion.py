@@ -178,8 +178,10 @@ def main(options: Options) -> None:
 
 
 def samples(sd, table: Table, source: Pictures, options: Options) -> Callable:
-    """Returns a function of the trained parameters that gives what sample grids are asked for: captions, a Cond, or None
-    for a model that is conditioned on nothing."""
+    """Returns a function of the trained parameters that gives what sample grids are asked for.
+
+    That is captions, a Cond, or None for a model that is conditioned on nothing.
+    """
     rows = np.arange(0, len(source), max(1, len(source) // options.sample_prompts))[: options.sample_prompts]
     if options.condition == "text":
         return lambda params: [source.texts[i] for i in rows]

@@ -1,7 +1,7 @@
 """Layouts -> Cond: boxes with labels as tokens, and the tokens' states.
 
-The tokens are those of taming-transformers' `objects_bbox.py`. With a grid of N x N places, a corner (x, y) in [0, 1] is
-the token round(y (N - 1)) N + round(x (N - 1)), halves to even.
+The tokens are those of taming-transformers' `objects_bbox.py`. With a grid of N x N places, a corner (x, y) in [0, 1]
+is the token round(y (N - 1)) N + round(x (N - 1)), halves to even.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from sdjax.networks.bert.network import Bert
 from sdjax.nn.layers import precise
 from sdjax.types import Array, Cond, Params
 
+Layout = Sequence[Sequence[float]]  # (label, x0, y0, x1, y1) of each object
+
 WHOLE = (0.0, 0.0, 1.0, 1.0)  # the crop that is the whole picture
 
 
-def encode_layout(
-    sd: StableDiffusion, layouts: Sequence[Sequence[Sequence[float]]], crop: Sequence[float] = WHOLE
-) -> Cond:
+def encode_layout(sd: StableDiffusion, layouts: Sequence[Layout], crop: Sequence[float] = WHOLE) -> Cond:
     """Returns the Cond of B layouts, with context float32 [B, L, D].
 
     layouts: for each picture a list of objects (label, x0, y0, x1, y1). Labels are whole numbers; (x0, y0) is a box's
@@ -50,9 +50,7 @@ def layout_states(params: Params, tokens: Array, config: LayoutConfig, dtype=FLO
         return Bert(config, dtype).apply({"params": params}, tokens)
 
 
-def layout_tokens(
-    config: LayoutConfig, layout: Sequence[Sequence[float]], crop: Sequence[float] = WHOLE, name: str = "layout"
-):
+def layout_tokens(config: LayoutConfig, layout: Layout, crop: Sequence[float] = WHOLE, name: str = "layout"):
     """Returns the tokens of one layout, int32 [L]: label and corners of each object, then the crop's corners.
 
     name: what messages call the layout. SdjaxError: see `encode_layout`.

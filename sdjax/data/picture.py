@@ -180,7 +180,7 @@ def decode_map(opened: BinaryIO | Image.Image) -> Image.Image:
 def fit_map(
     ids: Image.Image, shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> np.ndarray:
-    """Returns what `decode_map` gives as int32 [height, width], cropped as `fit` crops; each pixel takes the nearest."""
+    """Returns what `decode_map` gives as int32 [height, width], cropped as `fit` crops; pixels take the nearest id."""
     return _resized(ids, shape, place, flip, Image.Resampling.NEAREST).astype(np.int32)
 
 

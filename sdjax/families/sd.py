@@ -103,7 +103,7 @@ SD_INPAINT = SD._replace(
 #: A text model that was trained on to follow semantic maps, which stand beside x.
 SD_MAP = SD._replace(
     name="sd-map",
-    parts=SD.parts | {"map": Place(MAP_RESCALER, "map_rescaler", "map_rescaler", "rescaler of maps")},
+    parts=SD.parts | {"map": Place(MAP_RESCALER, "map_rescaler", "cond_stage_model", "rescaler of maps")},
     concat="map",
     pipeline="StableDiffusionMapPipeline",
     presets=(),

@@ -48,8 +48,8 @@ def load(
     dtype: of the computation, "float32" (None), "bfloat16" or "float16". Parameters stay in the files' dtype.
     prediction: "epsilon", "v" or "x0" instead of what the files say. A single SD 2.x file may not say; then it is
         guessed, and the guess is logged.
-    prefer_ema: use the EMA copy of the UNet if a single file holds both. Files of latent diffusion (LDM) are always read
-        so.
+    prefer_ema: use the EMA copy of the UNet if a single file holds both. Files of latent diffusion (LDM) are always
+        read so.
     config: the name of a single file's configuration, as "cin256-v2", where its tensors do not tell. Without it a
         CompVis config.yaml or <stem>.yaml beside the file is read.
     variant: of a folder's weights, "fp16", "bf16" or another part of their files' names; None prefers full precision,
@@ -97,7 +97,7 @@ def find_source(source: str | Path, variant: str | None = None) -> tuple[Path, s
     )
 
 
-def create(model: str | Path, seed: int = 0, without: str | None = None) -> StableDiffusion:
+def create(model: str | Path, seed: int = 0, without: str | None = None, config: str | None = None) -> StableDiffusion:
     """Returns the model that training starts from, with float32 parameters.
 
     model: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters and, if its vocabulary is CLIP's,
@@ -105,10 +105,11 @@ def create(model: str | Path, seed: int = 0, without: str | None = None) -> Stab
     seed: of random parameters.
     without: "text", "vae" or "unet" leaves out that part's random parameters, which `initial_params` can make later;
         it changes nothing for a model that is loaded.
+    config: see `load`.
     """
     if str(model) not in NAMED:
         try:
-            sd = load(model)
+            sd = load(model, config=config)
         except SdjaxError as error:
             raise SdjaxError(f"{error} (from nothing: {', '.join(NAMED)})") from None
         return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))

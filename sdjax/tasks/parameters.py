@@ -33,6 +33,8 @@ OTHERS: tuple[Option, ...] = (
     Option("embedding", (), tuple, "", text="Embeddings", read=lambda value: tuple(value.split("\n")), place=18),
     Option("init_image", None, str, "", text="Init image", read=str, place=20),
     Option("mask", None, str, "", text="Mask", read=str, place=21),
+    Option("map", None, str, "", text="Map", read=str, place=26),
+    Option("config", None, str, "", text="Config", read=str, place=27),
     Option("safety_checker", None, str, "", text="Safety checker", read=str, place=23),
     Option("watermark", False, bool, "", text="Watermark", read="True".__eq__, place=24),
     Option("dtype", "float32", str, "Of the computation.", text="Dtype", read=read_dtype, place=25),

@@ -28,6 +28,7 @@ from sdjax.networks.bert.network import Bert
 from sdjax.networks.labels.network import ClassConfig, ClassTable
 from sdjax.networks.maps.network import MapConfig, MapRescaler
 from sdjax.networks.table import param_shapes
+from sdjax.networks.unet.config import UNetConfig
 from sdjax.training.diffusion import Conditioner, drop_captions
 from sdjax.types import Array, Batch, Cond, Params
 
@@ -152,7 +153,9 @@ def map_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Arr
 def without_condition(config: Config, source: Pictures | None, null: bool) -> Config:
     """Returns the config of a model that is conditioned on nothing: its UNet attends to the picture alone."""
     config = replace(config, text=None, class_table=None, layout=None)
-    return replace(config, unet=replace(config.unet, cross=False, depth=(), linear_projection=False))
+    plain = UNetConfig()  # what does not matter to such a UNet has its default
+    fields = {name: getattr(plain, name) for name in ("context_dim", "depth", "linear_projection", "upcast_attention")}
+    return replace(config, unet=replace(config.unet, cross=False, **fields))
 
 
 def context_width(config: Config) -> int:

@@ -125,7 +125,9 @@ def diffusion_loss(
     logit_normal: tuple[float, float] | None = None,
     noise_offset: float = 0.0,
 ) -> Callable:
-    """Returns the loss of the UNet, and of the networks that make its condition: a function (params, Batch, key) -> (losses [B], {}): the weighted mean squared error.
+    """Returns the loss of the UNet, and of the networks that make its condition: the weighted mean squared error.
+
+    It is a function (params, Batch, key) -> (losses [B], {}).
 
     conditioner: what the UNet is conditioned on, `on_text` or one of training/conditions.py.
     dtype: of the computation.

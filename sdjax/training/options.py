@@ -37,6 +37,8 @@ class TrainOptions:
     """The run's folder; the same command again goes on from its newest checkpoint."""
     model: str = "EMOJI"
     """A preset to train from nothing (EMOJI, SD15, ...) or a folder to start from."""
+    config: str | None = None
+    """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
     steps: int = 10_000
     batch_size: int = 64
     """Pictures that go through at once, over all devices of all processes."""

@@ -41,7 +41,7 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     open_more_files()
     return_memory()
     with prefixed("model: "):
-        sd = create(options.model, options.seed, without)
+        sd = create(options.model, options.seed, without, options.config)
     if tokenizer and sd.tokenizer is None:
         raise SdjaxError(f"model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd

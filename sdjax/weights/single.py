@@ -69,7 +69,8 @@ def model_rows(config: Config) -> list[TensorRow]:
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
     """Returns the candidates that a file with these tensor shapes, by name, may be: none, one or several.
 
-    Several are SD 2.x, which differ in what they predict, and those of LDM's models that differ in nothing but pictures.
+    Several are SD 2.x, which differ in what they predict, and those models of LDM that differ in nothing but their
+    pictures.
     """
     return [
         config

@@ -5,7 +5,8 @@ from PIL import Image
 
 import sdjax
 from sdjax.weights import single
-from tests.tasks.test_classes import TINY, model
+from tests.kinds import CLASSES as TINY
+from tests.kinds import model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -1,7 +1,6 @@
 """Models of classes: encoded, drawn, saved and read; what they refuse. Published ones are recognised by shapes."""
 
 from dataclasses import replace
-from functools import cache
 
 import jax
 import numpy as np
@@ -12,32 +11,17 @@ import sdjax
 from sdjax.errors import SdjaxError
 from sdjax.families.ldm import CIN256, CIN256_V2
 from sdjax.families.sd import SD15
-from sdjax.families.table import family_of
 from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.table import param_shapes
 from sdjax.types import Cond
 from sdjax.weights import single
-from tests.narrow import file_tensors, random_params
-from tests.tiny import CONFIG
+from tests.kinds import CLASSES as TINY
+from tests.kinds import model
+from tests.narrow import file_tensors
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-TINY = replace(
-    CONFIG,
-    name="tiny-classes",
-    text=None,
-    vae=replace(CONFIG.vae, latent_channels=3, codes=11, scaling=1.0),
-    unet=replace(CONFIG.unet, in_channels=3, out_channels=3),
-    class_table=ClassConfig(6, 16),
-    guidance_scale=3.0,
-)
 FEW = {"steps": 3, "output": "latents"}
-
-
-@cache
-def model(config=TINY):
-    parts = {part: random_params(getattr(config, part)) for part in family_of(config).parts}
-    return sdjax.StableDiffusion(config, parts, None)
 
 
 def test_a_class_is_a_row_of_the_table():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
+from sdjax.training import diffusion
 from sdjax.training.autoencoder import gaussian_kl, reconstruction
 from sdjax.training.clip import clip_contrastive
 from sdjax.training.diffusion import diffusion_loss, dropped, latents_of, noise_batch, on_text
-from sdjax.training import diffusion
 from sdjax.types import Batch
 from tests.narrow import NARROW, random_params
 

@@ -1,0 +1,41 @@
+"""Tiny models of every kind of condition, with random weights."""
+
+from dataclasses import replace
+from functools import cache
+
+import sdjax
+from sdjax.families.table import family_of
+from sdjax.networks.bert.config import LayoutConfig
+from sdjax.networks.labels.network import ClassConfig
+from sdjax.networks.maps.network import MapConfig
+from tests.narrow import random_params
+from tests.tiny import CONFIG, Letters
+
+LATENTS = replace(CONFIG.vae, latent_channels=3, codes=11, scaling=1.0)
+UNET = replace(CONFIG.unet, in_channels=3, out_channels=3)
+PLAIN = replace(
+    CONFIG,
+    name="tiny-nothing",
+    text=None,
+    vae=LATENTS,
+    unet=replace(UNET, cross=False, context_dim=768),
+    guidance_scale=1.0,
+)
+CLASSES = replace(PLAIN, name="tiny-classes", unet=UNET, class_table=ClassConfig(6, 16), guidance_scale=3.0)
+LAYOUT = replace(
+    PLAIN,
+    name="tiny-layout",
+    unet=UNET,
+    layout=LayoutConfig(vocab_size=26, length=11, width=16, layers=1, heads=2, head_width=4, labels=4, null=True),
+    guidance_scale=3.0,
+)
+MAP = replace(PLAIN, name="tiny-map", unet=replace(PLAIN.unet, in_channels=6), map=MapConfig(5, 3, 2))
+TEXT_MAP = replace(CONFIG, name="tiny-text-map", unet=replace(CONFIG.unet, in_channels=7), map=MapConfig(5, 3, 2))
+
+KINDS = {config.name.removeprefix("tiny-"): config for config in (PLAIN, CLASSES, LAYOUT, MAP, TEXT_MAP)}
+
+
+@cache
+def model(config=CLASSES) -> sdjax.StableDiffusion:
+    parts = {part: random_params(getattr(config, part)) for part in family_of(config).parts}
+    return sdjax.StableDiffusion(config, parts, Letters() if config.text else None)
