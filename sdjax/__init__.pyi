@@ -13,8 +13,11 @@ from sdjax import pictures as pictures
 from sdjax import sampling as sampling
 from sdjax.adapters.embedding import add_embedding as add_embedding
 from sdjax.conditioning.classes import encode_classes as encode_classes
+from sdjax.conditioning.depth import encode_depth as encode_depth
 from sdjax.conditioning.layouts import encode_layout as encode_layout
+from sdjax.conditioning.lowres import encode_lowres as encode_lowres
 from sdjax.conditioning.maps import encode_map as encode_map
+from sdjax.conditioning.masks import encode_mask as encode_mask
 from sdjax.conditioning.text import encode_prompt as encode_prompt
 from sdjax.conditioning.text import tokenize as tokenize
 from sdjax.devices.host import keep_programs as keep_programs
@@ -50,7 +53,7 @@ _Mask = Image | Sequence[Image] | Arrays
 _Pil = Literal["pil"]
 _Array = Literal["pixels", "latents"]
 _Walk = Literal["trajectory"]
-_Prompt = str | Sequence[str] | Cond
+_Prompt = str | Sequence[str] | Cond | None
 
 class _Options(TypedDict, total=False):
     negative_prompt: str | Cond
@@ -143,6 +146,36 @@ def img2img(
     prompt: _Prompt,
     image: _Picture,
     strength: float = 0.75,
+    *,
+    output: _Walk,
+    **options: Unpack[_Options],
+) -> Trajectory: ...
+@overload
+def upscale(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    pictures: _Picture,
+    noise_level: int = 20,
+    *,
+    output: _Pil = ...,
+    **options: Unpack[_Options],
+) -> list[Image]: ...
+@overload
+def upscale(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    pictures: _Picture,
+    noise_level: int = 20,
+    *,
+    output: _Array,
+    **options: Unpack[_Options],
+) -> np.ndarray: ...
+@overload
+def upscale(
+    sd: StableDiffusion,
+    prompt: _Prompt,
+    pictures: _Picture,
+    noise_level: int = 20,
     *,
     output: _Walk,
     **options: Unpack[_Options],
@@ -242,8 +275,11 @@ __all__ = [
     "denoiser",
     "encode",
     "encode_classes",
+    "encode_depth",
     "encode_layout",
+    "encode_lowres",
     "encode_map",
+    "encode_mask",
     "encode_prompt",
     "hires",
     "img2img",
@@ -264,6 +300,7 @@ __all__ = [
     "save_program",
     "tokenize",
     "txt2img",
+    "upscale",
     "vae_moments",
     "watermark",
 ]

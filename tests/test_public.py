@@ -19,7 +19,7 @@ FOLDER = Path(sdjax.__file__).parent
 MODULES = ("sampling", "pictures")
 
 
-TASKS = ("txt2img", "hires", "img2img", "inpaint", "outpaint")
+TASKS = ("txt2img", "hires", "upscale", "img2img", "inpaint", "outpaint")
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import sdjax
 from sdjax.commands.command_line import run
@@ -33,7 +33,7 @@ class Options:
     steps: int = 30
     seed: int = 1000
     sheet: Path | None = None
-    """Where a sheet of the first 48 pictures is written."""
+    """Where a sheet of the first pictures is written: with their boxes, or each behind its map."""
 
 
 def border_of(picture: np.ndarray) -> np.ndarray:
@@ -56,6 +56,13 @@ def centre_of(inside: np.ndarray) -> np.ndarray:
         first, last = np.searchsorted(share, (0.02, 0.98))
         found.append((first + last + 1) / 2 / inside.shape[1 - axis])
     return np.array(found)
+
+
+def boxed(picture: Image.Image, box: list[float]) -> Image.Image:
+    """Returns a picture, four times as large, with a box (x0, y0, x1, y1) drawn around a part of it."""
+    large = picture.resize([4 * side for side in picture.size], Image.Resampling.NEAREST)
+    ImageDraw.Draw(large).rectangle([share * large.width for share in box], outline="magenta", width=5)
+    return large.resize(picture.size, Image.Resampling.LANCZOS)
 
 
 def main(options: Options) -> None:
@@ -86,12 +93,15 @@ def main(options: Options) -> None:
         near = lambda asked: np.mean(np.abs(found - asked).max(-1) <= 0.1)
         print(f"centre within a tenth of the side in {near(asked):.1%} of {len(pictures)} pictures")
         print(f"with the boxes shuffled in {near(np.roll(asked, 1, 0)):.1%}")
+        pictures = [boxed(picture, box) for picture, box in zip(pictures, boxes, strict=True)]
     elif sd.config.map:
         maps = np.stack([np.asarray(Image.open(options.data / row["map_file_name"])) for row in chosen])
         pictures = draw(sdjax.encode_map(sd, maps))
         inside = np.stack([thing_of(np.asarray(picture, np.float32)) for picture in pictures])
         print(f"{np.mean(inside == (maps > 0)):.1%} of the pixels of {len(pictures)} pictures are of the right side")
         print(f"with the maps shuffled {np.mean(inside == (np.roll(maps, 1, 0) > 0)):.1%}")
+        shown = [Image.fromarray(np.uint8(ids * (255 // sd.config.map.classes))).convert("RGB") for ids in maps]
+        pictures = [one for pair in zip(shown, pictures, strict=True) for one in pair]
     else:
         raise SdjaxError(f"--model {options.model}: takes no classes, layouts or maps")
     if options.sheet:

@@ -103,7 +103,8 @@ def composed_part(cond: Cond, i: int) -> Cond:
 def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, rescale: Level = 0.0) -> Predictor:
     """Classifier-free guidance (arXiv 2207.12598): u + scale (c - u), with one model call on the batch [uncond, cond].
 
-    uncond: without channels of its own it takes cond's: a map or a mask stands beside x on both sides.
+    uncond: without channels of its own it takes cond's, and without a vector cond's: a map, a mask, a level of noise
+        are the same on both sides.
     cond: if it holds composed prompts c_i (`cond.mix`), c is u + sum mix_i (c_i - u), which is composable diffusion
         (arXiv 2206.01714).
     scale: a number (it may be traced) or a function of sigma. If it is 1 for all images and there are no composed
@@ -114,7 +115,11 @@ def with_guidance(predict: Predictor, uncond: Cond, cond: Cond, scale: Level, re
     mix, conds = cond.mix, [cond]
     if mix is not None:
         conds = [composed_part(cond, i) for i in range(mix.shape[1])]
-    uncond = uncond._replace(mix=None, concat=cond.concat if uncond.concat is None else uncond.concat)
+    uncond = uncond._replace(
+        mix=None,
+        concat=cond.concat if uncond.concat is None else uncond.concat,
+        vector=conds[0].vector if uncond.vector is None else uncond.vector,
+    )
     everything = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), uncond, *conds)
 
     def guide(x: Array, sigma: Array, scale: Array) -> Array:

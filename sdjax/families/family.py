@@ -26,6 +26,14 @@ class Tower(NamedTuple):
     into: str  # the field of Cond that its states become
 
 
+class Mask(NamedTuple):
+    """How an inpainting model takes a mask and the masked picture's latents beside x. 1 is what is painted."""
+
+    hole: float = 0.0  # the masked picture's pixels in the hole
+    kept: float = 0.0  # the mask's value where the picture stays
+    first: bool = True  # does the mask stand before the masked latents?
+
+
 class Family(NamedTuple):
     """The networks that the family's models have, and how to recognise its files. A new family is one file of data."""
 
@@ -33,20 +41,29 @@ class Family(NamedTuple):
     parts: Mapping[str, Place]  # the name of a network in Config and in params -> its place in files
     towers: tuple[Tower, ...]
     process: str  # a name in diffusion.process.PROCESSES
-    concat: str | None  # what stands beside x: None, "mask" (a mask and the masked picture's latents), or "map"
+    concat: (
+        str | None
+    )  # what stands beside x: None, "mask" (and the masked picture's latents), "map", "depth", "lowres"
     pipeline: str  # the pipeline class that model_index.json names; diffusers' own where it has one
     probes: Callable[[Config], dict[str, tuple[int, ...]]]  # tensor names and shapes that identify a single file
     watermark: Callable[[Config], bytes]  # what the official scripts for such a model write into its pictures
     presets: tuple[Config, ...]  # the published configurations
     others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
+    mask: Mask = Mask()  # where concat is "mask"
+    vector: str | None = None  # what is added to the time embedding: None, or "level", of the noise in "lowres"
     ema: bool = False  # do the official scripts sample with a single file's EMA copy?
 
     def fits(self, config: Config) -> bool:
         """Is a model of this config one of this family?"""
+        return self.takes_parts(config) and config.unet.in_channels == self.channels(config)
+
+    def takes_parts(self, config: Config) -> bool:
+        """Has a model of this config the networks and the vector of this family?"""
         same = all((part in self.parts) == (getattr(config, part) is not None) for part in CONDITIONS)
-        return same and config.unet.in_channels == self.channels(config)
+        return same and {None: False, "level": config.unet.labels is not None}[self.vector] == config.unet.takes_vector
 
     def channels(self, config: Config) -> int:
         """Returns how many channels the UNet takes in a model of this family."""
         latents = config.vae.latent_channels
-        return latents + {None: 0, "mask": 1 + latents, "map": config.map.channels if config.map else 0}[self.concat]
+        maps = config.map.channels if config.map else 0
+        return latents + {None: 0, "mask": 1 + latents, "map": maps, "depth": 1, "lowres": 3}[self.concat]

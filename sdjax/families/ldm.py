@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.families.config import Config
-from sdjax.families.family import Family, Place
+from sdjax.families.family import Family, Mask, Place
 from sdjax.families.probes import all_probes
 from sdjax.image import watermark
 from sdjax.networks.bert.config import LayoutConfig
@@ -114,6 +114,25 @@ CHURCHES256 = replace(
     schedule=replace(SCHEDULE, beta_end=0.0155),
 )
 
+#: A mask and the rest of the picture. 387,245,827; 53,219,486.
+INPAINTING_BIG = replace(
+    CELEBA256,
+    name="inpainting-big",
+    vae=replace(VQ_F4, middle_attention=False),
+    unet=unet(256, (1, 2, 3, 4), (8, 4, 2), 8, cross=False, in_channels=7, updown=True),
+    schedule=replace(SCHEDULE, beta_end=0.0205),
+    size=512,
+)
+
+#: A small picture, which is enlarged four times. 113,622,563; 55,322,782.
+BSR_SR = replace(
+    CELEBA256,
+    name="bsr-sr",
+    unet=unet(160, (1, 2, 2, 4), (16, 8), "32", cross=False, in_channels=6),
+    schedule=replace(SCHEDULE, beta_end=0.0155),
+    size=512,
+)
+
 #: Latent diffusion conditioned on nothing.
 LDM = Family(
     name="ldm",
@@ -156,3 +175,15 @@ LDM_MAP = LDM._replace(
     pipeline="LDMMapPipeline",
     others=(SEMANTIC256, SEMANTIC512),
 )
+
+#: Conditioned on a mask and the rest of the picture, in LDM's own order and range.
+LDM_INPAINT = LDM._replace(
+    name="ldm-inpaint",
+    concat="mask",
+    mask=Mask(hole=-1.0, kept=-1.0, first=False),
+    pipeline="LDMInpaintPipeline",
+    others=(INPAINTING_BIG,),
+)
+
+#: Conditioned on a small picture, which stands beside x as it is.
+LDM_LOWRES = LDM._replace(name="ldm-lowres", concat="lowres", pipeline="LDMSuperResolutionPipeline", others=(BSR_SR,))

@@ -10,6 +10,8 @@ def unet_probes(config: Config) -> Shapes:
     unet, prefix = config.unet, "model.diffusion_model"
     wide, middle = unet.channels[-1], f"{prefix}.middle_block.1"
     found = {f"{prefix}.input_blocks.0.0.weight": (unet.channels[0], unet.in_channels, 3, 3)}
+    if unet.labels:
+        found[f"{prefix}.label_emb.weight"] = (unet.labels, 4 * unet.channels[0])
     if not unet.cross:
         return found | {f"{middle}.qkv.weight": (3 * wide, wide, 1)}
     return found | {f"{middle}.transformer_blocks.0.attn2.to_k.weight": (wide, unet.context_dim)}

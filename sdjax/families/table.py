@@ -3,10 +3,14 @@
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.family import Family
-from sdjax.families.ldm import LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP
+from sdjax.families.ldm import LDM, LDM_CLASSES, LDM_INPAINT, LDM_LAYOUT, LDM_LOWRES, LDM_MAP
 from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD_INPAINT, SD_MAP
+from sdjax.families.sd2 import SD_DEPTH, SD_UPSCALE
 
-FAMILIES: tuple[Family, ...] = (SD, SD_INPAINT, SD_MAP, LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP)
+FAMILIES: tuple[Family, ...] = (
+    *(SD, SD_INPAINT, SD_MAP, SD_DEPTH, SD_UPSCALE),
+    *(LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP, LDM_INPAINT, LDM_LOWRES),
+)
 
 #: The published configurations by their names ("sd15"), and by the names that --model of the training scripts takes
 #: (SD15, SD21 ...).
@@ -19,7 +23,8 @@ def family_of(config: Config) -> Family:
     for family in FAMILIES:
         if family.fits(config):
             return family
-    known = " or ".join(str(channels) for channels in sorted({family.channels(config) for family in FAMILIES}))
+    like = [family for family in FAMILIES if family.takes_parts(config)] or FAMILIES
+    known = " or ".join(str(channels) for channels in sorted({family.channels(config) for family in like}))
     raise SdjaxError(f"sd {config.name}: its UNet takes {config.unet.in_channels} channels, {known} expected")
 
 
@@ -27,9 +32,11 @@ def prompt_of(config: Config) -> str:
     """Returns what a model takes as its prompt, in words for messages."""
     if config.text is not None:
         return "text, or a Cond, as sdjax.encode_prompt returns it"
-    for part, builder in (("class_table", "classes"), ("layout", "layout"), ("map", "map")):
+    for part, builder in (("class_table", "classes"), ("layout", "layout")):
         if getattr(config, part) is not None:
             return f"a Cond, as sdjax.encode_{builder} returns it"
+    if concat := family_of(config).concat:
+        return f"a Cond, as sdjax.encode_{concat} returns it"
     return "None: it is conditioned on nothing"
 
 
@@ -39,4 +46,5 @@ def needs_nothing_beside(config: Config) -> None:
     if concat == "mask":
         raise SdjaxError(f"sd {config.name}: an inpainting model ({channels} channels), use inpaint")
     if concat is not None:
-        raise SdjaxError(f"sd {config.name}: takes a {concat}, give a Cond, as sdjax.encode_{concat} returns it")
+        what = {"map": "a map", "depth": "a depth map", "lowres": "a small picture"}[concat]
+        raise SdjaxError(f"sd {config.name}: takes {what}, give a Cond, as sdjax.encode_{concat} returns it")

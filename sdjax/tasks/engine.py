@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.conditioning.masks import mask_channels
 from sdjax.conditioning.text import text_tower_of
 from sdjax.devices.placement import chunk_size, copy_over, over, split_over
 from sdjax.diffusion import noise
@@ -52,6 +53,7 @@ class Chunk(NamedTuple):
     noise: np.ndarray | None = None  # [B, h, w, C], replaces the noise that seeds draw first
     pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
     masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
+    beside: Cond | None = None  # what the task adds to both sides of guidance: concat, vector
 
 
 class Work(NamedTuple):
@@ -93,6 +95,7 @@ def draw_request(
     before: int = 0,
     after: int = 0,
     sides: Sides | None = None,
+    beside: Cond | None = None,
 ):
     """Draws all images of a request and returns them in the form that options.output says.
 
@@ -101,11 +104,12 @@ def draw_request(
     stream: see `noise.image_draws`.
     before, after: evaluations of other walks before and after this one, which `progress` counts too.
     sides: the request's prompts, if they were read before; None reads them.
+    beside: what the task adds to both sides of guidance, one entry for each image.
     """
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
-    whole = Chunk(None, request.seeds, latents, each(pictures), each(masks))
+    whole = Chunk(None, request.seeds, latents, each(pictures), each(masks), beside)
     whole = jax.tree.map(np.asarray, whole)
     work = plan_work(sd, request, sides or read_sides(sd, request))
     rows, results = evaluations(plan), [None] * count
@@ -222,6 +226,8 @@ def prepare(
     x0, concat, known = condition(config, dtype, params, plan, chunk, eps)
     if concat is not None:
         cond, uncond = (side._replace(concat=concat) for side in (cond, uncond))
+    if chunk.beside is not None:
+        cond, uncond = (side | chunk.beside for side in (cond, uncond))
     return cond, uncond, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
 
 
@@ -245,14 +251,17 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
         return None, None, None
     encode = partial(stages.encode, params["vae"], config=config, dtype=dtype)
     concat = known = None
-    inpainting = family_of(config).concat == "mask"
+    family = family_of(config)
+    inpainting = family.concat == "mask"
     x0 = chunk.pictures
     if x0.shape[3] == 3:
         x0 = encode(x0) if plan.signal or not inpainting else None
     if chunk.masks is not None:
         small = chunk.masks[:, :: config.vae.factor, :: config.vae.factor]
         if inpainting:
-            concat = jnp.concatenate([small, encode(chunk.pictures * (1 - chunk.masks))], -1)  # 0 in the hole is grey
+            hole = chunk.pictures * (1 - chunk.masks)  # 0 is grey
+            hole = hole if family.mask.hole == 0 else hole + family.mask.hole * chunk.masks
+            concat = mask_channels(family.mask, small, encode(hole))
         else:
             known = stages.Known(x0, noise, small, plan.rows.sigma[0])
     return x0, concat, known

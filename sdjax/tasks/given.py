@@ -20,7 +20,7 @@ def check_cond(config: Config, name: str, cond: Cond, counts: Sequence[int] | No
     """
     shapes = {field: np.shape(value) for field, value in cond._asdict().items() if value is not None}
     check_context(config, name, shapes)
-    check_vector(config, name, shapes)
+    check_vector(config, name, shapes, needed=counts is None)
     extra = config.unet.in_channels - config.vae.latent_channels
     if "concat" in shapes and (len(shapes["concat"]) != 4 or not extra or shapes["concat"][-1] != extra):
         takes = f"should be [B, h, w, {extra}]" if extra else f"{config.name} takes none"
@@ -62,13 +62,18 @@ def check_context(config: Config, name: str, shapes: Mapping[str, tuple[int, ...
         raise SdjaxError(f"{name}.mix has shape {list(shapes['mix'])}, should be {list(context[:2])}")
 
 
-def check_vector(config: Config, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """SdjaxError if the vector of a Cond is not what this model takes. shapes: of the Cond's fields."""
+def check_vector(config: Config, name: str, shapes: Mapping[str, tuple[int, ...]], needed: bool) -> None:
+    """SdjaxError if the vector of a Cond is not what this model takes. shapes: of the Cond's fields.
+
+    needed: must it be there? A negative takes the prompt's.
+    """
     unet, found = config.unet, shapes.get("vector")
     if not unet.takes_vector and found is not None:
         raise SdjaxError(f"{name}.vector has shape {list(found)}: {config.name} takes none")
-    width = unet.vector or 1
-    if unet.takes_vector and (found is None or len(found) != 2 + ("mix" in shapes) or found[-1] != width):
+    width, needed = unet.vector or 1, needed and unet.takes_vector
+    if needed and found is None and "concat" not in shapes:  # a task may bring both
+        return
+    if (needed or found is not None) and (found is None or len(found) != 2 + ("mix" in shapes) or found[-1] != width):
         raise SdjaxError(f"{name}.vector has shape {list(found or ())}, should be [B, {width}]")
 
 

@@ -40,7 +40,7 @@ def check(
     pictures: how many pictures the task starts from: one, or one for each prompt.
     SdjaxError: an argument that no task can use; the message names it.
     """
-    if prompt is None and prompt_of(config).startswith("None"):
+    if prompt is None and config.text is None and not config.unet.cross:
         prompt = Cond()
     if isinstance(prompt, Cond):
         prompts, asked = prompt, check_cond(config, "prompt", prompt)

@@ -34,12 +34,16 @@ from sdjax.diffusion.schedule import make_schedule
 from sdjax.diffusion.tables import Row
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
-from sdjax.families.table import needs_nothing_beside
+from sdjax.families.table import family_of, needs_nothing_beside
 from sdjax.model.functions import beside, unet_output, vae_pixels, vae_posterior
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
 from sdjax.nn.layers import precise
+from sdjax.nn.tiles import in_tiles
 from sdjax.types import Array, Cond, Params
+
+#: In latents: the tiles of models that enlarge pictures, and how far two tiles overlap at least.
+TILE, OVERLAP = 128, 64
 
 
 class Guide(NamedTuple):
@@ -137,6 +141,7 @@ def unet_denoiser(
     known: what inpainting keeps, with a model that is not made for it.
     function: guidance_fn.
     """
+    enlarges = family_of(config).concat == "lowres"  # such models work on a part as on the whole
     steps = timesteps_of(make_schedule(config.schedule), sigmas)
     params, shifts = unet_ahead(params, steps, config=config, dtype=dtype)
 
@@ -144,7 +149,10 @@ def unet_denoiser(
         row = jnp.argmin(jnp.abs(jnp.expand_dims(sigma, -1) - sigmas), axis=-1)
         rows = jnp.broadcast_to(row, x.shape[:1])
         x, time = beside(x, cond.concat), steps[rows] if shifts is None else jax.tree.map(itemgetter(rows), shifts)
-        return unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector)
+        output = lambda x: unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector)
+        if not enlarges:
+            return output(x)
+        return in_tiles(output, x, TILE, OVERLAP, config.unet.factor, TILE * TILE)
 
     scale = in_interval(by_level(guide.levels, guide.scales), guide.low, guide.high)
     denoiser = to_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale, guide.rescale))

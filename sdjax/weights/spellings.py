@@ -34,6 +34,9 @@ HARMLESS = {
         *SCHEDULE_BUFFERS,
         r"scale_factor",  # the VAE's scaling; single.py compares it with the config's
         r"denoiser\.sigmas",  # SGM's schedule buffer
+        r"depth_model\..+",  # MiDaS, which makes SD 2's depth maps
+        r"low_scale_model\..+",  # the buffers of the x4 upscaler's own noise schedule
+        r"cond_stage_model\.(encoder|decoder|quantize|quant_conv|post_quant_conv|loss)\..+",  # the first stage again
         r"model_ema\..+",  # the UNet again, see ema_name; with decay and num_updates
         r"first_stage_model\.loss\..+",  # LPIPS, discriminator, logvar
         r"cond_stage_model\..+\.position_ids",
