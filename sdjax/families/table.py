@@ -18,6 +18,10 @@ PRESETS = {config.name: config for config in (SD15, SD15_INPAINT, SD21_BASE, SD2
 NAMED = {name.upper().replace("-", "_"): config for name, config in PRESETS.items()}
 
 
+#: All published configurations, also those that are no presets to train from nothing.
+PUBLISHED = (*PRESETS.values(), *(config for family in FAMILIES for config in family.others))
+
+
 def family_of(config: Config) -> Family:
     """Returns the family of a model, by the number of channels that its UNet takes. SdjaxError: no family has it."""
     for family in FAMILIES:

@@ -17,12 +17,16 @@ from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.families.family import Place
 from sdjax.families.sd import SD
-from sdjax.families.table import FAMILIES, PRESETS, family_of
+from sdjax.families.table import FAMILIES, PUBLISHED, family_of
 from sdjax.networks.fields import Fields, class_name
 
 #: The pipelines that diffusers has. The model_index.json of others holds the model's own guidance scale as well.
-OF_DIFFUSERS = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LDMPipeline")
+OF_DIFFUSERS = (
+    *("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionDepth2ImgPipeline"),
+    *("StableDiffusionUpscalePipeline", "LDMPipeline", "LDMSuperResolutionPipeline"),
+)
 SCALE = "guidance_scale"
+MOST_NOISE = 350  # the x4 upscaler's
 
 KINDS = {prediction.diffusers: name for name, prediction in PREDICTIONS.items()}  # diffusers' name -> ours
 
@@ -64,10 +68,10 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
             )
     size = sample_size * found["vae"].factor
     config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline, spacing=spacing)
-    preset = next((preset for preset in PRESETS.values() if (preset, preset.size) == (config, size)), None)
-    if preset is not None:
-        return replace(preset, pipeline=pipeline, spacing=spacing)
-    like = [preset for preset in PRESETS.values() if (preset.text, preset.unet) == (config.text, config.unet)]
+    same = [preset for preset in PUBLISHED if (preset, preset.size) == (config, size)]
+    if len(same) == 1:
+        return replace(same[0], pipeline=pipeline, spacing=spacing)
+    like = [preset for preset in PUBLISHED if (preset.text, preset.unet) == (config.text, config.unet)]
     own = 1.0 if config.text is None else like[0].guidance_scale if like else config.guidance_scale
     return replace(config, guidance_scale=index.take(SCALE, own, float))
 
@@ -164,7 +168,9 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     }
     parts = {f"{family.parts[part].folder}/config.json": content for part, content in written.items()}
     index = class_name(config.pipeline or family.pipeline) | dict(scheduler=["diffusers", scheduler_class])
-    if family.pipeline.startswith("Stable"):
+    if family.concat == "depth":
+        index |= dict(depth_estimator=[None, None], feature_extractor=[None, None])
+    elif family.pipeline.startswith("Stable"):
         index |= dict(
             feature_extractor=[None, None],
             image_encoder=[None, None],
@@ -196,4 +202,9 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             timestep_spacing=config.spacing or ("trailing" if schedule.zero_terminal_snr else "leading"),
         )
     )
-    return {"model_index.json": index, **parts, "scheduler/scheduler_config.json": scheduler}
+    files = {"model_index.json": index, **parts, "scheduler/scheduler_config.json": scheduler}
+    if family.vector == "level":
+        index["low_res_scheduler"], index["max_noise_level"] = ["diffusers", "DDPMScheduler"], MOST_NOISE
+        betas = dict(beta_start=0.0001, beta_end=0.02, num_train_timesteps=1000, clip_sample=True)
+        files["low_res_scheduler/scheduler_config.json"] = class_name("DDPMScheduler") | CHECKED | betas
+    return files

@@ -17,7 +17,7 @@ from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.families.sd import SD
-from sdjax.families.table import FAMILIES, PRESETS, family_of
+from sdjax.families.table import PUBLISHED, family_of
 from sdjax.files import written_whole
 from sdjax.formats.mapped import write_tensors
 from sdjax.networks.rows import TensorRow
@@ -29,8 +29,8 @@ from sdjax.weights.spellings import ema_name, renamed
 
 PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpec, in a safetensors file's metadata
 
-#: The configs that a file can be recognised as: the presets, and SD 2's inpainting model.
-CANDIDATES = (*PRESETS.values(), *(config for family in FAMILIES for config in family.others))
+#: The configs that a file can be recognised as.
+CANDIDATES = PUBLISHED
 
 UNET = f"{SD.parts['unet'].prefix}."
 

@@ -14,16 +14,13 @@ CHECKED = dict(
     flip_sin_to_cos=True,
     freq_shift=0,
     mid_block_type="UNetMidBlock2DCrossAttn",
-    only_cross_attention=False,
     downsample_padding=1,
     mid_block_scale_factor=1,
     act_fn="silu",
     norm_eps=1e-5,
     num_attention_heads=None,
     dual_cross_attention=False,
-    class_embed_type=None,
     addition_embed_type=None,
-    num_class_embeds=None,
     resnet_time_scale_shift="default",
     resnet_skip_time_act=False,
     resnet_out_scale_factor=1.0,
@@ -43,7 +40,6 @@ UNSET = (
     "time_embedding_act_fn",
     "timestep_post_act",
     "time_cond_proj_dim",
-    "projection_class_embeddings_input_dim",
     "class_embeddings_concat",
     "mid_block_only_cross_attention",
     "cross_attention_norm",
@@ -155,6 +151,8 @@ def read_conditional(fields: Fields) -> UNetConfig:
             "(CrossAttn)DownBlock2D and the same backwards"
         )
     depth = fields.take_list("transformer_layers_per_block", 1, levels)
+    alone = fields.take_list("only_cross_attention", False, levels)
+    labels, vector = take_vector(fields)
     config = UNetConfig(
         in_channels=fields.take("in_channels", 4),
         out_channels=fields.take("out_channels", 4),
@@ -167,6 +165,9 @@ def read_conditional(fields: Fields) -> UNetConfig:
         linear_projection=fields.take("use_linear_projection", False, bool),
         upcast_attention=fields.take("upcast_attention", False, bool),
         depth=() if set(depth) == {1} else depth,
+        self_attention=tuple(not flag for flag in alone) if any(alone) else (),
+        labels=labels,
+        vector=vector,
     )
     fields.divides("norm_num_groups", config.groups, channels)
     for width, heads, attends in zip(channels, config.heads, (*config.attention[:-1], True), strict=True):
@@ -176,11 +177,24 @@ def read_conditional(fields: Fields) -> UNetConfig:
     return config
 
 
+def take_vector(fields: Fields) -> tuple[int | None, int | None]:
+    """Returns the number of labels, and the width of the vector, that are added to the time embedding; None: none."""
+    kind, labels = fields.take("class_embed_type", "", str), fields.values.pop("num_class_embeds", None)
+    width = fields.values.pop("projection_class_embeddings_input_dim", None)
+    if kind not in ("", "projection") or (kind and labels) or (kind == "projection") != (width is not None):
+        raise SdjaxError(
+            f"{fields.path}: class_embed_type is {kind!r}, should be null with num_class_embeds, or projection with "
+            "projection_class_embeddings_input_dim"
+        )
+    found = Fields(fields.path, {"num_class_embeds": labels, "projection_class_embeddings_input_dim": width})
+    return labels and found.take("num_class_embeds"), width and found.take("projection_class_embeddings_input_dim")
+
+
 def write_unet(config: UNetConfig) -> dict[str, Any]:
     """Returns the content of the UNet's config.json, without sample_size, which the caller adds."""
     if not config.cross:
         return write_alone(config)
-    if config.takes_vector or config.updown or config.scale_shift or not all(config.attends_itself):
+    if config.updown or config.scale_shift:
         raise SdjaxError("unet: folders of this kind of UNet are not written; give a name in .safetensors")
     cross = lambda side: [("CrossAttn" if flag else "") + side for flag in config.attention]
     return (
@@ -199,5 +213,9 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
             norm_num_groups=config.groups,
             use_linear_projection=config.linear_projection,
             upcast_attention=config.upcast_attention,
+            only_cross_attention=[not flag for flag in config.self_attention] or False,
+            num_class_embeds=config.labels,
+            class_embed_type="projection" if config.vector else None,
+            projection_class_embeddings_input_dim=config.vector,
         )
     )
