@@ -64,9 +64,11 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, attends):
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = ResnetBlock(width, width), AttnBlock(width), ResnetBlock(width, width)
+        self.block_1 = ResnetBlock(width, width)
+        self.attn_1 = AttnBlock(width) if attends else nn.Identity()
+        self.block_2 = ResnetBlock(width, width)
 
     def forward(self, x):
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -79,7 +81,7 @@ class Half(nn.Module):
         super().__init__()
         self.widths = [dd["ch"] * multiplier for multiplier in dd["ch_mult"]]
         self.attends = [dd["resolution"] // 2**level in dd["attn_resolutions"] for level in range(len(self.widths))]
-        self.mid = Middle(self.widths[-1])
+        self.mid = Middle(self.widths[-1], dd.get("attn_type") != "none")
 
     def end(self, x):
         return self.conv_out(F.silu(self.norm_out(x)))

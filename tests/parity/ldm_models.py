@@ -34,7 +34,7 @@ def _text(depth: int) -> dict:
     return {"use_spatial_transformer": True, "transformer_depth": depth, "context_dim": 24}
 
 
-def _stage(width: int, multipliers: list[int], attention: tuple[int, ...] = (), codes: int = 0) -> dict:
+def _stage(width: int, multipliers: list[int], attention: tuple[int, ...] = (), codes: int = 0, **more) -> dict:
     """Returns a first stage's part of a configuration: VQ with `codes`, or else KL."""
     dd = {
         "double_z": not codes,
@@ -47,6 +47,7 @@ def _stage(width: int, multipliers: list[int], attention: tuple[int, ...] = (), 
         "num_res_blocks": 1,
         "attn_resolutions": list(attention),
         "dropout": 0.0,
+        **more,
     }
     params = {"embed_dim": width} | ({"n_embed": codes} if codes else {"monitor": "val/rec_loss"})
     target = "VQModelInterface" if codes else "AutoencoderKL"
@@ -69,7 +70,7 @@ def _model(end: float, key: str, unet: dict, stage: dict, cond: dict | str, **mo
         "cond_stage_key": key,
         "image_size": 8,
         "channels": stage["params"]["ddconfig"]["z_channels"],
-        "cond_stage_trainable": not isinstance(cond, str),
+        "cond_stage_trainable": isinstance(cond, dict) and "params" in cond,
         "monitor": "val/loss_simple_ema",
         **more,
         "unet_config": unet,
@@ -79,7 +80,7 @@ def _model(end: float, key: str, unet: dict, stage: dict, cond: dict | str, **mo
     return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
 
 
-F4, F8, NONE = [1, 2, 2], [1, 1, 2, 2], "__is_unconditional__"
+F4, F8, NONE, FIRST_STAGE = [1, 2, 2], [1, 1, 2, 2], "__is_unconditional__", "__is_first_stage__"
 HEAD16, HEADS8 = {"num_head_channels": 16}, {"num_heads": 8}
 
 #: the configurations by name, each like the published one that its comment tells
@@ -137,6 +138,32 @@ MODELS = {
         scale_by_std=True,
         loss_type="l1",
     ),
+    "tiny-inpaint": _model(  # inpainting_big: 3 channels, 3 of the masked picture's latents, 1 of the mask
+        0.0205,
+        "masked_image",
+        _unet(3, [1, 2], [2, 1], HEADS8, in_channels=7, resblock_updown=True),
+        _stage(3, F4, codes=40, attn_type="none"),
+        FIRST_STAGE,
+        concat_mode=True,
+        loss_type="l1",
+    ),
+    "tiny-sr": _model(  # bsr_sr: the small picture is as large as the latents
+        0.0155,
+        "LR_image",
+        _unet(3, [1, 2], [2], HEAD16, in_channels=6),
+        _stage(3, F4, codes=40),
+        {"target": "torch.nn.Identity"},
+        concat_mode=True,
+        loss_type="l2",
+    ),
+    "tiny-text": _model(  # text2img256, with fewer and shorter tokens
+        0.0195,
+        "caption",
+        _unet(3, [1, 2], [2], HEAD16, **_text(1)),
+        _stage(3, F4, codes=40),
+        _cond("BERTEmbedder", n_embed=24, n_layer=2, vocab_size=60, max_seq_len=12),
+        conditioning_key="crossattn",
+    ),
 }
 
 #: the scale of the latents that a file tells, for scale_by_std
@@ -178,9 +205,14 @@ def betas(params: dict) -> np.ndarray:
 
 
 def tensors(name: str, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Returns the tensors of a model's file, given the networks' names and shapes: they, their average, the buffers."""
+    """Returns the tensors of a model's file, given the networks' names and shapes: they, their average, the buffers.
+
+    Where the first stage makes the condition too, the file holds its numbers twice.
+    """
     params = MODELS[name]["model"]["params"]
-    held = {key: draw(key, tuple(shape)) for key, shape in shapes.items()}
+    copied = params["cond_stage_config"] == FIRST_STAGE
+    first = lambda key: key.replace("cond_stage_model.", "first_stage_model.") if copied else key
+    held = {key: draw(first(key), tuple(shape)) for key, shape in shapes.items()}
     if params.get("use_ema", True):
         for key, shape in shapes.items():
             if key.startswith("model."):
@@ -200,7 +232,11 @@ def checkpoint(name: str) -> dict[str, np.ndarray]:
         return tensors(name, json.loads(file[f"{name}/shapes"].item()))
 
 
-#: what BERTEmbedder reads, as corners in [0, 1]: label, left, top, right, bottom; and the crop
+#: token ids of two texts and of the empty one: [CLS] 2, words, [SEP] 3, padding 0
+TEXTS = [[2, 7, 9, 3] + [0] * 8, [2, 41, 59, 18, 18, 33, 3] + [0] * 5]
+EMPTY = [2, 3] + [0] * 10
+
+#: what BERTEmbedder reads of layouts, as corners in [0, 1]: label, left, top, right, bottom; and the crop
 LAYOUTS = [
     {
         "boxes": [[5, 0.125, 0.375, 0.5, 0.9], [30, 0.3, 0.0, 1.0, 0.45], [5, 0.62, 0.55, 0.8, 1.0]],

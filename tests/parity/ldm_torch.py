@@ -1,6 +1,6 @@
 """The networks of CompVis/latent-diffusion in plain torch, written from their published layout: names and arithmetic.
 
-Every state_dict has the published names. `mistake` injects a fault: "heads", "order" (see MISTAKES of
+Every state_dict has the published names. `mistake` injects a fault: "heads", "order", "padding" (see MISTAKES of
 make_ldm_references.py).
 """
 
@@ -10,11 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def attend(q, k, v, heads: int):
-    """Returns the attention of q [B, N, C] to k and v [B, M, C], over heads of equal width."""
+def attend(q, k, v, heads: int, seen=None):
+    """Returns the attention of q [B, N, C] to k and v [B, M, C], over heads of equal width.
+
+    seen: bool [B, M], the keys that count; None: all.
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if seen is not None:
+        scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 def tokens(x):
@@ -98,9 +103,9 @@ class CrossAttention(nn.Module):
         out = nn.Linear(width, query)
         self.to_out = nn.Sequential(out) if listed else out
 
-    def forward(self, x, context=None):
+    def forward(self, x, context=None, seen=None):
         context = x if context is None else context
-        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads, seen))
 
 
 class GEGLU(nn.Module):
@@ -276,20 +281,24 @@ class Transformer(nn.Module):
         self.attn_layers.layers = nn.ModuleList(nn.ModuleList(layer) for layer in layers)
         self.norm, self.to_logits = nn.LayerNorm(width), nn.Linear(width, vocabulary)
 
-    def forward(self, ids):
+    def forward(self, ids, seen=None):
         x = self.token_emb(ids) + self.pos_emb.emb.weight[: ids.shape[1]]
         for normed, layer in self.attn_layers.layers:
-            x = x + layer(normed(x))
+            more = {"seen": seen} if isinstance(layer, CrossAttention) else {}
+            x = x + layer(normed(x), **more)
         return self.norm(x)
 
 
 class BERTEmbedder(nn.Module):
-    def __init__(self, n_embed, n_layer, vocab_size=30522, max_seq_len=77, use_tokenizer=True):
+    """Reads ids, of text too. Every token attends to the padding, id 0 of text; "padding" masks it."""
+
+    def __init__(self, n_embed, n_layer, vocab_size=30522, max_seq_len=77, use_tokenizer=True, mistake=None):
         super().__init__()
+        self.masks = use_tokenizer and mistake == "padding"
         self.transformer = Transformer(n_embed, n_layer, vocab_size, max_seq_len)
 
     def forward(self, ids):
-        return self.transformer(ids)
+        return self.transformer(ids, ids != 0 if self.masks else None)
 
 
 class SpatialRescaler(nn.Module):
@@ -306,4 +315,4 @@ class SpatialRescaler(nn.Module):
         return self.channel_mapper(x)
 
 
-CONDITIONS = {kind.__name__: kind for kind in (ClassEmbedder, BERTEmbedder, SpatialRescaler)}
+CONDITIONS = {kind.__name__: kind for kind in (ClassEmbedder, BERTEmbedder, SpatialRescaler, nn.Identity)}

@@ -13,6 +13,7 @@ import json
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.parity import ldm_models as models
@@ -20,13 +21,16 @@ from tests.parity.ldm_first_stage import FirstStage
 from tests.parity.ldm_torch import CONDITIONS, UNet
 
 STEPS = 5
-NULL, GUIDANCE = 6, 3.0  # tiny-classes'
+NULL, GUIDANCE = 6, {"tiny-classes": 3.0, "tiny-text": 5.0}  # tiny-classes' null; the others are not guided
 #: what compute() can do wrong; "float32" is no mistake, but shows what the precision costs
 MISTAKES = {
     "heads": "half the heads, or two for one",
     "order": "q k v before heads in attention blocks",
     "null": "class 5 as the null",
     "codes": "decoding without quantisation",
+    "mask order": "the mask before the masked picture's latents",
+    "mask range": "a mask of 0 and 1 for -1 and 1",
+    "padding": "no attention to the padding of a text",
     "float32": "no mistake, in float32",
 }
 
@@ -37,18 +41,29 @@ class LatentDiffusion(nn.Module):
     def __init__(self, name: str, mistake=None):
         super().__init__()
         self.params = params = models.MODELS[name]["model"]["params"]
+        self.guidance, self.mistake = GUIDANCE.get(name), mistake
         self.model = nn.Module()
         self.model.diffusion_model = UNet(params["unet_config"]["params"], mistake)
         self.first_stage_model = FirstStage(params["first_stage_config"]["params"], mistake)
         self.cond_stage_model, self.place = None, None
-        if isinstance(cond := params["cond_stage_config"], dict):
+        if (cond := params["cond_stage_config"]) == models.FIRST_STAGE:
+            self.cond_stage_model, self.place = self.first_stage_model, "concat"
+        elif isinstance(cond, dict):
             kind = cond["target"].rsplit(".", 1)[1]
-            self.cond_stage_model = CONDITIONS[kind](**cond["params"])
-            self.place = "concat" if kind == "SpatialRescaler" else "context"
+            more = {"mistake": mistake} if kind == "BERTEmbedder" else {}
+            self.cond_stage_model = CONDITIONS[kind](**cond.get("params", {}), **more)
+            self.place = "concat" if kind in ("SpatialRescaler", "Identity") else "context"
         self.null = 5 if mistake == "null" else NULL
 
     def condition(self, given):
         return None if self.cond_stage_model is None else self.cond_stage_model(given)
+
+    def masked(self, picture, mask):
+        """Returns what stands beside x, of pictures in [-1, 1] whose hole is where mask [B, 1, H, W] is 1."""
+        kept = (1 - mask) * (picture + 1) / 2
+        latents = self.cond_stage_model.encode(2 * kept - 1)["mean"]
+        small = F.interpolate(mask if self.mistake == "mask range" else 2 * mask - 1, latents.shape[2:])
+        return torch.cat([small, latents] if self.mistake == "mask order" else [latents, small], 1)
 
     def predict(self, x, t, cond):
         unet = self.model.diffusion_model
@@ -67,7 +82,7 @@ class LatentDiffusion(nn.Module):
             eps = self.predict(x, each, cond)
             if null is not None:
                 away = self.predict(x, each, null.expand_as(cond))
-                eps = away + GUIDANCE * (eps - away)
+                eps = away + self.guidance * (eps - away)
             clean = (x - (1 - kept[t]) ** 0.5 * eps) / kept[t] ** 0.5
             x = prior**0.5 * clean + (1 - prior) ** 0.5 * eps
         return x
@@ -106,6 +121,16 @@ def conditions(name: str) -> dict[str, np.ndarray]:
         blocks = (np.abs(models.normal("tiny-map/map", (2, 8, 8))) * 4).astype(np.int64) % 9
         ids = blocks.repeat(4, 1).repeat(4, 2)
         return {"map": np.roll(ids, (1, 2), (1, 2))}  # a cell of 4 x 4 pixels holds several labels
+    if name == "tiny-inpaint":
+        down, right = np.mgrid[:32, :32]
+        rectangle = (down >= 6) & (down < 19) & (right >= 9) & (right < 27)
+        disc = (down - 15) ** 2 + (right - 18) ** 2 < 120
+        picture = models.normal("tiny-inpaint/picture", (2, 32, 32, 3)).clip(-1, 1)
+        return {"picture": picture, "mask": np.stack([rectangle, disc]).astype(np.float32)}
+    if name == "tiny-sr":
+        return {"small": models.normal("tiny-sr/small", (2, 8, 8, 3)).clip(-1, 1)}
+    if name == "tiny-text":
+        return {"tokens": np.array(models.TEXTS), "null_tokens": np.array([models.EMPTY])}
     return {"classes": np.array({"tiny-classes": [1, 4], "tiny-classes-old": [0, 999]}[name])}
 
 
@@ -136,13 +161,20 @@ def given(name: str, model: LatentDiffusion) -> dict[str, np.ndarray]:
 
 
 def made(model: LatentDiffusion, inputs: dict):
+    dtype = next(model.parameters()).dtype
+    if "mask" in inputs:
+        return model.masked(nchw(inputs["picture"]).to(dtype), torch.from_numpy(inputs["mask"])[:, None].to(dtype))
+    if "small" in inputs:
+        return model.condition(nchw(inputs["small"]).to(dtype))
     source = next((inputs[key] for key in ("classes", "tokens", "map") if key in inputs), None)
     return None if source is None else model.condition(torch.from_numpy(source))
 
 
 def walk(model: LatentDiffusion, inputs: dict, noise):
-    guided = model.params["cond_stage_key"] == "class_label" and not model.params.get("use_ema", True)
-    null = model.condition(torch.tensor([model.null])) if guided else None
+    null = None
+    if model.guidance:
+        empty = inputs.get("null_tokens")
+        null = model.condition(torch.tensor([model.null]) if empty is None else torch.from_numpy(empty))
     return model.walk(noise, made(model, inputs), null)
 
 
@@ -180,8 +212,8 @@ def compute(mistake: str | None = None) -> dict[str, np.ndarray]:
 
 
 def table() -> None:
-    """Prints by how much each mistake moves predict, decode, walk and pixels: the largest difference."""
-    right, kinds = compute(), ("context", "predict", "decode", "walk", "pixels")
+    """Prints by how much each mistake moves the condition and the results: the largest difference."""
+    right, kinds = compute(), ("context", "concat", "predict", "decode", "walk", "pixels")
     row = lambda *cells: print("| " + " | ".join(cells) + " |")
     row("mistake", "model", *kinds)
     row(*["---"] * (2 + len(kinds)))
