@@ -14,6 +14,7 @@ import numpy as np
 from sdjax.errors import SdjaxError
 from sdjax.formats.tensors import read_tensors
 from sdjax.model.value import StableDiffusion
+from sdjax.networks.clip.config import TextConfig
 
 UNNAMED = ("*", "emb_params")  # names that the web UI's files give their one tensor
 
@@ -28,6 +29,8 @@ def add_embedding(sd: StableDiffusion, path: str | Path, token: str | None = Non
     SdjaxError: the file holds something else than one [n, D] or [D] tensor of the text tower's width D, or more vectors
     than a chunk has tokens; or prompts cannot hold `token`.
     """
+    if not isinstance(sd.config.text, TextConfig):
+        raise SdjaxError(f"path {path}: {sd.config.name} has no CLIP text tower, whose words embeddings are")
     config, tensors = sd.config.text, read_tensors(path)
     if len(tensors) != 1:
         names = ", ".join([*sorted(tensors)[:4], *["..."] * (len(tensors) > 4)])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sdjax.diffusion.schedule import ScheduleConfig
-from sdjax.networks.bert.config import LayoutConfig
+from sdjax.networks.bert.config import BertTextConfig, LayoutConfig
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.maps.network import MapConfig
@@ -20,7 +20,7 @@ class Config:
     """
 
     name: str = field(default="sd15", compare=False)
-    text: TextConfig | None = field(default_factory=TextConfig)  # None: the model takes no text
+    text: TextConfig | BertTextConfig | None = field(default_factory=TextConfig)  # None: the model takes no text
     vae: VAEConfig = field(default_factory=VAEConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

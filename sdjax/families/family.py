@@ -51,6 +51,7 @@ class Family(NamedTuple):
     others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
     mask: Mask = Mask()  # where concat is "mask"
     vector: str | None = None  # what is added to the time embedding: None, or "level", of the noise in "lowres"
+    scale: float = 7.5  # the guidance scale of its models of text, unless a published one says another
     ema: bool = False  # do the official scripts sample with a single file's EMA copy?
 
     def fits(self, config: Config) -> bool:
@@ -59,7 +60,8 @@ class Family(NamedTuple):
 
     def takes_parts(self, config: Config) -> bool:
         """Has a model of this config the networks and the vector of this family?"""
-        same = all((part in self.parts) == (getattr(config, part) is not None) for part in CONDITIONS)
+        kind = lambda part: self.parts[part].part.config if part in self.parts else type(None)
+        same = all(type(getattr(config, part)) is kind(part) for part in CONDITIONS)
         return same and {None: False, "level": config.unet.labels is not None}[self.vector] == config.unet.takes_vector
 
     def channels(self, config: Config) -> int:

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.families.config import Config
-from sdjax.families.family import Family, Mask, Place
+from sdjax.families.family import Family, Mask, Place, Tower
 from sdjax.families.probes import all_probes
 from sdjax.image import watermark
-from sdjax.networks.bert.config import LayoutConfig
-from sdjax.networks.bert.part import LAYOUT_TOWER
+from sdjax.networks.bert.config import BertTextConfig, LayoutConfig
+from sdjax.networks.bert.part import BERT_TEXT, LAYOUT_TOWER
 from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.labels.part import CLASS_TABLE
 from sdjax.networks.maps.network import MapConfig
@@ -114,6 +114,28 @@ CHURCHES256 = replace(
     schedule=replace(SCHEDULE, beta_end=0.0155),
 )
 
+#: Text, as BERT's word pieces. 872,300,484; 83,653,863; 581,994,042.
+TEXT2IMG_LARGE = replace(
+    CIN256_V2,
+    name="text2img-large",
+    text=BertTextConfig(),
+    vae=VAEConfig(),
+    unet=unet(320, (1, 2, 4, 4), (4, 2, 1), 8, context_dim=1280, in_channels=4, out_channels=4),
+    schedule=ScheduleConfig(),
+    class_table=None,
+    guidance_scale=5.0,
+)
+
+#: The same, smaller. 403,623,939; 55,322,782; 186,154,682.
+TEXT2IMG256 = replace(
+    CIN256_V2,
+    name="text2img256",
+    text=BertTextConfig(width=640),
+    unet=unet(192, (1, 2, 3, 5), (8, 4, 2), "32", context_dim=640),
+    class_table=None,
+    guidance_scale=5.0,
+)
+
 #: A mask and the rest of the picture. 387,245,827; 53,219,486.
 INPAINTING_BIG = replace(
     CELEBA256,
@@ -174,6 +196,16 @@ LDM_MAP = LDM._replace(
     concat="map",
     pipeline="LDMMapPipeline",
     others=(SEMANTIC256, SEMANTIC512),
+)
+
+#: Conditioned on text.
+LDM_TEXT = LDM._replace(
+    name="ldm-text",
+    parts=LDM.parts | {"text": Place(BERT_TEXT, "bert", "cond_stage_model", "text encoder")},
+    towers=(Tower("text", "context"),),
+    pipeline="LDMTextToImagePipeline",
+    scale=5.0,
+    others=(TEXT2IMG_LARGE, TEXT2IMG256),
 )
 
 #: Conditioned on a mask and the rest of the picture, in LDM's own order and range.

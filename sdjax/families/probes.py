@@ -1,6 +1,7 @@
 """What tells the files of different configurations apart: names and shapes of a few tensors."""
 
 from sdjax.families.config import Config
+from sdjax.networks.bert.config import BertTextConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -33,6 +34,9 @@ def condition_probes(config: Config) -> Shapes:
     if layout := config.layout:
         found[f"{prefix}.transformer.token_emb.weight"] = (layout.vocab_size, layout.width)
         found[f"{prefix}.transformer.pos_emb.emb.weight"] = (layout.length, layout.width)
+    if isinstance(text := config.text, BertTextConfig):
+        found[f"{prefix}.transformer.token_emb.weight"] = (text.vocab_size, text.width)
+        found[f"{prefix}.transformer.pos_emb.emb.weight"] = (text.length, text.width)
     if maps := config.map:
         found[f"{prefix}.channel_mapper.weight"] = (maps.channels, maps.classes, 1, 1)
     return found

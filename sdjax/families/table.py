@@ -3,13 +3,13 @@
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.family import Family
-from sdjax.families.ldm import LDM, LDM_CLASSES, LDM_INPAINT, LDM_LAYOUT, LDM_LOWRES, LDM_MAP
+from sdjax.families.ldm import CIN256_V2, LDM, LDM_CLASSES, LDM_INPAINT, LDM_LAYOUT, LDM_LOWRES, LDM_MAP, LDM_TEXT
 from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD_INPAINT, SD_MAP
 from sdjax.families.sd2 import SD_DEPTH, SD_UPSCALE
 
 FAMILIES: tuple[Family, ...] = (
     *(SD, SD_INPAINT, SD_MAP, SD_DEPTH, SD_UPSCALE),
-    *(LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP, LDM_INPAINT, LDM_LOWRES),
+    *(LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP, LDM_INPAINT, LDM_LOWRES, LDM_TEXT),
 )
 
 #: The published configurations by their names ("sd15"), and by the names that --model of the training scripts takes
@@ -30,6 +30,15 @@ def family_of(config: Config) -> Family:
     like = [family for family in FAMILIES if family.takes_parts(config)] or FAMILIES
     known = " or ".join(str(channels) for channels in sorted({family.channels(config) for family in like}))
     raise SdjaxError(f"sd {config.name}: its UNet takes {config.unet.in_channels} channels, {known} expected")
+
+
+def own_scale(config: Config) -> float:
+    """Returns the guidance scale of a model that is none of PUBLISHED: of a published one with the same text tower and
+    UNet, else its family's; without text that of cin256-v2, or 1 without a null."""
+    like = [known for known in PUBLISHED if (known.text, known.unet) == (config.text, config.unet)]
+    if config.text is None:
+        return CIN256_V2.guidance_scale if config.null else 1.0
+    return like[0].guidance_scale if like else family_of(config).scale
 
 
 def prompt_of(config: Config) -> str:

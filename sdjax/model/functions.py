@@ -17,6 +17,8 @@ from sdjax.checks import is_whole
 from sdjax.diffusion.noise import seeded_posterior_sample
 from sdjax.errors import SdjaxError
 from sdjax.model.value import FLOAT32, StableDiffusion
+from sdjax.networks.bert.config import BertTextConfig
+from sdjax.networks.bert.network import Bert
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.clip.network import TextTower
 from sdjax.networks.unet.config import UNetConfig
@@ -36,13 +38,17 @@ TILE, OVERLAP, UNTILED = 96, 16, 128 * 128
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def text_states(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32, vectors: Array | None = None) -> Array:
+def text_states(
+    params: Params, ids: Array, config: TextConfig | BertTextConfig, dtype=FLOAT32, vectors: Array | None = None
+) -> Array:
     """Text parameters, int32 ids [B, L] -> float32 states [B, L, D] after the final LayerNorm.
 
     config: with fewer layers than the parameters have, the last ones are skipped (clip_skip).
     vectors: [N, D], what ids from vocab_size on stand for (textual inversion).
     """
     with precise(dtype):
+        if isinstance(config, BertTextConfig):
+            return Bert(config, dtype).apply({"params": params}, ids)
         return TextTower(config, dtype).apply({"params": params}, ids, vectors)
 
 

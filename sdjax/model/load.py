@@ -15,6 +15,7 @@ from sdjax.families.sd import EMOJI, SD, SD15
 from sdjax.families.table import NAMED
 from sdjax.files import writing
 from sdjax.model.value import FLOAT32, StableDiffusion, known_dtype
+from sdjax.networks.bert.config import BertTextConfig
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.table import random_params
 from sdjax.text.tokenizer import clip_tokenizer, load_tokenizer
@@ -151,9 +152,9 @@ def save(sd: StableDiffusion, path: str | Path, dtype: str | None = None) -> Non
 # ---- arguments
 
 
-def bundled_tokenizer(text: TextConfig | None):
+def bundled_tokenizer(text: TextConfig | BertTextConfig | None):
     """Returns the tokenizer of a model that came without one, by its vocabulary: CLIP's, the emoji model's, or None."""
-    if text is None:
+    if not isinstance(text, TextConfig):
         return None
     if text.vocab_size == SD15.text.vocab_size:
         return clip_tokenizer()

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sdjax.networks.bert.part import LAYOUT_TOWER
+from sdjax.networks.bert.part import BERT_TEXT, LAYOUT_TOWER
 from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION
 from sdjax.networks.labels.part import CLASS_TABLE
 from sdjax.networks.maps.part import MAP_RESCALER
@@ -16,7 +16,8 @@ from sdjax.networks.vae.part import KL_VAE
 from sdjax.types import Array, Params
 
 PARTS: dict[type, Part] = {
-    part.config: part for part in (CLIP_TEXT, CLIP_VISION, KL_VAE, UNET, CLASS_TABLE, LAYOUT_TOWER, MAP_RESCALER)
+    part.config: part
+    for part in (CLIP_TEXT, CLIP_VISION, KL_VAE, UNET, CLASS_TABLE, BERT_TEXT, LAYOUT_TOWER, MAP_RESCALER)
 }
 
 

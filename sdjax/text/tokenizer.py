@@ -38,17 +38,22 @@ def check_files(folder: Path, *names: str) -> None:
         raise SdjaxError(f"{folder}: no vocab.json and merges.txt (nor tokenizer.json) of a CLIP tokenizer there")
 
 
-def load_tokenizer(folder: str | Path):
+def load_tokenizer(folder: str | Path, word_pieces: bool = False):
     """Returns the transformers.CLIPTokenizer in a folder that holds vocab.json and merges.txt (or tokenizer.json).
 
+    word_pieces: return the transformers.BertTokenizer in a folder that holds vocab.txt (or tokenizer.json).
     SdjaxError: the files are missing or broken.
     """
     folder = Path(folder)
-    check_files(folder, "vocab.json", "merges.txt")
-    from transformers import CLIPTokenizer
+    if not word_pieces:
+        check_files(folder, "vocab.json", "merges.txt")
+    elif not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+        raise SdjaxError(f"{folder}: no vocab.txt (nor tokenizer.json) of a BERT tokenizer there")
+    import transformers
 
     try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        kind = transformers.BertTokenizer if word_pieces else transformers.CLIPTokenizer
+        return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever a broken file leads to
         raise SdjaxError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:160]})") from None
 
@@ -95,6 +100,23 @@ def special_ids(folder: str | Path) -> tuple[int, int, int]:
         return tuple(int((listed | vocabulary | added)[token]) for token in tokens)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SdjaxError(f"{folder}: no start, end and padding token in vocab.json ({error!r})") from None
+
+
+def word_piece_ids(folder: str | Path) -> tuple[int, int, int]:
+    """Returns the ids of [CLS], [SEP] and [PAD] of the BERT tokenizer in `folder`, from vocab.txt or tokenizer.json.
+
+    SdjaxError: one is not there.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / "vocab.txt").is_file():
+            lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
+            vocabulary = {word: i for i, word in enumerate(lines)}
+        else:
+            vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8-sig"))["model"]["vocab"]
+        return tuple(int(vocabulary[word]) for word in ("[CLS]", "[SEP]", "[PAD]"))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SdjaxError(f"{folder}: no [CLS], [SEP] and [PAD] in vocab.txt or tokenizer.json ({error!r})") from None
 
 
 def as_list(prompts: str | Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from sdjax.data.source import Pictures
 from sdjax.diffusion.noise import example_keys
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
+from sdjax.families.table import own_scale
 from sdjax.model.load import initial_params
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.bert.config import LayoutConfig
@@ -33,8 +34,6 @@ from sdjax.training.diffusion import Conditioner, drop_captions
 from sdjax.types import Array, Batch, Cond, Params
 
 ORDER = 5  # for fold_in of an example's key, beside diffusion.CAPTION and OFFSET: the order of a layout's objects
-
-NULL_SCALE = 3.0  # the guidance scale of a trained model that has a null class or an empty layout, as cin256-v2's
 
 
 class Condition(NamedTuple):
@@ -196,7 +195,7 @@ def conditioned(sd: StableDiffusion, name: str, source: Pictures, null: bool) ->
         raise SdjaxError(f"condition text: {sd.config.name} has no text tower")
     config = CONDITIONS[name].adapted(sd.config, source, null)
     if name != "text" and config.text is None:
-        config = replace(config, guidance_scale=NULL_SCALE if config.null else 1.0)
+        config = replace(config, guidance_scale=own_scale(config))
     if name not in ("text", "map") and config.map is not None:
         raise SdjaxError(f"condition {name}: {config.name} takes a map as well")
     if config != sd.config:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.diffusion.schedule import ScheduleConfig
-from sdjax.errors import SdjaxError, log
+from sdjax.errors import SdjaxError, log, prefixed
 from sdjax.families.config import Config
 from sdjax.families.sd import SD15, SD21
-from sdjax.networks.bert.config import LayoutConfig
+from sdjax.families.table import own_scale
+from sdjax.networks.bert.config import BertTextConfig, LayoutConfig
 from sdjax.networks.fields import MOST_LAYERS, Fields
 from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.maps.network import MapConfig
@@ -20,7 +21,7 @@ from sdjax.networks.vae.config import VAEConfig
 
 PREDICTIONS = {"eps": "epsilon", "v": "v", "x0": "x0"}  # their name -> ours
 
-NOTHING = "__is_unconditional__"
+NOTHING, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 
 
 def yaml_beside(path: Path) -> Path | None:
@@ -59,20 +60,12 @@ def read_yaml(path: Path) -> Config | None:
         size=vae.factor * Fields(path, {"image_size": size}).take("image_size"),
         **{"text": None} | condition,
     )
-    config = replace(config, guidance_scale=own_scale(config))
-    channels = vae.latent_channels + (config.map.channels if config.map else 0)
-    if config.text is None and unet.in_channels != channels:
-        raise SdjaxError(f"{path}: unet_config in_channels is {unet.in_channels}, should be {channels}")
+    with prefixed(f"{path}: "):
+        family_of(config)  # refuses a number of channels that no family has
+        config = replace(config, guidance_scale=own_scale(config))
     if unet.cross != any(part in condition for part in ("text", "class_table", "layout")):
         raise SdjaxError(f"{path}: use_spatial_transformer is {unet.cross}, which does not go with cond_stage_config")
     return config
-
-
-def own_scale(config: Config) -> float:
-    """Returns the guidance scale by which such models are sampled."""
-    if config.text is not None:
-        return (SD21 if config.text == SD21.text else SD15).guidance_scale
-    return 3.0 if config.null else 1.0
 
 
 def section(fields: Fields, name: str) -> Fields:
@@ -170,19 +163,23 @@ def read_first_stage(fields: Fields) -> VAEConfig:
 def read_condition(fields: Fields) -> dict[str, Any]:
     """Returns the field of Config that says what makes the condition, and its config; {} for a model without one."""
     value = fields.values["cond_stage_config"]
-    if value == NOTHING:
+    if value in (NOTHING, FIRST_STAGE):
         return {}
     if isinstance(value, str):
         raise SdjaxError(f"{fields.path}: cond_stage_config is {value!r}, which is not supported")
     stage = section(fields, "cond_stage_config")
+    if stage.values["target"] == "torch.nn.Identity":
+        return {}
     kind = stage.values["target"].rsplit(".", 1)[-1]
     if kind == "ClassEmbedder":
         count = stage.take("n_classes", 1000)
         null = count != 1000 and stage.values.get("ucg_rate") != 0  # 1000 is the default, and ImageNet's classes
         return {"class_table": ClassConfig(count, stage.take("embed_dim", 512), null)}
-    if kind == "BERTEmbedder" and stage.values.get("use_tokenizer") is False:
-        sizes = stage.take("vocab_size", 8192), stage.take("max_seq_len", 92)
-        return {"layout": LayoutConfig(*sizes, stage.take("n_embed", 512), stage.take("n_layer", 16, most=MOST_LAYERS))}
+    if kind == "BERTEmbedder":
+        sizes = stage.take("vocab_size", 30522), stage.take("max_seq_len", 77)
+        sizes += stage.take("n_embed", 512), stage.take("n_layer", 16, most=MOST_LAYERS)
+        text = stage.values.get("use_tokenizer") is not False
+        return {"text": BertTextConfig(*sizes)} if text else {"layout": LayoutConfig(*sizes)}
     if kind == "SpatialRescaler":
         for name, only_value in (("method", "bilinear"), ("multiplier", 0.5), ("bias", False)):
             only(stage, name, only_value)

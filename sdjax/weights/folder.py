@@ -21,6 +21,8 @@ from sdjax.families.family import Place
 from sdjax.families.table import FAMILIES, family_of
 from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.formats.tensors import read_tensors
+from sdjax.networks.bert.config import BertTextConfig
+from sdjax.networks.bert.part import BERT_TEXT
 from sdjax.networks.clip.part import CLIP_TEXT
 from sdjax.networks.fields import read_json
 from sdjax.networks.table import make_rows, param_shapes
@@ -37,7 +39,7 @@ DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_mod
 
 def stems_of(place: Place) -> tuple[tuple[str, str], ...]:
     """Returns the names of the files that hold a network's weights."""
-    return TRANSFORMERS if place.part is CLIP_TEXT else DIFFUSERS
+    return TRANSFORMERS if place.part in (CLIP_TEXT, BERT_TEXT) else DIFFUSERS
 
 
 #: folder of a network, in any family -> the names of its weights' files
@@ -134,7 +136,8 @@ def read_folder(folder: str | Path, name: str | None = None, variant: str | None
     variant: see `read_params`.
     """
     config = read_config(folder, name)
-    tokenizer = None if config.text is None else load_tokenizer(Path(folder) / "tokenizer")
+    word_pieces = isinstance(config.text, BertTextConfig)
+    tokenizer = None if config.text is None else load_tokenizer(Path(folder) / "tokenizer", word_pieces)
     return config, read_params(folder, config, variant), tokenizer
 
 
@@ -162,7 +165,9 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
                 stems_of(place)[0],
             )
             write_tensors(new / place.folder / f"{stem}.{suffix}", tensors)
-        if config.text is not None:
+        if isinstance(config.text, BertTextConfig):
+            tokenizer.save_pretrained(str(new / "tokenizer"))
+        elif config.text is not None:
             write_tokenizer(tokenizer, config.text, new / "tokenizer")
         try:
             if path.exists():

@@ -17,13 +17,14 @@ from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.families.family import Place
 from sdjax.families.sd import SD
-from sdjax.families.table import FAMILIES, PUBLISHED, family_of
+from sdjax.families.table import FAMILIES, PUBLISHED, family_of, own_scale
 from sdjax.networks.fields import Fields, class_name
 
 #: The pipelines that diffusers has. The model_index.json of others holds the model's own guidance scale as well.
 OF_DIFFUSERS = (
     *("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionDepth2ImgPipeline"),
     *("StableDiffusionUpscalePipeline", "LDMPipeline", "LDMSuperResolutionPipeline"),
+    "LDMTextToImagePipeline",
 )
 SCALE = "guidance_scale"
 MOST_NOISE = 350  # the x4 upscaler's
@@ -71,9 +72,7 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     same = [preset for preset in PUBLISHED if (preset, preset.size) == (config, size)]
     if len(same) == 1:
         return replace(same[0], pipeline=pipeline, spacing=spacing)
-    like = [preset for preset in PUBLISHED if (preset.text, preset.unet) == (config.text, config.unet)]
-    own = 1.0 if config.text is None else like[0].guidance_scale if like else config.guidance_scale
-    return replace(config, guidance_scale=index.take(SCALE, own, float))
+    return replace(config, guidance_scale=index.take(SCALE, own_scale(config), float))
 
 
 def pipeline_of(index: Fields) -> tuple[str, Mapping[str, Place]]:
@@ -178,7 +177,9 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             safety_checker=[None, None],
         )
     for part, place in family.parts.items():
-        if part == "text":
+        if part == "text" and place.folder == "bert":
+            index |= dict(bert=["latent_diffusion", "LDMBertModel"], tokenizer=["transformers", "BertTokenizer"])
+        elif part == "text":
             index |= dict(text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"])
         else:
             library = "diffusers" if part in ("unet", "vae") else "sdjax"

@@ -24,6 +24,7 @@ CONFIGS = (
         f"tokenizer/{name}"
         for name in (
             "vocab.json",
+            "vocab.txt",
             "merges.txt",
             "tokenizer.json",
             "tokenizer_config.json",

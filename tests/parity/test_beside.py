@@ -11,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 import sdjax  # noqa: E402
 from sdjax.families.table import family_of  # noqa: E402
 from sdjax.image import bicubic  # noqa: E402
+from sdjax.networks.bert.config import BertTextConfig  # noqa: E402
 from sdjax.text.bpe import train_bpe  # noqa: E402
 from tests.narrow import LIKE_SD21, random_params  # noqa: E402
 from tests.parity.test_ldm_pipeline import FACES, same  # noqa: E402
@@ -153,3 +154,36 @@ def test_bicubic_is_torch_s():
     for size in ((4, 5), (13, 22), (30, 17)):
         want = torch.nn.functional.interpolate(torch.tensor(images)[:, None], size, mode="bicubic")[:, 0].numpy()
         np.testing.assert_allclose(bicubic.resize(images, *size), want, atol=1e-5)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghij")]
+TEXT = replace(
+    FACES,
+    name="text",
+    text=BertTextConfig(len(WORDS), 12, 16, 2, 2, 4, bos_token=2, eos_token=3),
+    unet=replace(FACES.unet, cross=True, context_dim=16),
+    guidance_scale=5.0,
+)
+
+
+def test_text_as_word_pieces(tmp_path, monkeypatch):
+    from transformers import BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    tokenizer = BertTokenizer.from_pretrained(tmp_path)
+    parts = {part: random_params(getattr(TEXT, part)) for part in family_of(TEXT).parts}
+    sdjax.save(sdjax.StableDiffusion(TEXT, parts, tokenizer), tmp_path / "ours")
+    pipe, sd = pipeline("LDMTextToImagePipeline", tmp_path / "ours"), sdjax.load(tmp_path / "ours")
+    assert sd.config == replace(TEXT, name="ours") and sd.config.guidance_scale == 5.0
+    prompts = ["a b abc", "z"]
+    noise = RNG.standard_normal((2, 8, 8, 3)).astype(np.float32)
+    tokens = pipe.tokenizer(prompts, padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
+    np.testing.assert_array_equal(sdjax.tokenize(sd, prompts), tokens)
+    states = pipe.bert(tokens)[0].detach().numpy()
+    got = sdjax.encode_prompt(sd, prompts).context
+    assert np.abs(got - states).max() / np.abs(states).max() < 5e-6
+    monkeypatch.setattr(pipe.tokenizer, "model_max_length", 12)
+    call = pipe.tokenizer.__class__.__call__
+    monkeypatch.setattr(pipe.tokenizer.__class__, "__call__", lambda *a, **k: call(*a, **k | {"max_length": 12}))
+    theirs = pipe(prompts, num_inference_steps=10, guidance_scale=5.0, latents=nchw(noise), height=64, width=64).images
+    same(sdjax.txt2img(sd, prompts, steps=10, latents=noise), theirs)

@@ -1,4 +1,4 @@
-"""The configuration of latent diffusion's transformer of tokens, and of layouts as tokens."""
+"""The configurations of latent diffusion's transformer of tokens: for texts, and for layouts."""
 
 import math
 from dataclasses import dataclass
@@ -14,6 +14,19 @@ class BertConfig:
     layers: int = 16
     heads: int = 8
     head_width: int = 64  # heads times this is the attention's inner width, whatever `width` is
+
+
+@dataclass(frozen=True)
+class BertTextConfig(BertConfig):
+    """An encoder of texts, which bert-base-uncased's tokenizer splits."""
+
+    vocab_size: int = 30522
+    length: int = 77
+    width: int = 1280
+    layers: int = 32
+    bos_token: int = 101  # [CLS]
+    eos_token: int = 102  # [SEP]
+    pad_token: int = 0
 
 
 @dataclass(frozen=True)
