@@ -32,6 +32,17 @@ LAYOUT = replace(
 MAP = replace(PLAIN, name="tiny-map", unet=replace(PLAIN.unet, in_channels=6), map=MapConfig(5, 3, 2))
 TEXT_MAP = replace(CONFIG, name="tiny-text-map", unet=replace(CONFIG.unet, in_channels=7), map=MapConfig(5, 3, 2))
 
+DEPTH = replace(CONFIG, name="tiny-depth", unet=replace(CONFIG.unet, in_channels=5), guidance_scale=9.0)
+X4 = replace(
+    CONFIG,
+    name="tiny-x4",
+    unet=replace(CONFIG.unet, in_channels=7, labels=400, self_attention=(False, False)),
+    guidance_scale=9.0,
+)
+SR = replace(PLAIN, name="tiny-sr", unet=replace(PLAIN.unet, in_channels=6))
+INPAINT = replace(PLAIN, name="tiny-inpaint", unet=replace(PLAIN.unet, in_channels=7))
+BESIDE = {config.name.removeprefix("tiny-"): config for config in (DEPTH, X4, SR, INPAINT)}
+
 KINDS = {config.name.removeprefix("tiny-"): config for config in (PLAIN, CLASSES, LAYOUT, MAP, TEXT_MAP)}
 
 

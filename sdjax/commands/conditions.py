@@ -65,68 +65,133 @@ def layout_cond(sd, lines: list[str]):
     return sdjax.encode_layout(sd, layouts)
 
 
-def read_maps(lines: list[str]):
-    """Returns the ids in the files of some maps, int32 [B, H, W]."""
+def read_file(flag: str, path: str, read: Callable) -> Any:
+    """Returns read(path). SdjaxError, which names the flag and the file, for what it cannot read."""
+    from sdjax.data.picture import Unreadable
+
+    try:
+        return read(Path(path))
+    except Unreadable as error:
+        raise SdjaxError(f"{flag} {path}: {error}") from None
+
+
+def read_files(flag: str, paths: list[str], read: Callable) -> Any:
+    """Returns the arrays in some files as one, [B, ...]. SdjaxError: they are not of one size."""
     import numpy as np
 
-    from sdjax.data.picture import Unreadable, decode_map, open_file
-
-    found = []
-    for line in lines:
-        try:
-            found.append(np.asarray(decode_map(open_file(Path(line))), np.int32))
-        except Unreadable as error:
-            raise SdjaxError(f"map {line}: {error}") from None
-    sizes = {ids.shape for ids in found}
+    found = [read_file(flag, path, read) for path in paths]
+    sizes = {array.shape[:2] for array in found}
     if len(sizes) > 1:
-        raise SdjaxError(f"map: {' and '.join(f'{w} x {h}' for h, w in sorted(sizes))} pixels, one size expected")
+        raise SdjaxError(f"{flag}: {' and '.join(f'{w} x {h}' for h, w in sorted(sizes))} pixels, one size expected")
     return np.stack(found)
 
 
-def map_cond(sd, lines: list[str]):
+def read_map(path: Path):
+    import numpy as np
+
+    from sdjax.data.picture import decode_map, open_file
+
+    return np.asarray(decode_map(open_file(path)), np.int32)
+
+
+def read_depth(path: Path):
+    from sdjax.data.picture import decode_depth
+
+    return decode_depth(path)
+
+
+def read_small(path: Path):
+    import numpy as np
+
+    from sdjax.data.picture import decode, open_file, to_pixels
+
+    return to_pixels(np.asarray(decode(open_file(path))))
+
+
+def map_cond(sd, paths: list[str], options: Any):
     import sdjax
 
-    return sdjax.encode_map(sd, read_maps(lines))
+    return sdjax.encode_map(sd, read_files("map", paths, read_map))
 
+
+def depth_cond(sd, paths: list[str], options: Any):
+    import sdjax
+
+    return sdjax.encode_depth(sd, read_files("depth", paths, read_depth), options.height, options.width)
+
+
+def small_picture(sd, path: Path):
+    """Returns the small picture of --lowres, cut down to sides that the model takes: float32 [1, h, w, 3]."""
+    small, multiple = read_file("lowres", str(path), read_small), sd.config.unet.factor
+    height, width = (side - side % multiple for side in small.shape[:2])
+    if not height or not width:
+        raise SdjaxError(f"lowres {path}: at least {multiple} x {multiple} pixels expected")
+    return small[None, :height, :width]
+
+
+#: What stands beside x: the flag -> the Cond of the files' names. The same words as in Family.concat, of which "lowres"
+#: is made by its task.
+BESIDE = {"map": map_cond, "depth": depth_cond}
+FILES = (*BESIDE, "lowres")
 
 KINDS = (
     Kind("class_table", "classes", class_lines, class_cond, "207,360"),
     Kind("layout", "layout", layout_lines, layout_cond, "boxes.json"),
-    Kind("map", "map", lambda path: [str(path)], map_cond, "map.png"),
 )
+
+
+def beside_of(config) -> str | None:
+    """Returns the flag of what stands beside x, or None: nothing, or what the task makes itself."""
+    from sdjax.families.table import family_of
+
+    concat = family_of(config).concat
+    return concat if concat in FILES else None
+
+
+def kind_of(config) -> Kind | None:
+    """Returns the kind of condition that replaces the prompt, or None."""
+    return next((kind for kind in KINDS if getattr(config, kind.part) is not None), None)
 
 
 def flagged_lines(options: Any) -> list[str] | None:
     """Returns the lines that the options' flags give, or None if there is no such flag."""
-    given = [kind for kind in KINDS if getattr(options, kind.flag) is not None]
+    names = (*(kind.flag for kind in KINDS), *FILES)
+    given = [name for name in names if getattr(options, name) is not None]
     if len(given) > 1:
-        raise SdjaxError(f"--{given[1].flag}: instead of --{given[0].flag}, not beside it")
-    return given[0].lines(getattr(options, given[0].flag)) if given else None
+        raise SdjaxError(f"--{given[1]}: instead of --{given[0]}, not beside it")
+    kind = next((kind for kind in KINDS if kind.flag in given), None)
+    return kind and kind.lines(getattr(options, kind.flag))
 
 
 def lines_of(config, options: Any, lines: list[str] | None) -> list[str]:
     """Returns a line for each picture that a model is asked for. lines: those of --prompts-file, or None.
 
+    A model without text that takes a file beside x takes the files' names as its lines.
     SdjaxError: the model does not take what the options give.
     """
-    flagged = flagged_lines(options)
-    taken = [kind for kind in KINDS if getattr(config, kind.part) is not None]
-    for kind in KINDS:
-        if getattr(options, kind.flag) is not None and kind not in taken:
-            asked = "a prompt" if config.text is not None else f"--{taken[0].flag}" if taken else "nothing"
-            raise SdjaxError(f"{kind.flag} {getattr(options, kind.flag)}: {config.name} takes none, give {asked}")
+    flagged, kind, beside = flagged_lines(options), kind_of(config), beside_of(config)
+    takes = {kind.flag if kind else None, beside}
+    for name in (*(one.flag for one in KINDS), *FILES):
+        if getattr(options, name) is not None and name not in takes:
+            flag = kind.flag if kind else beside
+            asked = "a prompt" if config.text is not None else f"--{flag}" if flag else "nothing"
+            raise SdjaxError(f"{name} {getattr(options, name)}: {config.name} takes none, give {asked}")
+    file = beside and getattr(options, beside)
     if config.text is not None:
-        if options.map is None and config.map is not None:
-            raise SdjaxError(f"map: {config.name} takes one, give a PNG of ids")
+        if beside and file is None:
+            raise SdjaxError(f"{beside}: {config.name} takes one, a file's name expected")
         lines = list(options.prompt) if lines is None else lines
-        return lines or ([""] if options.map else refuse_no_prompt())
+        return lines or ([""] if beside else refuse_no_prompt())
     lines = flagged if lines is None else lines
     lines = list(options.prompt) if lines is None else lines
-    if not taken and any(lines):
+    if beside == "lowres" and any(lines):
         raise SdjaxError(f"prompt {lines[0][:80]!r}: {config.name} takes none")
-    if taken and not lines:
-        raise SdjaxError(f"{taken[0].flag}: {config.name} takes it in place of a prompt, as --{taken[0].flag} "
-                         f"{taken[0].what}")  # fmt: skip
+    lines = [str(file)] if file and not any(lines) else lines
+    if not takes - {None} and any(lines):
+        raise SdjaxError(f"prompt {lines[0][:80]!r}: {config.name} takes none")
+    if takes - {None} and not any(lines):
+        flag, what = (kind.flag, kind.what) if kind else (beside, "FILE")
+        raise SdjaxError(f"{flag}: {config.name} takes it in place of a prompt, as --{flag} {what}")
     return lines or [""]
 
 
@@ -138,14 +203,16 @@ def asked(sd, lines: list[str], options: Any):
     """Returns what a task is called with for these lines: prompts, a Cond, or None for a model that takes nothing."""
     import sdjax
 
-    config = sd.config
+    config, kind, beside = sd.config, kind_of(sd.config), beside_of(sd.config)
     try:
         if config.text is not None:
-            if config.map is None:
+            if beside not in BESIDE:
                 return lines
+            files = [str(getattr(options, beside))] * len(lines)
             text = sdjax.encode_prompt(sd, lines, options.clip_skip, options.syntax)
-            return text | map_cond(sd, [str(options.map)] * len(lines))
-        taken = [kind for kind in KINDS if getattr(config, kind.part) is not None]
-        return taken[0].cond(sd, lines) if taken else None
+            return text | BESIDE[beside](sd, files, options)
+        if beside in BESIDE:
+            return BESIDE[beside](sd, lines, options)
+        return kind.cond(sd, lines) if kind else None
     except SdjaxError as error:  # the builders' arguments are `layouts` and `maps`
         raise SdjaxError(re.sub(r"^(layout|map)s\b", r"\1", str(error))) from None

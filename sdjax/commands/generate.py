@@ -5,20 +5,22 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
 
 --init-image F [--strength S] [--mask F]   starts from a picture; with --mask repaints it where the mask is white
 --from PICTURE.png                         takes the settings from a picture's text, a web UI's too; options override
---classes 207,360 | --layout boxes.json | --map map.png    what models of these are asked for
+--classes 207,360 | --layout boxes.json | --map map.png | --depth depth.png | --lowres small.png
+                                           what models of these are asked for
 --grid "guidance_scale=3,5" --grid seed=0..3    all combinations; the last axis runs along the columns of the sheet
 --prompts-file F                           picture i has prompt i and seed + i; all devices and processes share the
                                            work, OUT/manifest.jsonl records it, after a kill the same command goes on
 """
 
+import hashlib
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from sdjax.commands.command_line import Progress
-from sdjax.commands.conditions import asked, lines_of, read_maps
-from sdjax.commands.generate_options import NAMES, Options, check_options
+from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of, small_picture
+from sdjax.commands.generate_options import NAMES, PICTURES, Options, check_options
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
 from sdjax.devices.host import return_memory
 from sdjax.errors import SdjaxError, flags_of, prefixed
@@ -47,6 +49,11 @@ class Task:
             with prefixed(f"--init-image {options.init_image}: "):
                 self.arguments["image"] = read_images(image, options.height, options.width, sd.config.multiple)
             self.height, self.width = self.arguments["image"].shape[1:3]
+        if options.lowres is not None:
+            small = small_picture(sd, options.lowres)
+            self.function, level = sdjax.upscale, options.noise_level
+            self.arguments |= {"pictures": small} | ({} if level is None else {"noise_level": level})
+            self.height, self.width = (side * sd.config.vae.factor for side in small.shape[1:3])
         if mask is not None:
             self.arguments |= {"mask": mask, "feather": options.feather}
         if options.strength is not None:
@@ -66,7 +73,7 @@ class Task:
 
     def take_size(self, lines: list[str]) -> None:
         """Takes the size of the pictures from what stands beside them, if anything does."""
-        if self.sd.config.map is not None:
+        if beside_of(self.sd.config) in BESIDE:
             concat, factor = self.asked(lines[:1]).concat, self.sd.config.vae.factor
             self.height, self.width = (side * factor for side in concat.shape[1:3])
 
@@ -117,10 +124,11 @@ class Task:
         """Returns the parameters text of a picture."""
         from sdjax.tasks.parameters import describe
 
-        others = ("init_image", "mask", "map", "config", "embedding", "safety_checker", "watermark", "dtype")
+        others = (*PICTURES, "noise_level", "config", "embedding", "safety_checker", "watermark", "dtype")
         others = {name: getattr(self.options, name) for name in others}
         if self.sd.config.text is None:  # the prompt's place has it
-            others.pop("map")
+            others |= dict.fromkeys(BESIDE)  # but not --lowres
+            prompt = "" if self.options.lowres else prompt
         return describe(
             {**self.arguments, **others, **(changes or {}), "prompt": prompt},
             seed,
@@ -152,7 +160,7 @@ def main(options: Options) -> None:
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    with flags_of((*NAMES, "strength", "feather", "mask", "classes", "layout", "map")):
+    with flags_of((*NAMES, "strength", "feather", "mask", "classes", "layout", "noise_level", *FILES)):
         prompts = lines_of(sd.config, options, lines)
         task = Task(sd, options, image, mask)
         task.take_size(prompts)
@@ -211,7 +219,9 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     size, devices = chunk_size(len(prompts), task.height * task.width // sd.config.vae.factor**2)
     settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
     settings |= {"height": task.height, "width": task.width, "model": sd.config.name, "weights": digest(sd.params)}
-    settings |= {} if options.map is None else {"map": digest(read_maps([str(options.map)]))}
+    files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
+    settings |= {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
+    settings |= {} if options.noise_level is None else {"noise_level": options.noise_level}
     settings |= {name: digest(np.asarray(task.arguments[name])) for name in ("image", "mask") if name in task.arguments}
     settings |= {"embeddings": digest(dict(sd.embeddings), repr([*sd.embeddings]))} if sd.embeddings else {}
     settings |= {"safety_checker": digest(task.checker.params)} if task.checker else {}

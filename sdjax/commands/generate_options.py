@@ -15,6 +15,9 @@ from sdjax.tasks.options import OPTIONS, Option
 FLAGS = tuple(option for option in OPTIONS if option.flag is not None)
 NAMES = tuple(option.name for option in FLAGS)
 
+#: Options that name a picture's file.
+PICTURES = ("init_image", "mask", "map", "depth", "lowres")
+
 
 def flagged(option: Option) -> tuple[str, Any, Any]:
     """Returns a row of OPTIONS as a field of a dataclass that tyro reads."""
@@ -41,6 +44,12 @@ class Options(Sampling):
     """For a model of layouts: a JSON list of [label, x0, y0, x1, y1], or a list of such lists, one a picture."""
     map: Path | None = None
     """For a model of semantic maps: a PNG of ids, grey values or palette indices."""
+    depth: Path | None = None
+    """For a model of depth: a 16-bit PNG or .npy of numbers, larger where it is nearer, of any scale."""
+    lowres: Path | None = None
+    """For a model that enlarges pictures: the small one."""
+    noise_level: int | None = None
+    """Noise on --lowres: 0 to 350; 20 if left out."""
     config: str | None = None
     """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
@@ -104,7 +113,7 @@ def settings_of_picture(options: Options) -> Options | None:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
     instead = options.prompts_file or options.classes or options.layout
     found["prompt"] = () if instead else (found["prompt"],)
-    found |= {name: Path(found[name]) for name in ("init_image", "mask", "map", "safety_checker") if name in found}
+    found |= {name: Path(found[name]) for name in (*PICTURES, "safety_checker") if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
 
@@ -130,6 +139,7 @@ def check_options(options: Options) -> None:
         ("strength", "init_image"),
         ("mask", "init_image"),
         ("feather", "mask"),
+        ("noise_level", "lowres"),
         ("batch_size", "prompts_file"),
         ("coordinator", "prompts_file"),
     ):

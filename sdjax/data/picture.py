@@ -177,6 +177,34 @@ def decode_map(opened: BinaryIO | Image.Image) -> Image.Image:
     return _read(opened, ids)
 
 
+def decode_depth(path: Path) -> np.ndarray:
+    """Reads a depth map: a picture of one channel, of up to 16 bits or floating point, or a .npy [H, W].
+
+    Returns float32 [H, W]. Raises Unreadable.
+    """
+    if path.suffix.lower() == ".npy":
+        try:
+            found = np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            raise Unreadable("no such file") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise Unreadable(f"not a readable .npy ({' '.join(str(error).split())[:80]})") from None
+        if found.ndim != 2 or found.dtype.kind not in "fiu":
+            raise Unreadable(f"{found.dtype} of shape {list(found.shape)}, numbers [H, W] expected")
+    else:
+
+        def depth(image: Image.Image) -> np.ndarray:
+            if image.mode not in ("L", "I", "I;16", "F"):
+                raise Unreadable(f"mode {image.mode}: one channel expected, of 8 or 16 bits")
+            return np.asarray(image)
+
+        found = _read(open_file(path), depth)
+    found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise Unreadable("NaN or infinite values")
+    return found
+
+
 def fit_map(
     ids: Image.Image, shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> np.ndarray:

@@ -11,7 +11,7 @@ from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.errors import SdjaxError, log, prefixed
 from sdjax.families.config import Config
 from sdjax.families.sd import SD15, SD21
-from sdjax.families.table import own_scale
+from sdjax.families.table import family_of, own_scale
 from sdjax.networks.bert.config import BertTextConfig, LayoutConfig
 from sdjax.networks.fields import MOST_LAYERS, Fields
 from sdjax.networks.labels.network import ClassConfig
