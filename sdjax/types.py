@@ -54,4 +54,4 @@ class Batch(NamedTuple):
     moments: Array  # [B, h, w, 8]: the VAE posterior's mean and log variance, unscaled
     context: Array | None  # [B, L, D]: text states, of a model of text
     index: Array  # uint32 [B]
-    given: Array | None = None  # int32: classes [B], tokens of layouts [B, L], ids of maps [B, H, W]
+    given: Array | None = None  # classes [B], tokens of layouts [B, L], ids of maps [B, H, W]; or channels [B, h, w, C]

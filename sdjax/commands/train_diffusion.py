@@ -34,14 +34,15 @@ VIEWS = 4  # views of each picture if it is flipped or cropped at random
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
-    condition: Literal["text", "class", "layout", "map", "none"] = "text"
-    """What pictures are asked for by. class, layout and map come from the columns class, boxes and map_file_name of
-    metadata.jsonl; a map stands beside the captions of a model of text, the others replace them."""
+    condition: Literal["text", "class", "layout", "map", "mask", "depth", "lowres", "none"] = "text"
+    """What pictures are asked for by. class, layout, map, depth come from the columns class, boxes, map_file_name and
+    depth_file_name of metadata.jsonl, mask and lowres from mask_file_name and lowres_file_name or are made. A class or
+    a layout replaces captions; the others stand beside those of a model of text."""
     prediction: str | None = None
     """What the network regresses: epsilon or v; the model's own when not given."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, of classes by the null class, of layouts by the empty layout, for
-    classifier-free guidance. Maps are never dropped."""
+    classifier-free guidance. What stands beside the latents is never dropped."""
     min_snr_gamma: float | None = None
     """Min-SNR weighting (arXiv 2303.09556), usually 5."""
     logit_normal: tuple[float, float] | None = None
@@ -67,7 +68,7 @@ class Options(TrainOptions):
     def __post_init__(self):
         super().__post_init__()
         if self.model in NAMED:  # other models are checked once they are loaded
-            check_channels(self.model, NAMED[self.model])
+            check_channels(self.model, NAMED[self.model], self.beside)
         if self.prediction not in (None, "epsilon", "v"):
             raise SdjaxError(f"--prediction {self.prediction}: expected epsilon or v")
         if not 0 <= self.caption_dropout <= 1:
@@ -89,6 +90,11 @@ class Options(TrainOptions):
             raise SdjaxError(f"--sample-prompts {self.sample_prompts}: expected at least 1")
 
     @property
+    def beside(self) -> bool:
+        """True if the condition stands beside the latents."""
+        return self.condition in ("map", "mask", "depth", "lowres")
+
+    @property
     def varied(self) -> bool:
         """True if a picture looks different in each view."""
         return self.flip or self.crop == "random"
@@ -98,7 +104,7 @@ def main(options: Options) -> None:
     """Train the UNet of a latent diffusion model on a folder of captioned pictures."""
     kind = CONDITIONS[options.condition]
     sd = start_model(options, tokenizer=kind.keeps_text, without="unet")
-    check_channels(options.model, sd.config)
+    check_channels(options.model, sd.config, options.beside)
     if options.views == 1 and options.varied and is_primary():
         print("--views 1: each picture is cropped and flipped once, the same way in all epochs", file=sys.stderr)
     options = replace(options, views=options.views or (VIEWS if options.varied else 1))
@@ -124,7 +130,7 @@ def main(options: Options) -> None:
         others = replace(options, data=Path(options.validation), crop="center", flip=False, views=1)
         try:
             other = open_pictures(others, config.size, multiple, kind.column, captions)
-            other.maps = source.maps
+            other.beside = source.beside and replace(source.beside, source=other)
         except SdjaxError as error:
             raise SdjaxError(re.sub("^data ", "validation ", str(error))) from None
     null = None

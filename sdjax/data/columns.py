@@ -13,6 +13,7 @@ class Column(NamedTuple):
     name: str
     check: Callable[[Any], Any]  # SdjaxError, without the row's name: the value does not fit
     is_file: bool = False  # the value names a file in the data's folder
+    optional: bool = False  # rows may lack it
 
 
 def check_class(value: Any) -> None:
@@ -30,3 +31,6 @@ def check_name(value: Any) -> None:
 CLASS = Column("class", check_class)
 BOXES = Column("boxes", lambda value: check_boxes(value, "boxes"))
 MAP = Column("map_file_name", check_name, is_file=True)
+DEPTH = Column("depth_file_name", check_name, is_file=True)
+MASK = Column("mask_file_name", check_name, is_file=True, optional=True)
+LOWRES = Column("lowres_file_name", check_name, is_file=True, optional=True)

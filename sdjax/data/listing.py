@@ -124,7 +124,7 @@ def list_folder(root: Path, column: Column | None = None, captions: bool = True)
         texts.append(clean)
     if not files:
         raise SdjaxError(f"{table}: no pictures listed")
-    if column is not None and not has_column:
+    if column is not None and not has_column and not column.optional:
         raise SdjaxError(f'{table}: no line has "{column.name}", which the pictures\' condition comes from')
     digest.update(repr(sorted(known)).encode())  # a repaired caption changes what is cached
     opened = lambda i: open_file(root / files[i])
@@ -134,7 +134,7 @@ def list_folder(root: Path, column: Column | None = None, captions: bool = True)
 def unfit(root: Path, column: Column, record: Mapping[str, Any]) -> str | None:
     """Returns what is wrong with a row's value of `column`, or None."""
     if column.name not in record:
-        return f'no "{column.name}"'
+        return None if column.optional else f'no "{column.name}"'
     value = record[column.name]
     try:
         column.check(value)

@@ -138,7 +138,13 @@ def fit(
     place: where the crop lies, as (down, right): (0, 0) is at the top left, (1, 1) at the bottom right.
     flip: mirror left and right.
     """
-    return _resized(image, shape, place, flip, Image.Resampling.LANCZOS)
+    box = crop_box(image.size[::-1], shape, place)
+    if box != (0, 0, *image.size):
+        image = image.crop(box)
+    if image.size != shape[::-1]:
+        image = image.resize(shape[::-1], Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
+    return pixels[:, ::-1] if flip else pixels
 
 
 def crop_box(
@@ -152,16 +158,6 @@ def crop_box(
     crop_h, crop_w = (min(whole, max(1, round(side / scale))) for whole, side in zip(size, shape, strict=True))
     top, left = int(place[0] * (size[0] - crop_h)), int(place[1] * (size[1] - crop_w))
     return left, top, left + crop_w, top + crop_h
-
-
-def _resized(image: Image.Image, shape, place, flip: bool, resampling: Image.Resampling) -> np.ndarray:
-    box = crop_box(image.size[::-1], shape, place)
-    if box != (0, 0, *image.size):
-        image = image.crop(box)
-    if image.size != shape[::-1]:
-        image = image.resize(shape[::-1], resampling)
-    pixels = np.asarray(image)
-    return pixels[:, ::-1] if flip else pixels
 
 
 def decode_map(opened: BinaryIO | Image.Image) -> Image.Image:
@@ -203,13 +199,6 @@ def decode_depth(path: Path) -> np.ndarray:
     if not np.isfinite(found).all():
         raise Unreadable("NaN or infinite values")
     return found
-
-
-def fit_map(
-    ids: Image.Image, shape: tuple[int, int], place: tuple[float, float] = (0.5, 0.5), flip: bool = False
-) -> np.ndarray:
-    """Returns what `decode_map` gives as int32 [height, width], cropped as `fit` crops; pixels take the nearest id."""
-    return _resized(ids, shape, place, flip, Image.Resampling.NEAREST).astype(np.int32)
 
 
 def load_picture(path: Path) -> Image.Image:

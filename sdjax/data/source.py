@@ -5,18 +5,24 @@ This rule depends on the data alone, so that every process and every restart get
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from sdjax.checks import is_number, is_whole
 from sdjax.data.bad import BadData
 from sdjax.data.buckets import bucket_shapes, nearest_shapes, picture_sizes
 from sdjax.data.columns import Column
 from sdjax.data.listing import Listing, list_data
-from sdjax.data.picture import CROPS, Unreadable, crop_box, decode, decode_map, fit, fit_map, measure, open_file
+from sdjax.data.picture import CROPS, Unreadable, crop_box, decode, fit, measure
 from sdjax.errors import SdjaxError, log
+
+
+class Beside(Protocol):
+    """The files beside pictures; see data/beside.py."""
+
+    def read(self, i: int, size: tuple[int, int]) -> Any:
+        """Reads the file of picture i, which has `size`. Unreadable: it cannot be used."""
 
 
 class Pictures:
@@ -41,7 +47,7 @@ class Pictures:
         self.listing, self.bad, self.crop, self.flip, self.seed = listing, bad, crop, flip, seed
         self.files, self.texts, self.given = listing.files, listing.texts, listing.given
         self.sizes: dict[int, tuple[int, int]] = {}  # (height, width) of pictures that `framing` asked for
-        self.maps: int | None = None  # set: `view` reads each picture's map too, whose ids must be below it
+        self.beside: Beside | None = None  # set: `view` reads the file beside each picture too, to know that it can be
         self.known: dict[int, str] = {}
         for row, reason in listing.known.items():
             self.set_aside(row, reason)
@@ -80,8 +86,8 @@ class Pictures:
             try:
                 image = decode(self.listing.open(i))
                 pixels = fit(image, self.shapes[group], place, mirrored)
-                if self.maps is not None:
-                    self.read_map(i, image.size)
+                if self.beside is not None:
+                    self.beside.read(i, image.size)
             except Unreadable as error:
                 self.set_aside(i, str(error))
                 continue
@@ -105,38 +111,6 @@ class Pictures:
         height, width = self.sizes[i]
         left, top, right, bottom = crop_box((height, width), self.shapes[group], place)
         return (left / width, top / height, right / width, bottom / height), mirrored
-
-    def read_map(self, i: int, size: tuple[int, int] | None = None) -> Image.Image:
-        """Returns the ids of picture i's map. size: (width, height) that it must have.
-
-        Unreadable: it cannot be read, has another size, or an id that is not below `maps`.
-        """
-        try:
-            ids = decode_map(open_file(self.listing.root / self.given[i]))
-        except Unreadable as error:
-            raise Unreadable(f"its map {self.given[i]}: {error}") from None
-        if size is not None and ids.size != size:
-            raise Unreadable(
-                f"its map {self.given[i]} has {ids.width} x {ids.height} pixels, the picture {size[0]} x {size[1]}"
-            )
-        if self.maps and not 0 <= ids.getextrema()[0] <= ids.getextrema()[1] < self.maps:
-            raise Unreadable(f"its map {self.given[i]} has ids {ids.getextrema()}, 0 to {self.maps - 1} expected")
-        return ids
-
-    def map_view(self, i: int, row: int, epoch: int, group: int) -> np.ndarray:
-        """Returns the map of picture i as the view of `row` crops and mirrors it: int32 [height, width]."""
-        place, mirrored = self.draw(row, epoch)
-        return fit_map(self.read_map(i), self.shapes[group], place, mirrored)
-
-    def largest_id(self) -> int:
-        """Returns the largest id of all maps that can be read. Rows whose map cannot are set aside."""
-        largest = 0
-        for i in (i for i in range(len(self)) if i not in self.known):
-            try:
-                largest = max(largest, self.read_map(i).getextrema()[1])
-            except Unreadable as error:
-                self.set_aside(i, str(error))
-        return largest
 
     @property
     def digest(self) -> str:

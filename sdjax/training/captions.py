@@ -25,11 +25,11 @@ class Table:
     """
 
     def __init__(self, sd: StableDiffusion, source: Pictures, folder: Path, views: int = 1, condition: str = "text"):
-        self.latents, self.views = cached_latents(sd, source, folder, views), views
+        self.latents = cached_latents(sd, source, folder, views)
         self.states = None
         if reads_captions(condition, sd.config):
             self.states, self.caption_of = cached_states(sd, source.texts, folder)
-        self.given = CONDITIONS[condition].given(sd.config, source)
+        self.given = CONDITIONS[condition].given(sd, source, views)
 
     def batch(self, chosen: Chosen, index: np.ndarray) -> Batch:
         """Returns the Batch of the chosen rows.
@@ -38,8 +38,7 @@ class Table:
         """
         moments, rows = self.latents(chosen)
         context = None if self.states is None else self.states[self.caption_of[rows]]
-        view = chosen._replace(epochs=chosen.epochs % self.views)
-        return Batch(moments, context, index, None if self.given is None else self.given(rows, view))
+        return Batch(moments, context, index, None if self.given is None else self.given(rows, chosen))
 
 
 def hold_out(
@@ -83,14 +82,17 @@ def batch_shapes(config: Config, count: int, condition: str = "text") -> Batch:
     condition: what the model is trained on, a name in CONDITIONS.
     """
     side, shape, text = config.size // config.vae.factor, jax.ShapeDtypeStruct, config.text
+    beside = side, side, config.unet.in_channels - config.vae.latent_channels
     given = {
-        "class": lambda: (),
-        "layout": lambda: (config.layout.length,),
-        "map": lambda: (config.size, config.size),
+        "class": lambda: ((), np.int32),
+        "layout": lambda: ((config.layout.length,), np.int32),
+        "map": lambda: ((config.size, config.size), np.int32),
+        **dict.fromkeys(("mask", "depth", "lowres"), lambda: (beside, np.float32)),
     }.get(condition)
+    given, dtype = given() if given else (None, None)
     return Batch(
         shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
         shape((count, text.length, text.width), np.float16) if reads_captions(condition, config) else None,
         shape((count,), np.uint32),
-        given and shape((count, *given()), np.int32),
+        None if given is None else shape((count, *given), dtype),
     )

@@ -15,25 +15,28 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.conditioning.layouts import layout_tokens
-from sdjax.data.columns import BOXES, CLASS, MAP, Column
+from sdjax.data.columns import BOXES, CLASS, DEPTH, LOWRES, MAP, MASK, Column
 from sdjax.data.order import Chosen
 from sdjax.data.source import Pictures
 from sdjax.diffusion.noise import example_keys
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
-from sdjax.families.table import own_scale
+from sdjax.families.table import family_of, own_scale
 from sdjax.model.load import initial_params
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.bert.config import LayoutConfig
 from sdjax.networks.bert.network import Bert
 from sdjax.networks.labels.network import ClassConfig, ClassTable
-from sdjax.networks.maps.network import MapConfig, MapRescaler
 from sdjax.networks.table import param_shapes
 from sdjax.networks.unet.config import UNetConfig
+from sdjax.training import beside
 from sdjax.training.diffusion import Conditioner, drop_captions
 from sdjax.types import Array, Batch, Cond, Params
 
 ORDER = 5  # for fold_in of an example's key, beside diffusion.CAPTION and OFFSET: the order of a layout's objects
+
+
+Given = Callable[[np.ndarray, Chosen], np.ndarray]  # (rows of pictures, what was chosen) -> Batch.given
 
 
 class Condition(NamedTuple):
@@ -42,7 +45,7 @@ class Condition(NamedTuple):
     part: str | None  # the network that makes it, trained with the UNet: its name in Config
     column: Column | None
     adapted: Callable[[Config, Pictures, bool], Config]  # (a model's config, the data, is there a null?) -> its config
-    given: Callable[[Config, Pictures], Callable[[np.ndarray, Chosen], np.ndarray] | None]  # -> rows -> Batch.given
+    given: Callable[[StableDiffusion, Pictures, int], Given | None]  # (model, data, views) -> what a batch holds of it
     cond: Callable[[Config, Params, Batch, Array, Array], Cond]  # (config, the part's parameters, ...) -> Cond
     keeps_text: bool = False  # does a text tower that the model has stay?
 
@@ -59,7 +62,7 @@ def with_classes(config: Config, source: Pictures, null: bool) -> Config:
     return without_text(replace(config, class_table=replace(table, null=null), layout=None), width)
 
 
-def classes_given(config: Config, source: Pictures):
+def classes_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
     values = np.array([value if i not in source.known else 0 for i, value in enumerate(source.given)], np.int32)
     return lambda rows, chosen: values[rows]
 
@@ -93,18 +96,24 @@ def with_layout(config: Config, source: Pictures, null: bool) -> Config:
     return without_text(replace(config, layout=replace(tower, null=null), class_table=None), width)
 
 
-def layouts_given(config: Config, source: Pictures):
+def layouts_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
     """Returns a function of rows that gives the tokens of their views: boxes stay relative to the whole picture."""
     mirror = lambda box: (1 - box[2], box[1], 1 - box[0], box[3])
 
     def tokens(row: int, original: int, epoch: int, group: int) -> np.ndarray:
         crop, mirrored = source.framing(row, original, epoch, group)
         boxes = [(label, *mirror(box)) if mirrored else (label, *box) for label, *box in source.given[row]]
-        return layout_tokens(config.layout, boxes, mirror(crop) if mirrored else crop)
+        return layout_tokens(sd.config.layout, boxes, mirror(crop) if mirrored else crop)
+
+    return each_view(tokens, views)
+
+
+def each_view(make: Callable[[int, int, int, int], np.ndarray], views: int) -> Given:
+    """Returns a function that stacks make(picture, row, epoch of its view, group) of all rows."""
 
     def given(rows: np.ndarray, chosen: Chosen) -> np.ndarray:
-        each = zip(map(int, rows), map(int, chosen.rows), map(int, chosen.epochs), strict=True)
-        return np.stack([tokens(*three, chosen.group) for three in each])
+        each = zip(map(int, rows), map(int, chosen.rows), map(int, chosen.epochs % views), strict=True)
+        return np.stack([make(*three, chosen.group) for three in each])
 
     return given
 
@@ -118,32 +127,6 @@ def layout_cond(config: Config, params: Params, batch: Batch, drop: Array, key: 
     objects = jnp.take_along_axis(objects, order[..., None], axis=1)
     objects = jnp.where(drop[:, None, None], tower.absent, objects).reshape(len(crop), -1)
     return Cond(Bert(tower).apply({"params": params}, jnp.concatenate([objects, crop], axis=1)))
-
-
-# ---- maps
-
-
-def with_map(config: Config, source: Pictures, null: bool) -> Config:
-    """Returns the config with a rescaler of the data's maps. A text tower stays, and what it is asked for with it."""
-    count = 1 + source.largest_id()
-    if config.map is None or config.map.classes < count:
-        rescaler = MapConfig(count, config.map.channels if config.map else 3, config.vae.factor)
-        channels = config.vae.latent_channels + rescaler.channels
-        config = replace(config, map=rescaler, unet=replace(config.unet, in_channels=channels))
-    source.maps = config.map.classes
-    return config
-
-
-def maps_given(config: Config, source: Pictures):
-    def given(rows: np.ndarray, chosen: Chosen) -> np.ndarray:
-        each = zip(map(int, rows), map(int, chosen.rows), map(int, chosen.epochs), strict=True)
-        return np.stack([source.map_view(*three, chosen.group) for three in each])
-
-    return given
-
-
-def map_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
-    return Cond(concat=MapRescaler(config.map).apply({"params": params}, batch.given))
 
 
 # ---- nothing
@@ -167,7 +150,7 @@ def without_text(config: Config, width: int) -> Config:
     return replace(config, text=None, unet=replace(config.unet, cross=True, context_dim=width))
 
 
-NOTHING_GIVEN = lambda config, source: None
+NOTHING_GIVEN = lambda sd, source, views: None
 EMPTY = lambda config, params, batch, drop, key: Cond()
 AS_IT_IS = lambda config, source, null: config
 
@@ -175,7 +158,10 @@ CONDITIONS = {
     "text": Condition(None, None, AS_IT_IS, NOTHING_GIVEN, EMPTY, keeps_text=True),
     "class": Condition("class_table", CLASS, with_classes, classes_given, class_cond),
     "layout": Condition("layout", BOXES, with_layout, layouts_given, layout_cond),
-    "map": Condition("map", MAP, with_map, maps_given, map_cond, keeps_text=True),
+    "map": Condition("map", MAP, beside.with_map, beside.maps_given, beside.map_cond, keeps_text=True),
+    "mask": Condition(None, MASK, beside.with_mask, beside.masks_given, beside.concat_cond, keeps_text=True),
+    "depth": Condition(None, DEPTH, beside.with_depth, beside.depth_given, beside.concat_cond, keeps_text=True),
+    "lowres": Condition(None, LOWRES, beside.with_lowres, beside.lowres_given, beside.lowres_cond, keeps_text=True),
     "none": Condition(None, None, without_condition, NOTHING_GIVEN, EMPTY),
 }
 
@@ -193,11 +179,13 @@ def conditioned(sd: StableDiffusion, name: str, source: Pictures, null: bool) ->
     """
     if name == "text" and sd.config.text is None:
         raise SdjaxError(f"condition text: {sd.config.name} has no text tower")
-    config = CONDITIONS[name].adapted(sd.config, source, null)
+    concat = family_of(sd.config).concat
+    if concat not in (None, name):
+        raise SdjaxError(f"condition {name}: {sd.config.name} takes a {concat} as well, give a model that does not")
+    config = CONDITIONS[name].adapted(sd.config, source, null)  # sets source.beside
     if name != "text" and config.text is None:
         config = replace(config, guidance_scale=own_scale(config))
-    if name not in ("text", "map") and config.map is not None:
-        raise SdjaxError(f"condition {name}: {config.name} takes a map as well")
+    family_of(config)
     if config != sd.config:
         config = replace(config, pipeline=None)
     params = {part: value for part, value in sd.params.items() if getattr(config, part) is not None}
@@ -214,7 +202,7 @@ def starting_params(sd: StableDiffusion, name: str, seed: int) -> Params | Calla
     """Returns the parameters that training on condition `name` starts from, or a function of the seed that makes them.
 
     What the model's own networks have of the same name and shape stays, the UNet's first convolution gets zeros for new
-    channels beside x, and the rest is random.
+    channels beside x, a new table of labels is zeros, and the rest is random.
     """
     config, parts = sd.config, trained_parts(name)
     shape = lambda tree: tree if len(parts) > 1 else tree["unet"]
@@ -244,6 +232,8 @@ def fitted(own: Params, fresh: Params) -> Params:
         elif path[-2:] == ("conv_in", "kernel") and have.shape[2] < leaf.shape[2]:
             more = ((0, 0), (0, 0), (0, leaf.shape[2] - have.shape[2]), (0, 0))
             found[path] = jnp.pad(have, more)
+    for path in {("unet", "label", "embedding")} & set(found) - set(old):
+        found[path] = jnp.zeros_like(found[path])  # the model begins as it was
     return unflatten_dict(found)
 
 

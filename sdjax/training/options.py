@@ -129,10 +129,13 @@ def picture_size(size: int | None, config: Config, multiple: int) -> int:
     return size
 
 
-def check_channels(model: str, config: Config) -> None:
-    """SdjaxError if the UNet takes channels beside the noised latents that the diffusion loss cannot give: a mask's."""
+def check_channels(model: str, config: Config, concat: bool = False) -> None:
+    """SdjaxError if the UNet takes channels beside the noised latents that the diffusion loss does not give.
+
+    concat: does it give some?
+    """
     latents = config.vae.latent_channels
-    takes = config.unet.in_channels - (config.map.channels if config.map else 0)
+    takes = latents if concat else config.unet.in_channels
     if takes != latents:
         raise SdjaxError(
             f"model {model}: its UNet has {takes} input channels; training takes models whose UNet "

@@ -11,13 +11,16 @@ from PIL import Image
 
 import sdjax
 from sdjax.conditioning.layouts import layout_tokens
+from sdjax.data.beside import FilesBeside
 from sdjax.data.columns import BOXES, CLASS, MAP
 from sdjax.data.order import Chosen
 from sdjax.data.source import open_data
+from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.errors import SdjaxError
-from sdjax.training.conditions import CONDITIONS, conditioned, conditioner, layouts_given, maps_given, starting_params
+from sdjax.training.beside import lowres_cond, maps_given, masks_given, random_mask
+from sdjax.training.conditions import CONDITIONS, conditioned, conditioner, layouts_given, starting_params
 from sdjax.types import Batch
-from tests.kinds import LAYOUT, TEXT_MAP, model
+from tests.kinds import LAYOUT, SR, TEXT_MAP, X4, model
 from tests.kinds import MAP as TINY_MAP
 from tests.tiny import tiny
 
@@ -35,8 +38,9 @@ def folder(tmp_path_factory):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) // (64 + i)).save(folder / f"map{i}.png")
         boxes = [BOX, [2, 0.0, 0.5, 0.5, 1.0]][: i % 3]
+        np.save(folder / f"depth{i}.npy", rng.normal(size=(16, 16)).astype(np.float32))
         row = {"file_name": f"{i}.png", "text": f"a {'cat' if i % 2 else 'dog'}", "class": i % 3, "boxes": boxes}
-        lines.append(row | {"map_file_name": f"map{i}.png"})
+        lines.append(row | {"map_file_name": f"map{i}.png", "depth_file_name": f"depth{i}.npy"})
     write(folder, lines)
     return folder
 
@@ -55,7 +59,7 @@ def train(script, folder, out, *arguments):
     return script(NAME, *common, "--warmup", 0, "--sample-every", 2, "--learning-rate", 1e-2, *arguments)
 
 
-@pytest.mark.parametrize("condition", ["class", "layout", "map", "none"])
+@pytest.mark.parametrize("condition", [name for name in CONDITIONS if name != "text"])
 def test_a_run_exports_a_model_of_its_condition(condition, script, place, folder):
     out = place / f"run-{condition}"
     assert train(script, folder, out, "--condition", condition) == 0
@@ -70,6 +74,14 @@ def test_a_run_exports_a_model_of_its_condition(condition, script, place, folder
     elif condition == "map":
         assert sd.config.text == base.config.text and sd.config.map.classes == 4 and sd.tokenizer is not None
         asked = sdjax.encode_map(sd, np.zeros((2, 16, 16), int)) | sdjax.encode_prompt(sd, ["cat", "dog"])
+    elif condition == "depth":
+        asked = sdjax.encode_depth(sd, np.eye(16)[None].repeat(2, 0)) | sdjax.encode_prompt(sd, ["cat", "dog"])
+    elif condition == "mask":
+        asked = sdjax.encode_mask(sd, np.zeros((2, 16, 16, 3), np.float32), np.eye(16))
+    elif condition == "lowres":
+        side = 16 // sd.config.vae.factor
+        asked = sdjax.encode_lowres(sd, np.zeros((2, side, side, 3), np.float32))
+        assert sd.config.unet.labels == 1000 and sd.config.guidance_scale == 9.0
     else:
         assert not sd.config.unet.cross and sd.config.text is None and not sd.config.null
     many = {} if asked is not None else {"num_images": 2}
@@ -145,13 +157,14 @@ def test_crops_and_mirrors_take_boxes_and_maps_along(folder, tmp_path):
         chosen = Chosen(np.array([0]), np.array([epoch]), 0)
         (x0, _, x1, _), mirrored = source.framing(0, 0, epoch, 0)
         assert x1 - x0 == 0.5
-        tokens = layouts_given(LAYOUT, source)(np.array([0]), chosen)[0]
+        tokens = layouts_given(model(LAYOUT), source, 12)(np.array([0]), chosen)[0]
         mirror = lambda box: (1 - box[2], box[1], 1 - box[0], box[3])
         box, crop = (0.25, 0.0, 0.5, 1.0), (x0, 0.0, x1, 1.0)
         want = (mirror(box), mirror(crop)) if mirrored else (box, crop)
         np.testing.assert_array_equal(tokens, layout_tokens(LAYOUT.layout, [(2, *want[0])], want[1]))
         source = open_data(data, 16, crop="random", flip=True, column=MAP, captions=False)
-        view = maps_given(TINY_MAP, source)(np.array([0]), chosen)[0]
+        source.beside = FilesBeside(source, "map")
+        view = maps_given(model(TINY_MAP), source, 12)(np.array([0]), chosen)[0]
         columns = np.arange(32)[int(x0 * 32) : int(x1 * 32)]
         np.testing.assert_array_equal(view[0], columns[::-1] if mirrored else columns)
         seen.add((mirrored, x0))
@@ -198,7 +211,8 @@ def test_rows_that_do_not_fit_are_set_aside(column, value, said, folder, tmp_pat
     Image.new("RGB", (16, 16)).save(tmp_path / "colour.png")
     source = open_data(tmp_path, 16, 0.5, column=column, captions=False)
     if column is MAP:
-        source.maps = source.largest_id() + 1
+        source.beside = FilesBeside(source, "map")
+        source.beside.below = source.beside.largest_id() + 1
     assert source.view(1)["index"] == 2, "the next row stands in"
     assert said in source.known[1]
 
@@ -215,3 +229,42 @@ def test_refusals(condition, data, said, script, place, capfd):
     (place / "shard.tar").write_bytes(b"")
     assert train(script, data, place / "refused", "--condition", condition) == 2
     assert said in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_masks_are_random_where_no_file_is_given_and_hide_the_picture(folder, tmp_path):
+    base = tiny()
+    source = source_of(folder, "mask")
+    sd = conditioned(base, "mask", source, True)
+    given = masks_given(sd, source, 1)
+    of = lambda epoch: given(np.arange(4), Chosen(np.arange(4), np.full(4, epoch), 0))
+    first, again, later = of(0), of(0), of(1)
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (4, 8, 8, 5) and set(np.unique(first[..., 0])) <= {0.0, 1.0}
+    assert (first[..., 0] != later[..., 0]).any() and sd.config.unet.in_channels == 9
+    masks = [random_mask(np.random.default_rng(i), 16, 16) for i in range(200)]
+    whole = np.mean([mask.all() for mask in masks])
+    assert 0.15 < whole < 0.4 and min(mask.mean() for mask in masks) > 0.02
+    Image.fromarray(np.uint8(255 * np.eye(16))).save(tmp_path / "mask.png")
+    line = {"file_name": str(folder / "0.png"), "text": "", "mask_file_name": "mask.png"}
+    write(tmp_path, [line, {"file_name": str(folder / "1.png"), "text": ""}])
+    source = source_of(tmp_path, "mask")
+    sd = conditioned(base, "mask", source, True)
+    one = masks_given(sd, source, 1)(np.array([0]), Chosen(np.array([0]), np.array([5]), 0))[0]
+    np.testing.assert_array_equal(one[..., 0], np.eye(8))
+    pixels = source.view(0)["pixels"][None] / 127.5 - 1.0
+    want = sdjax.encode_mask(sd, pixels.astype(np.float32), np.eye(16)).concat[0]
+    np.testing.assert_allclose(one, want, atol=1e-5)
+
+
+def test_small_pictures_get_noise_of_the_level_that_the_model_is_told():
+    given = np.full((512, 2, 2, 3), 0.5, np.float32)
+    cond = lowres_cond(X4, {}, batch_of(given), np.zeros(512, bool), jax.random.key(1))
+    levels = cond.vector[:, 0]
+    assert levels.min() >= 0 and levels.max() <= 350 and len(np.unique(levels)) > 200
+    abar = sdjax.sampling.make_schedule(ScheduleConfig(beta_start=1e-4, beta_end=0.02)).alphas_cumprod[
+        levels.astype(int)
+    ]
+    eps = (cond.concat - np.sqrt(abar)[:, None, None, None] * 0.5) / np.sqrt(1 - abar)[:, None, None, None]
+    assert abs(eps.std() - 1) < 0.05 and abs(eps.mean()) < 0.05
+    plain = lowres_cond(SR, {}, batch_of(given), np.zeros(512, bool), jax.random.key(1))
+    assert plain.vector is None and (plain.concat == 0.5).all()
