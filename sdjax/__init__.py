@@ -22,6 +22,7 @@ _HOME = {
     "conditioning.lowres": ("encode_lowres",),
     "conditioning.maps": ("encode_map",),
     "conditioning.masks": ("encode_mask",),
+    "conditioning.pictures": ("encode_picture",),
     "weights.clip": ("load_clip", "save_clip"),
     "adapters.embedding": ("add_embedding",),
     "tasks.attention_maps": ("attention_maps", "attention_pictures", "prompt_words"),

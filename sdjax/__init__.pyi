@@ -18,6 +18,7 @@ from sdjax.conditioning.layouts import encode_layout as encode_layout
 from sdjax.conditioning.lowres import encode_lowres as encode_lowres
 from sdjax.conditioning.maps import encode_map as encode_map
 from sdjax.conditioning.masks import encode_mask as encode_mask
+from sdjax.conditioning.pictures import encode_picture as encode_picture
 from sdjax.conditioning.text import encode_prompt as encode_prompt
 from sdjax.conditioning.text import tokenize as tokenize
 from sdjax.devices.host import keep_programs as keep_programs
@@ -280,6 +281,7 @@ __all__ = [
     "encode_lowres",
     "encode_map",
     "encode_mask",
+    "encode_picture",
     "encode_prompt",
     "hires",
     "img2img",

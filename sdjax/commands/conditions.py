@@ -120,6 +120,15 @@ def depth_cond(sd, paths: list[str], options: Any):
     return sdjax.encode_depth(sd, read_files("depth", paths, read_depth), options.height, options.width)
 
 
+def image_cond(sd, paths: list[str], options: Any):
+    """The same picture for all lines has the noise of the first one's seed."""
+    import sdjax
+    from sdjax.data.picture import decode, open_file
+
+    pictures = [read_file("image", path, lambda path: decode(open_file(path))) for path in paths]
+    return sdjax.encode_picture(sd, pictures, options.noise_level or 0, options.seed)
+
+
 def small_picture(sd, path: Path):
     """Returns the small picture of --lowres, cut down to sides that the model takes: float32 [1, h, w, 3]."""
     small, multiple = read_file("lowres", str(path), read_small), sd.config.unet.factor
@@ -131,7 +140,7 @@ def small_picture(sd, path: Path):
 
 #: What stands beside x: the flag -> the Cond of the files' names. The same words as in Family.concat, of which "lowres"
 #: is made by its task.
-BESIDE = {"map": map_cond, "depth": depth_cond}
+BESIDE = {"map": map_cond, "depth": depth_cond, "image": image_cond}
 FILES = (*BESIDE, "lowres")
 
 KINDS = (
@@ -144,7 +153,7 @@ def beside_of(config) -> str | None:
     """Returns the flag of what stands beside x, or None: nothing, or what the task makes itself."""
     from sdjax.families.table import family_of
 
-    concat = family_of(config).concat
+    concat = "image" if config.image is not None else family_of(config).concat
     return concat if concat in FILES else None
 
 

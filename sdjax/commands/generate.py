@@ -73,7 +73,7 @@ class Task:
 
     def take_size(self, lines: list[str]) -> None:
         """Takes the size of the pictures from what stands beside them, if anything does."""
-        if beside_of(self.sd.config) in BESIDE:
+        if beside_of(self.sd.config) in ("map", "depth"):
             concat, factor = self.asked(lines[:1]).concat, self.sd.config.vae.factor
             self.height, self.width = (side * factor for side in concat.shape[1:3])
 

@@ -16,7 +16,7 @@ FLAGS = tuple(option for option in OPTIONS if option.flag is not None)
 NAMES = tuple(option.name for option in FLAGS)
 
 #: Options that name a picture's file.
-PICTURES = ("init_image", "mask", "map", "depth", "lowres")
+PICTURES = ("init_image", "mask", "map", "depth", "lowres", "image")
 
 
 def flagged(option: Option) -> tuple[str, Any, Any]:
@@ -48,8 +48,10 @@ class Options(Sampling):
     """For a model of depth: a 16-bit PNG or .npy of numbers, larger where it is nearer, of any scale."""
     lowres: Path | None = None
     """For a model that enlarges pictures: the small one."""
+    image: Path | None = None
+    """For a model of pictures (unCLIP, image variations): one that says what is wanted."""
     noise_level: int | None = None
-    """Noise on --lowres: 0 to 350; 20 if left out."""
+    """Noise on --lowres, 0 to 350, 20 if left out; on unCLIP's --image, 0 to 999, 0 if left out."""
     config: str | None = None
     """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
@@ -139,12 +141,13 @@ def check_options(options: Options) -> None:
         ("strength", "init_image"),
         ("mask", "init_image"),
         ("feather", "mask"),
-        ("noise_level", "lowres"),
         ("batch_size", "prompts_file"),
         ("coordinator", "prompts_file"),
     ):
         if getattr(options, name) not in (None, 0.0) and not getattr(options, needed):
             raise SdjaxError(f"--{name} {getattr(options, name)}: needs --{needed}".replace("_", "-"))
+    if options.noise_level is not None and not (options.lowres or options.image):
+        raise SdjaxError(f"--noise-level {options.noise_level}: needs --lowres or --image")
     if options.grid and (options.prompts_file or options.num_images != 1):
         raise SdjaxError("--grid: with one prompt and --num-images 1; take seed=0..3 for an axis")
     for name in ("batch_size", "preview", "num_images"):

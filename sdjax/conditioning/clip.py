@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
 from sdjax.devices.placement import on_all_devices
-from sdjax.image.pixels import to_rgb, whole_picture
+from sdjax.image.pixels import CLIP_MEAN, CLIP_STD, to_rgb, whole_picture
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.clip.network import ImageTower, pool_text
@@ -45,7 +45,7 @@ def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array
     return words / jnp.linalg.norm(words, axis=1, keepdims=True)
 
 
-MEAN, STD = np.float32([0.48145466, 0.4578275, 0.40821073]), np.float32([0.26862954, 0.26130258, 0.27577711])  # CLIP's
+MEAN, STD = np.float32(CLIP_MEAN), np.float32(CLIP_STD)
 
 
 def clip_pixels(image: Image.Image, size: int) -> np.ndarray:

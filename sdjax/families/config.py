@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.networks.bert.config import BertTextConfig, LayoutConfig
-from sdjax.networks.clip.config import TextConfig
+from sdjax.networks.clip.config import NormalizerConfig, TextConfig, VisionConfig
 from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.maps.network import MapConfig
 from sdjax.networks.unet.config import UNetConfig
@@ -27,6 +27,8 @@ class Config:
     class_table: ClassConfig | None = None  # of a model of classes
     layout: LayoutConfig | None = None  # the encoder of a model of layouts
     map: MapConfig | None = None  # the rescaler of a model of semantic maps
+    image: VisionConfig | None = None  # the image tower of a model of pictures
+    normalizer: NormalizerConfig | None = None  # of unCLIP's embeddings of pictures
     size: int = field(default=512, compare=False)  # side in pixels of the pictures that it was trained on
     guidance_scale: float = field(default=7.5, compare=False)  # the published one; guidance_scale=None means this
     pipeline: str | None = field(default=None, compare=False)  # the diffusers class that its folder names
@@ -39,9 +41,9 @@ class Config:
 
     @property
     def null(self) -> bool:
-        """Has the model an unconditional half: the empty prompt, the null class, the empty layout?"""
+        """Has the model an unconditional half: the empty prompt, the null class, the empty layout, a token of zeros?"""
         has_null = [part.null for part in (self.class_table, self.layout) if part is not None]
-        return self.text is not None or any(has_null)
+        return self.text is not None or self.image is not None or any(has_null)
 
     @property
     def multiple(self) -> int:

@@ -7,7 +7,7 @@ from sdjax.families.config import Config
 from sdjax.networks.part import Part
 
 #: The fields of Config, and names in Family.parts, of the networks that make conditions.
-CONDITIONS = ("text", "class_table", "layout", "map")
+CONDITIONS = ("text", "class_table", "layout", "map", "image", "normalizer")
 
 
 class Place(NamedTuple):
@@ -50,7 +50,7 @@ class Family(NamedTuple):
     presets: tuple[Config, ...]  # the published configurations
     others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
     mask: Mask = Mask()  # where concat is "mask"
-    vector: str | None = None  # what is added to the time embedding: None, or "level", of the noise in "lowres"
+    vector: str | None = None  # what is added to the time embedding: None, "level" of the noise in "lowres", "picture"
     scale: float = 7.5  # the guidance scale of its models of text, unless a published one says another
     ema: bool = False  # do the official scripts sample with a single file's EMA copy?
 
@@ -62,7 +62,8 @@ class Family(NamedTuple):
         """Has a model of this config the networks and the vector of this family?"""
         kind = lambda part: self.parts[part].part.config if part in self.parts else type(None)
         same = all(type(getattr(config, part)) is kind(part) for part in CONDITIONS)
-        return same and {None: False, "level": config.unet.labels is not None}[self.vector] == config.unet.takes_vector
+        unet = config.unet
+        return same and bool({None: not unet.takes_vector, "level": unet.labels, "picture": unet.vector}[self.vector])
 
     def channels(self, config: Config) -> int:
         """Returns how many channels the UNet takes in a model of this family."""

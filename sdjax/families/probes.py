@@ -11,6 +11,8 @@ def unet_probes(config: Config) -> Shapes:
     unet, prefix = config.unet, "model.diffusion_model"
     wide, middle = unet.channels[-1], f"{prefix}.middle_block.1"
     found = {f"{prefix}.input_blocks.0.0.weight": (unet.channels[0], unet.in_channels, 3, 3)}
+    if unet.vector:
+        found[f"{prefix}.label_emb.0.0.weight"] = (4 * unet.channels[0], unet.vector)
     if unet.labels:
         found[f"{prefix}.label_emb.weight"] = (unet.labels, 4 * unet.channels[0])
     if not unet.cross:
@@ -37,6 +39,9 @@ def condition_probes(config: Config) -> Shapes:
     if isinstance(text := config.text, BertTextConfig):
         found[f"{prefix}.transformer.token_emb.weight"] = (text.vocab_size, text.width)
         found[f"{prefix}.transformer.pos_emb.emb.weight"] = (text.length, text.width)
+    if image := config.image:
+        tower = "embedder" if config.text else prefix
+        found[f"{tower}.model.visual.proj"] = (image.width, image.projection)
     if maps := config.map:
         found[f"{prefix}.channel_mapper.weight"] = (maps.channels, maps.classes, 1, 1)
     return found

@@ -3,7 +3,12 @@
 from dataclasses import replace
 
 from sdjax.diffusion.schedule import ScheduleConfig
-from sdjax.families.sd import SD, SD21, SD21_BASE
+from sdjax.families.family import Place
+from sdjax.families.probes import all_probes
+from sdjax.families.sd import SD, SD15, SD21, SD21_BASE
+from sdjax.image import watermark
+from sdjax.networks.clip.config import NormalizerConfig, VisionConfig
+from sdjax.networks.clip.part import CLIP_IMAGE, NORMALIZER
 from sdjax.networks.vae.config import VAEConfig
 
 #: Text and a depth map, 512 px. UNet 865,913,604 parameters.
@@ -28,6 +33,28 @@ X4_UPSCALER = replace(
     size=512,
 )
 
+#: Text and a picture's embedding by OpenCLIP's ViT-H, with noise, 768 px. UNet 870,173,124 parameters.
+SD21_UNCLIP_H = replace(
+    SD21,
+    name="sd21-unclip-h",
+    unet=replace(SD21.unet, vector=2048),
+    image=VisionConfig(width=1280, layers=32, mlp_width=5120, activation="gelu", projection=1024),
+    normalizer=NormalizerConfig(1024),
+    guidance_scale=10.0,
+)
+
+#: The same by OpenAI's ViT-L. UNet 869,517,764 parameters.
+SD21_UNCLIP_L = replace(
+    SD21_UNCLIP_H,
+    name="sd21-unclip-l",
+    unet=replace(SD21.unet, vector=1536),
+    image=VisionConfig(),
+    normalizer=NormalizerConfig(768),
+)
+
+#: A picture's embedding by OpenAI's ViT-L in place of a text. UNet 859,520,964 parameters.
+SD_IMAGE_VARIATIONS = replace(SD15, name="sd-image-variations", text=None, image=VisionConfig())
+
 SD_DEPTH = SD._replace(
     name="sd-depth",
     concat="depth",
@@ -45,4 +72,38 @@ SD_UPSCALE = SD._replace(
     pipeline="StableDiffusionUpscalePipeline",
     presets=(),
     others=(X4_UPSCALER,),
+)
+
+SD_UNCLIP = SD._replace(
+    name="sd-unclip",
+    parts=SD.parts
+    | {
+        "image": Place(CLIP_IMAGE, "image_encoder", "embedder", "image tower"),
+        "normalizer": Place(NORMALIZER, "image_normalizer", "noise_augmentor", "statistics of embeddings"),
+    },
+    vector="picture",
+    pipeline="StableUnCLIPImg2ImgPipeline",
+    scale=10.0,
+    presets=(),
+    others=(SD21_UNCLIP_H, SD21_UNCLIP_L),
+)
+
+#: The same without an image tower: its embeddings come from a prior, which is not read.
+SD_UNCLIP_PRIOR = SD_UNCLIP._replace(
+    name="sd-unclip-prior",
+    parts={part: place for part, place in SD_UNCLIP.parts.items() if part != "image"},
+    pipeline="StableUnCLIPPipeline",
+    others=(),
+)
+
+SD_VARIATIONS = SD._replace(
+    name="sd-variations",
+    parts={part: place for part, place in SD.parts.items() if part != "text"}
+    | {"image": Place(CLIP_IMAGE, "image_encoder", "cond_stage_model", "image tower")},
+    towers=(),
+    pipeline="StableDiffusionImageVariationPipeline",
+    probes=all_probes,
+    watermark=lambda config: watermark.V1,
+    presets=(),
+    others=(SD_IMAGE_VARIATIONS,),
 )

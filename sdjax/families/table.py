@@ -5,10 +5,10 @@ from sdjax.families.config import Config
 from sdjax.families.family import Family
 from sdjax.families.ldm import CIN256_V2, LDM, LDM_CLASSES, LDM_INPAINT, LDM_LAYOUT, LDM_LOWRES, LDM_MAP, LDM_TEXT
 from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD_INPAINT, SD_MAP
-from sdjax.families.sd2 import SD_DEPTH, SD_UPSCALE
+from sdjax.families.sd2 import SD_DEPTH, SD_UNCLIP, SD_UNCLIP_PRIOR, SD_UPSCALE, SD_VARIATIONS
 
 FAMILIES: tuple[Family, ...] = (
-    *(SD, SD_INPAINT, SD_MAP, SD_DEPTH, SD_UPSCALE),
+    *(SD, SD_INPAINT, SD_MAP, SD_DEPTH, SD_UPSCALE, SD_UNCLIP, SD_UNCLIP_PRIOR, SD_VARIATIONS),
     *(LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP, LDM_INPAINT, LDM_LOWRES, LDM_TEXT),
 )
 
@@ -45,7 +45,7 @@ def prompt_of(config: Config) -> str:
     """Returns what a model takes as its prompt, in words for messages."""
     if config.text is not None:
         return "text, or a Cond, as sdjax.encode_prompt returns it"
-    for part, builder in (("class_table", "classes"), ("layout", "layout")):
+    for part, builder in (("class_table", "classes"), ("layout", "layout"), ("image", "picture")):
         if getattr(config, part) is not None:
             return f"a Cond, as sdjax.encode_{builder} returns it"
     if concat := family_of(config).concat:

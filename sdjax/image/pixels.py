@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # types imports JAX, which reading pictures does not need
     from sdjax.types import Arrays
 
 
+#: What CLIP's pictures are normalised by.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
 def pixels_to_pil(pixels: Float[Arrays, "B H W 3"] | Float[Arrays, "H W 3"]) -> list[Image.Image]:
     """Returns B RGB images for pixels [B, H, W, 3], or one for [H, W, 3].
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sdjax.networks.bert.part import BERT_TEXT, LAYOUT_TOWER
-from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION
+from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION, NORMALIZER
 from sdjax.networks.labels.part import CLASS_TABLE
 from sdjax.networks.maps.part import MAP_RESCALER
 from sdjax.networks.part import Part, module_shapes
@@ -15,10 +15,8 @@ from sdjax.networks.unet.part import UNET
 from sdjax.networks.vae.part import KL_VAE
 from sdjax.types import Array, Params
 
-PARTS: dict[type, Part] = {
-    part.config: part
-    for part in (CLIP_TEXT, CLIP_VISION, KL_VAE, UNET, CLASS_TABLE, BERT_TEXT, LAYOUT_TOWER, MAP_RESCALER)
-}
+NETWORKS = (CLIP_TEXT, CLIP_VISION, NORMALIZER, KL_VAE, UNET, CLASS_TABLE, BERT_TEXT, LAYOUT_TOWER, MAP_RESCALER)
+PARTS: dict[type, Part] = {part.config: part for part in NETWORKS}
 
 
 def make_rows(config: Any, **prefix: str) -> list[TensorRow]:

@@ -226,6 +226,7 @@ def prepare(
     x0, concat, known = condition(config, dtype, params, plan, chunk, eps)
     if concat is not None:
         cond, uncond = (side._replace(concat=concat) for side in (cond, uncond))
+    uncond = stages.with_zero_vector(config, uncond, cond)
     if chunk.beside is not None:
         cond, uncond = (side | chunk.beside for side in (cond, uncond))
     return cond, uncond, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)

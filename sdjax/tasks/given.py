@@ -82,7 +82,10 @@ def check_beside(config: Config, prompt: Any, own: str | None = None) -> None:
 
     own: what the task brings, "mask" or None.
     """
-    if not stands_beside(prompt) and (own is None or family_of(config).concat != own):
+    family = family_of(config)
+    if family.vector == "picture" and not (isinstance(prompt, Cond) and prompt.vector is not None):
+        raise SdjaxError(f"sd {config.name}: takes a picture, give a Cond, as sdjax.encode_picture returns it")
+    if not stands_beside(prompt) and (own is None or family.concat != own):
         needs_nothing_beside(config)
 
 

@@ -36,6 +36,7 @@ OTHERS: tuple[Option, ...] = (
     Option("map", None, str, "", text="Map", read=str, place=26),
     Option("depth", None, str, "", text="Depth", read=str, place=28),
     Option("lowres", None, str, "", text="Small picture", read=str, place=29),
+    Option("image", None, str, "", text="Image", read=str, place=31),
     Option("noise_level", None, int | None, "", text="Noise level", read=int, place=30),
     Option("config", None, str, "", text="Config", read=str, place=27),
     Option("safety_checker", None, str, "", text="Safety checker", read=str, place=23),

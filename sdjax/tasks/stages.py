@@ -92,6 +92,7 @@ def denoiser(
                 "AND need guidance, give uncond"
             )
     config = sd.config
+    uncond = uncond and with_zero_vector(config, uncond, cond)
     predict = lambda x, t, cond: unet_output(
         sd.params["unet"], beside(x, cond.concat), t, cond.context, config.unet, sd.dtype, cond.vector
     )
@@ -99,6 +100,14 @@ def denoiser(
     if uncond is None:
         return to_denoiser(config.schedule, lambda x, sigma: predict(x, sigma, cond))
     return to_denoiser(config.schedule, with_guidance(predict, uncond, cond, guidance_scale, rescale))
+
+
+def with_zero_vector(config: Config, uncond: Cond, cond: Cond) -> Cond:
+    """Returns unCLIP's unconditional half with a vector of zeros, if it has none; those of other models as they are."""
+    if config.unet.vector is None or uncond.vector is not None:
+        return uncond
+    vector = cond.vector if cond.mix is None else cond.vector[:, 0]
+    return uncond._replace(vector=jnp.zeros_like(vector))
 
 
 def cast_unet(params: Params, dtype) -> Params:

@@ -23,7 +23,7 @@ from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.formats.tensors import read_tensors
 from sdjax.networks.bert.config import BertTextConfig
 from sdjax.networks.bert.part import BERT_TEXT
-from sdjax.networks.clip.part import CLIP_TEXT
+from sdjax.networks.clip.part import CLIP_IMAGE, CLIP_TEXT
 from sdjax.networks.fields import read_json
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.text.tokenizer import load_tokenizer, write_tokenizer
@@ -39,7 +39,7 @@ DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_mod
 
 def stems_of(place: Place) -> tuple[tuple[str, str], ...]:
     """Returns the names of the files that hold a network's weights."""
-    return TRANSFORMERS if place.part in (CLIP_TEXT, BERT_TEXT) else DIFFUSERS
+    return TRANSFORMERS if place.part in (CLIP_TEXT, BERT_TEXT, CLIP_IMAGE) else DIFFUSERS
 
 
 #: folder of a network, in any family -> the names of its weights' files
@@ -123,7 +123,7 @@ def read_params(folder: str | Path, config: Config, variant: str | None = None) 
     for part, place in parts.items():
         path, module, own = folder / place.folder, getattr(config, part), place.part.own
         layers = config.text.layers if part == "text" else -1
-        tensors = read_weights(path, stems_of(place), part, variant)
+        tensors = read_weights(path, stems_of(place), "vision" if part == "image" else part, variant)
         rows, shapes = make_rows(module), param_shapes(module)
         params[part] = from_file_tensors(tensors, rows, shapes, source=str(path), text_layers=layers, own=own)
     return params

@@ -24,7 +24,8 @@ from sdjax.networks.fields import Fields, class_name
 OF_DIFFUSERS = (
     *("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionDepth2ImgPipeline"),
     *("StableDiffusionUpscalePipeline", "LDMPipeline", "LDMSuperResolutionPipeline"),
-    "LDMTextToImagePipeline",
+    *("LDMTextToImagePipeline", "StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
+    "StableDiffusionImageVariationPipeline",
 )
 SCALE = "guidance_scale"
 MOST_NOISE = 350  # the x4 upscaler's
@@ -153,6 +154,26 @@ def read_schedule(fields: Fields) -> ScheduleConfig:
     return config
 
 
+def image_processor(size: int) -> dict[str, Any]:
+    """Returns the content of CLIP's preprocessor_config.json: resize the shorter side, crop the centre, normalise."""
+    from sdjax.image.pixels import CLIP_MEAN, CLIP_STD
+
+    return dict(
+        image_processor_type="CLIPImageProcessor",
+        crop_size=dict(height=size, width=size),
+        do_center_crop=True,
+        do_convert_rgb=True,
+        do_normalize=True,
+        do_rescale=True,
+        do_resize=True,
+        image_mean=list(CLIP_MEAN),
+        image_std=list(CLIP_STD),
+        resample=3,
+        rescale_factor=1 / 255,
+        size=dict(shortest_edge=size),
+    )
+
+
 def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     """Returns path -> content of every JSON file of a diffusers folder, except the tokenizer's.
 
@@ -169,7 +190,7 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     index = class_name(config.pipeline or family.pipeline) | dict(scheduler=["diffusers", scheduler_class])
     if family.concat == "depth":
         index |= dict(depth_estimator=[None, None], feature_extractor=[None, None])
-    elif family.pipeline.startswith("Stable"):
+    elif family.pipeline.startswith("StableDiffusion"):
         index |= dict(
             feature_extractor=[None, None],
             image_encoder=[None, None],
@@ -181,8 +202,13 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             index |= dict(bert=["latent_diffusion", "LDMBertModel"], tokenizer=["transformers", "BertTokenizer"])
         elif part == "text":
             index |= dict(text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"])
+        elif part == "image":
+            index |= dict(
+                image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+                feature_extractor=["transformers", "CLIPImageProcessor"],
+            )
         else:
-            library = "diffusers" if part in ("unet", "vae") else "sdjax"
+            library = {"unet": "diffusers", "vae": "diffusers", "normalizer": "stable_diffusion"}.get(part, "sdjax")
             index[place.folder] = [library, written[part]["_class_name"]]
     if family.pipeline not in OF_DIFFUSERS:
         index[SCALE] = config.guidance_scale
@@ -203,6 +229,12 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             timestep_spacing=config.spacing or ("trailing" if schedule.zero_terminal_snr else "leading"),
         )
     )
+    if config.image is not None:
+        parts["feature_extractor/preprocessor_config.json"] = image_processor(config.image.size)
+    if family.vector == "picture":
+        index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
+        noising = dict(beta_schedule="squaredcos_cap_v2", num_train_timesteps=1000, clip_sample=True)
+        parts["image_noising_scheduler/scheduler_config.json"] = class_name("DDPMScheduler") | noising
     files = {"model_index.json": index, **parts, "scheduler/scheduler_config.json": scheduler}
     if family.vector == "level":
         index["low_res_scheduler"], index["max_noise_level"] = ["diffusers", "DDPMScheduler"], MOST_NOISE

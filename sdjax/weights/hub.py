@@ -19,6 +19,7 @@ SECONDS = 7  # time limit for the hub's answer, including the look-up of its add
 CONFIGS = (
     "model_index.json",
     "scheduler/scheduler_config.json",
+    "image_noising_scheduler/scheduler_config.json",
     *(f"{folder}/config.json" for folder in FOLDERS),
     *(
         f"tokenizer/{name}"

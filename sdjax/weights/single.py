@@ -172,6 +172,24 @@ def read_scale(tensors: Mapping[str, np.ndarray], config: Config, source: Path) 
     return replace(config, vae=replace(config.vae, scaling=float(scale)))
 
 
+def add_statistics(tensors: dict[str, np.ndarray], config: Config, source: Path) -> None:
+    """Adds unCLIP's statistics of embeddings, which no single file holds: those of ViT-H are mean 0 and deviation 1.
+
+    SdjaxError: others are unknown.
+    """
+    if config.normalizer is None:
+        return
+    names = [f"{family_of(config).parts['normalizer'].prefix}.data_{name}" for name in ("mean", "std")]
+    if all(name in tensors for name in names):
+        return
+    if config.normalizer.width != 1024:
+        raise SdjaxError(
+            f"{source}: the statistics of its embeddings are not in it; load diffusers' folder of the model"
+        )
+    for name, value in zip(names, (0, 1), strict=True):
+        tensors[name] = np.full((1, 1024), value, np.float32)
+
+
 def check_betas(tensors: Mapping[str, np.ndarray], schedule: ScheduleConfig, source: Path) -> None:
     """Logs one line if the file's noise schedule differs from `schedule`, the one that is used."""
     ours = make_schedule(schedule).betas
@@ -221,6 +239,10 @@ def read_single(
     config = read_scale(tensors, config, path)
     check_betas(tensors, config.schedule, path)
 
+    add_statistics(tensors, config, path)
+    if config.image and config.text is None:  # a whole CLIP, of which the text tower is not asked
+        whole = [name for name in tensors if name.startswith("cond_stage_model.model.") and ".visual." not in name]
+        tensors = {name: value for name, value in tensors.items() if name not in set(whole)}
     rows = model_rows(config)
     has_ema = any(name.startswith(ema_name(UNET)) for name in tensors)
     if prefer_ema and not has_ema:

@@ -35,6 +35,8 @@ HARMLESS = {
         r"scale_factor",  # the VAE's scaling; single.py compares it with the config's
         r"denoiser\.sigmas",  # SGM's schedule buffer
         r"depth_model\..+",  # MiDaS, which makes SD 2's depth maps
+        r"noise_augmentor\.(?!data_).+",  # the buffers of unCLIP's noise
+        r"embedder\.model\.(?!visual\.).+",  # the text tower of unCLIP's CLIP
         r"low_scale_model\..+",  # the buffers of the x4 upscaler's own noise schedule
         r"cond_stage_model\.(encoder|decoder|quantize|quant_conv|post_quant_conv|loss)\..+",  # the first stage again
         r"model_ema\..+",  # the UNet again, see ema_name; with decay and num_updates

@@ -20,6 +20,13 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class NormalizerConfig:
+    """The mean and the standard deviation of CLIP's embeddings of pictures, which unCLIP normalises them by."""
+
+    width: int = 768
+
+
+@dataclass(frozen=True)
 class VisionConfig:
     """A CLIP image tower (ViT, arXiv 2103.00020)."""
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import SdjaxError
-from sdjax.networks.clip.config import TextConfig, VisionConfig
-from sdjax.networks.fields import MOST_LAYERS, Fields
+from sdjax.networks.clip.config import NormalizerConfig, TextConfig, VisionConfig
+from sdjax.networks.fields import MOST_LAYERS, Fields, class_name
 from sdjax.nn.layers import ACTIVATIONS
 from sdjax.text.tokenizer import special_ids
 
@@ -94,9 +94,11 @@ DEFAULTS = {
 
 
 def read_vision(source: Fields, *_: Any) -> VisionConfig:
-    """Returns the VisionConfig in the config.json of a whole CLIP. SdjaxError: names the file and the field that is not
-    supported."""
+    """Returns the VisionConfig in the config.json of a whole CLIP or of its image tower. SdjaxError: names the file and
+    the field that is not supported."""
     path, fields = source.path, source.values.get("vision_config")
+    if source.values.get("model_type") == "clip_vision_model":  # an image tower's own
+        fields = source.values
     if not isinstance(fields, dict):
         raise SdjaxError(f"{path}: has no vision_config")
     fields = DEFAULTS | fields | {"projection_dim": source.values.get("projection_dim", 512)}
@@ -117,3 +119,19 @@ def write_vision(config: VisionConfig) -> dict[str, Any]:
     """Returns the content of config.json for CLIP's head: a CLIPModel's without its text tower."""
     vision = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     return {"model_type": "clip", "projection_dim": config.projection, "vision_config": vision}
+
+
+def write_image_tower(config: VisionConfig) -> dict[str, Any]:
+    """Returns the content of the config.json of an image tower alone, transformers' CLIPVisionModelWithProjection."""
+    own = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    return dict(architectures=["CLIPVisionModelWithProjection"], model_type="clip_vision_model") | CHECKED | own
+
+
+def read_normalizer(fields: Fields, *_: Any) -> NormalizerConfig:
+    """Returns the NormalizerConfig in a StableUnCLIPImageNormalizer's config.json."""
+    return NormalizerConfig(fields.take("embedding_dim", 768))
+
+
+def write_normalizer(config: NormalizerConfig) -> dict[str, Any]:
+    """Returns the content of a StableUnCLIPImageNormalizer's config.json."""
+    return class_name("StableUnCLIPImageNormalizer") | dict(embedding_dim=config.width)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from sdjax.networks.clip.config import TextConfig, VisionConfig
+from sdjax.networks.clip.config import NormalizerConfig, TextConfig, VisionConfig
 from sdjax.networks.rows import TensorRow, join, layer_norm, weight
 
 
@@ -20,10 +20,13 @@ def clip_layers(layers: int, root: str, prefix: str | None) -> Iterator[TensorRo
             yield from layer_norm(f"layer_{i}/norm{j}", *both(f"layer_norm{j}"))
 
 
-def open_clip_layers(layers: int, prefix: str) -> Iterator[TensorRow]:
-    """Yields the rows of the text tower's layers with OpenCLIP's names in single files, where q, k, v are stacked."""
+def open_clip_layers(layers: int, prefix: str, root: str = "text_model") -> Iterator[TensorRow]:
+    """Yields the rows of a tower's layers with OpenCLIP's names in single files, where q, k, v are stacked.
+
+    root: what transformers' names begin with.
+    """
     for i in range(layers):
-        ours, theirs, old = f"layer_{i}", f"text_model.encoder.layers.{i}", f"{prefix}.{i}"
+        ours, theirs, old = f"layer_{i}", f"{root}.encoder.layers.{i}", f"{prefix}.{i}"
         for head in "qkv":
             for row in weight(f"{ours}/attn/{head}", f"{theirs}.self_attn.{head}_proj", f"{old}.attn.in_proj", "dense"):
                 stacked = row.compvis.replace("in_proj.", "in_proj_")
@@ -57,13 +60,27 @@ def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[
     yield from layer_norm("final_norm", "text_model.final_layer_norm", f"{prefix}.{final}")
 
 
-def vision_rows(config: VisionConfig) -> Iterator[TensorRow]:
-    """Yields the rows of an image tower: transformers' CLIPVisionModelWithProjection, which spells `pre_layrnorm`."""
-    embeddings = "vision_model.embeddings"
-    yield TensorRow(("class_embedding",), f"{embeddings}.class_embedding", None, "same", "same")
-    yield TensorRow(("position_embedding",), f"{embeddings}.position_embedding.weight", None, "same", "same")
-    yield from weight("patch", f"{embeddings}.patch_embedding", None, "conv", bias=False)
-    yield from layer_norm("pre_norm", "vision_model.pre_layrnorm", None)
-    yield from clip_layers(config.layers, "vision_model", None)
-    yield from layer_norm("post_norm", "vision_model.post_layernorm", None)
-    yield from weight("projection", "visual_projection", None, "dense", bias=False)
+def vision_rows(config: VisionConfig, prefix: str | None = None) -> Iterator[TensorRow]:
+    """Yields the rows of an image tower: transformers' CLIPVisionModelWithProjection, which spells `pre_layrnorm`.
+
+    prefix: of its names in single files, where they are OpenCLIP's; None: in none.
+    """
+    embeddings, visual = "vision_model.embeddings", prefix and f"{prefix}.model.visual"
+    old = lambda name: join(visual, name)
+    yield TensorRow(("class_embedding",), f"{embeddings}.class_embedding", old("class_embedding"), "same", "same")
+    names = f"{embeddings}.position_embedding.weight", old("positional_embedding")
+    yield TensorRow(("position_embedding",), *names, "same", "same")
+    yield from weight("patch", f"{embeddings}.patch_embedding", old("conv1"), "conv", bias=False)
+    yield from layer_norm("pre_norm", "vision_model.pre_layrnorm", old("ln_pre"))
+    if visual:
+        yield from open_clip_layers(config.layers, f"{visual}.transformer.resblocks", "vision_model")
+    else:
+        yield from clip_layers(config.layers, "vision_model", None)
+    yield from layer_norm("post_norm", "vision_model.post_layernorm", old("ln_post"))
+    yield TensorRow(("projection", "kernel"), "visual_projection.weight", old("proj"), "dense", "same")
+
+
+def normalizer_rows(config: NormalizerConfig, prefix: str = "noise_augmentor") -> Iterator[TensorRow]:
+    """Yields the rows of the statistics of embeddings."""
+    for name in ("mean", "std"):
+        yield TensorRow((name,), name, f"{prefix}.data_{name}", "same", "same")

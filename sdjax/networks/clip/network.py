@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from sdjax.networks.clip.config import TextConfig, VisionConfig
+from sdjax.networks.clip.config import NormalizerConfig, TextConfig, VisionConfig
 from sdjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, parameter
 from sdjax.nn.transformer import Attention
 from sdjax.types import Array
@@ -83,3 +83,17 @@ class ImageTower(nn.Module):
         pooled = LayerNorm(name="post_norm")(x[:, 0])
         projection = Dense(config.projection, self.dtype, use_bias=False, name="projection")
         return projection(pooled).astype(jnp.float32)
+
+
+class Normalizer(nn.Module):
+    """Statistics of embeddings; `apply` normalises by them."""
+
+    config: NormalizerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, embeddings: Array) -> Array:
+        """[B, width] -> float32 [B, width], of mean 0 and standard deviation 1."""
+        mean = self.param("mean", nn.initializers.zeros_init(), (1, self.config.width))
+        std = self.param("std", nn.initializers.ones_init(), (1, self.config.width))
+        return (embeddings - mean) / std

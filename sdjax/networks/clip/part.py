@@ -2,10 +2,18 @@
 
 import jax.numpy as jnp
 
-from sdjax.networks.clip.config import TextConfig, VisionConfig
-from sdjax.networks.clip.fields import read_text, read_vision, write_text, write_vision
-from sdjax.networks.clip.names import text_rows, vision_rows
-from sdjax.networks.clip.network import ImageTower, TextTower
+from sdjax.networks.clip.config import NormalizerConfig, TextConfig, VisionConfig
+from sdjax.networks.clip.fields import (
+    read_normalizer,
+    read_text,
+    read_vision,
+    write_image_tower,
+    write_normalizer,
+    write_text,
+    write_vision,
+)
+from sdjax.networks.clip.names import normalizer_rows, text_rows, vision_rows
+from sdjax.networks.clip.network import ImageTower, Normalizer, TextTower
 from sdjax.networks.part import Part, example
 
 CLIP_TEXT = Part(
@@ -25,4 +33,16 @@ CLIP_VISION = Part(
     vision_rows,
     read_vision,
     write_vision,
+)
+
+#: The same, in a folder of its own beside a UNet.
+CLIP_IMAGE = CLIP_VISION._replace(write=write_image_tower)
+
+NORMALIZER = Part(
+    NormalizerConfig,
+    Normalizer,
+    lambda config: (example(1, config.width),),
+    normalizer_rows,
+    read_normalizer,
+    write_normalizer,
 )

@@ -1,0 +1,63 @@
+"""Pictures -> Cond: their embeddings by CLIP's image tower, in place of a text or beside it.
+
+unCLIP adds noise to a normalised embedding z by a cosine schedule, sqrt(abar) z + sqrt(1 - abar) eps, and tells the
+level (Stability `ldm/modules/encoders/modules.py`, CLIPEmbeddingNoiseAugmentation).
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.checks import is_whole
+from sdjax.conditioning.clip import clip_pixels, image_embedding
+from sdjax.diffusion import noise
+from sdjax.errors import SdjaxError
+from sdjax.image.pixels import pixels_to_pil, read_images
+from sdjax.model.value import StableDiffusion
+from sdjax.nn.layers import timestep_embedding
+from sdjax.types import Cond
+
+LEVELS = 1000  # of noise on embeddings
+
+STREAM = 2**32 - 3  # of the embeddings' noise, beside the streams of walks and of small pictures
+
+
+def encode_picture(sd: StableDiffusion, pictures: Any, noise_level: int = 0, seed: int = 0) -> Cond:
+    """Returns the Cond of B pictures: vector float32 [B, 2 D] for unCLIP, context [B, 1, D] for image variations.
+
+    pictures: PIL, a list of them, or float [B, H, W, 3] in [-1, 1]. As CLIP's processor does it, the shorter side
+        becomes the tower's, and the centre is cut out.
+    noise_level: 0 to 999: how much noise unCLIP's embeddings get; level 0 still adds a little. Image variations take
+        none.
+    seed: picture i gets the noise of seed + i.
+    SdjaxError: the model takes no pictures, or an argument out of range.
+    """
+    config = sd.config
+    if config.image is None:
+        raise SdjaxError(f"pictures: {config.name} takes no pictures")
+    images = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+    if hasattr(pictures, "shape"):
+        images = pixels_to_pil(read_images(pictures, None, None, 1, 3))
+    pixels = np.stack([clip_pixels(image, config.image.size) for image in images])
+    embeddings = image_embedding(sd.params["image"], pixels, config.image, sd.dtype)
+    if config.unet.vector is None:
+        return Cond(embeddings[:, None])
+    if not is_whole(noise_level, 0, LEVELS - 1):
+        raise SdjaxError(f"noise_level {noise_level!r}: a whole number from 0 to {LEVELS - 1}")
+    if not is_whole(seed, 0, 2**32 - len(images)):
+        raise SdjaxError(f"seed {seed!r}: a whole number from 0 to {2**32 - len(images)}")
+    mean, std = (sd.params["normalizer"][name].astype(jnp.float32) for name in ("mean", "std"))
+    seeds = np.arange(seed, seed + len(images), dtype=np.uint32)
+    draws, shape = noise.image_draws(seeds, np.uint32(0), np.float32(0), STREAM), (1, 1, embeddings.shape[1])
+    eps, abar = noise.draw(draws, shape)[:, 0, 0], cosine_abar()[noise_level]
+    z = np.float32(np.sqrt(abar)) * (embeddings - mean) / std + np.float32(np.sqrt(1 - abar)) * eps
+    level = timestep_embedding(jnp.full(len(images), noise_level, jnp.float32), embeddings.shape[1])
+    return Cond(vector=jnp.concatenate([z * std + mean, level], axis=1))
+
+
+def cosine_abar() -> np.ndarray:
+    """Returns abar of the cosine schedule (arXiv 2102.09672, equation 17) with betas of at most 0.999: [LEVELS]."""
+    t = np.arange(LEVELS + 1) / LEVELS
+    f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
