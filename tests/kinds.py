@@ -6,6 +6,7 @@ from functools import cache
 import sdjax
 from sdjax.families.table import family_of
 from sdjax.networks.bert.config import LayoutConfig
+from sdjax.networks.clip.config import NormalizerConfig, VisionConfig
 from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.maps.network import MapConfig
 from tests.narrow import random_params
@@ -41,7 +42,17 @@ X4 = replace(
 )
 SR = replace(PLAIN, name="tiny-sr", unet=replace(PLAIN.unet, in_channels=6))
 INPAINT = replace(PLAIN, name="tiny-inpaint", unet=replace(PLAIN.unet, in_channels=7))
-BESIDE = {config.name.removeprefix("tiny-"): config for config in (DEPTH, X4, SR, INPAINT)}
+IMAGE = VisionConfig(size=16, patch=4, width=8, layers=1, heads=2, mlp_width=16, projection=6)
+UNCLIP = replace(
+    CONFIG,
+    name="tiny-unclip",
+    unet=replace(CONFIG.unet, vector=12),
+    image=IMAGE,
+    normalizer=NormalizerConfig(6),
+    guidance_scale=10.0,
+)
+VARIATIONS = replace(CONFIG, name="tiny-variations", text=None, unet=replace(CONFIG.unet, context_dim=6), image=IMAGE)
+BESIDE = {config.name.removeprefix("tiny-"): config for config in (DEPTH, X4, SR, INPAINT, UNCLIP, VARIATIONS)}
 
 KINDS = {config.name.removeprefix("tiny-"): config for config in (PLAIN, CLASSES, LAYOUT, MAP, TEXT_MAP)}
 

@@ -54,6 +54,9 @@ class Task:
             self.function, level = sdjax.upscale, options.noise_level
             self.arguments |= {"pictures": small} | ({} if level is None else {"noise_level": level})
             self.height, self.width = (side * sd.config.vae.factor for side in small.shape[1:3])
+            for name in ("height", "width"):  # what --from says is no choice
+                if self.arguments[name] == getattr(self, name):
+                    self.arguments[name] = None
         if mask is not None:
             self.arguments |= {"mask": mask, "feather": options.feather}
         if options.strength is not None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.weights import single
-from tests.kinds import KINDS, model
+from tests.kinds import BESIDE, KINDS, model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -17,9 +17,12 @@ BOX, OTHER = [1, 0.0, 0.25, 0.5, 1.0], [0, 0.5, 0.0, 1.0, 0.5]
 
 @pytest.fixture
 def models(place, monkeypatch):
-    monkeypatch.setattr(single, "CANDIDATES", (*single.CANDIDATES, *KINDS.values()))
-    for kind in ("layout", "map", "nothing"):
-        sdjax.save(model(KINDS[kind]), place / f"{kind}.safetensors")
+    monkeypatch.setattr(single, "CANDIDATES", (*single.CANDIDATES, *KINDS.values(), *BESIDE.values()))
+    for kind, config in (KINDS | BESIDE).items():
+        if kind not in ("classes", "text-map"):
+            sdjax.save(model(config), place / f"{kind}.safetensors")
+    np.save(place / "depth.npy", np.arange(512.0).reshape(16, 32))
+    Image.fromarray(np.arange(512, dtype=np.uint16).reshape(16, 32)).save(place / "depth.png")
     (place / "one.json").write_text(json.dumps([BOX]))
     (place / "two.json").write_text(json.dumps([[BOX, OTHER], []]))
     (place / "layouts.txt").write_text(f"{json.dumps([OTHER])}\n[]\n")
@@ -63,6 +66,17 @@ def test_maps_and_nothing(script, place, models):
     draw(script, place, "nothing2", "--from", "nothing/00001-seed1.png")
 
 
+def test_models_without_text_that_take_pictures(script, place, models):
+    (text,) = draw(script, place, "sr", "--model", "sr.safetensors", "--lowres", "map.png").values()
+    assert "Size: 64x32" in text[-1] and "Small picture: map.png" in text[-1]
+    draw(script, place, "sr-again", "--from", "sr/00000-seed0.png")
+    assert (place / "sr-again/00000-seed0.png").read_bytes() == (place / "sr/00000-seed0.png").read_bytes()
+    mask = "--init-image", "map.png", "--mask", "map.png"
+    draw(script, place, "inpaint", "--model", "inpaint.safetensors", *mask)
+    (text,) = draw(script, place, "variations", "--model", "variations.safetensors", "--image", "map.png").values()
+    assert text[0] == "map.png"
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -86,6 +100,13 @@ def test_maps_and_nothing(script, place, models):
             "--map map.png: tiny-nothing takes none, give nothing",
         ),
         (["--model", "nothing.safetensors", "--config", "tiny"], "--model: config 'tiny': one of"),
+        (["--model", "sr.safetensors"], "--lowres: tiny-sr takes it in place of a prompt, as --lowres FILE"),
+        (["--model", "sr.safetensors", "--lowres", "no.png"], "--lowres no.png: no such picture"),
+        (["--model", "sr.safetensors", "--lowres", "map.png", "a cat"], "prompt 'a cat': tiny-sr takes none"),
+        (["--model", "sr.safetensors", "--lowres", "map.png", "--width", "64"], "--width 64: None, it follows"),
+        (["--model", "variations.safetensors"], "--image: tiny-variations takes it in place of a prompt"),
+        (["--depth", "depth.npy", "a cat"], "--depth depth.npy: emoji takes none, give a prompt"),
+        (["a cat", "--noise-level", "3"], "--noise-level 3: needs --lowres or --image"),
         (["--layout", "one.json"], "--layout one.json: emoji takes none, give a prompt"),
         (["--layout", "one.json", "--map", "map.png"], "--map: instead of --layout, not beside it"),
     ],

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import sdjax
 from sdjax.errors import SdjaxError
 from sdjax.families.ldm import BSR_SR, INPAINTING_BIG, TEXT2IMG256, TEXT2IMG_LARGE
-from sdjax.families.sd2 import SD2_DEPTH, X4_UPSCALER
+from sdjax.families.sd2 import SD2_DEPTH, SD21_UNCLIP_H, SD21_UNCLIP_L, SD_IMAGE_VARIATIONS, X4_UPSCALER
 from sdjax.networks.table import param_shapes
 from sdjax.tasks import stages
 from sdjax.types import Cond
 from sdjax.weights import single
-from tests.kinds import DEPTH, INPAINT, MAP, SR, X4, model
+from tests.kinds import DEPTH, INPAINT, MAP, SR, UNCLIP, VARIATIONS, X4, model
 from tests.narrow import file_tensors
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -93,6 +94,43 @@ def test_ldm_s_mask_stands_behind_the_latents_in_its_own_range():
     np.testing.assert_array_equal(pixels[masks == 0], PICTURES[masks == 0])
 
 
+def test_pictures_as_vectors_and_as_contexts():
+    sd, pictures = model(UNCLIP), [Image.fromarray(np.uint8(127.5 * (picture + 1))) for picture in PICTURES]
+    cond = sdjax.encode_picture(sd, pictures, 200, seed=3)
+    assert cond.vector.shape == (2, 12) and cond.context is None
+    np.testing.assert_allclose(sdjax.encode_picture(sd, pictures[1], 200, seed=4).vector[0], cond.vector[1], atol=1e-5)
+    both = sdjax.txt2img(sd, cond, **FEW)
+    null = sdjax.encode_prompt(sd, "")._replace(vector=np.zeros((1, 12), np.float32))
+    np.testing.assert_array_equal(sdjax.txt2img(sd, cond, negative_prompt=null, **FEW), both)
+    with_text = sdjax.txt2img(sd, sdjax.encode_prompt(sd, ["cat", "dog"]) | cond, **FEW)
+    assert np.abs(with_text - both).max() > 1e-4
+    plain = sdjax.denoiser(sd, sdjax.encode_prompt(sd, ["", ""]) | cond, sdjax.encode_prompt(sd, ["", ""]), 3.0)
+    assert np.isfinite(plain(np.ones((2, 8, 8, 4), np.float32), np.float32(2.0))).all()
+    sd = model(VARIATIONS)
+    cond = sdjax.encode_picture(sd, PICTURES)
+    assert cond.context.shape == (2, 1, 6) and cond.vector is None
+    want = sdjax.txt2img(sd, cond, negative_prompt=Cond(np.zeros((1, 1, 6), np.float32)), **FEW)
+    np.testing.assert_array_equal(sdjax.txt2img(sd, cond, **FEW), want)
+
+
+def test_mistakes_would_be_seen():
+    """The order and the range of LDM's mask, and depth that is not stretched, move the prediction."""
+    sd, masks = model(INPAINT), np.zeros((2, 16, 16))
+    masks[:, :8] = 1
+    right, x = sdjax.encode_mask(sd, PICTURES, masks).concat, np.ones((2, 8, 8, 3), np.float32)
+    predict = lambda sd, x, concat, cond: np.asarray(sdjax.predict(sd, x, 500.0, cond._replace(concat=concat)))
+    want = predict(sd, x, right, Cond())
+    order = np.concatenate([right[..., 3:], right[..., :3]], -1)
+    scale = np.concatenate([right[..., :3], (right[..., 3:] + 1) / 2], -1)
+    for wrong in (order, scale):
+        assert np.abs(predict(sd, x, wrong, Cond()) - want).max() > 1e-3 * np.abs(want).max()
+    sd, depth = model(DEPTH), RNG.uniform(3, 4, (2, 16, 16))
+    text, x = sdjax.encode_prompt(sd, ["cat", "dog"]), np.ones((2, 8, 8, 4), np.float32)
+    want = predict(sd, x, sdjax.encode_depth(sd, depth).concat, text)
+    plain = depth[:, ::2, ::2, None].astype(np.float32)
+    assert np.abs(predict(sd, x, plain, text) - want).max() > 1e-3 * np.abs(want).max()
+
+
 @pytest.mark.parametrize(
     "call, match",
     [
@@ -113,6 +151,10 @@ def test_ldm_s_mask_stands_behind_the_latents_in_its_own_range():
             lambda: sdjax.txt2img(model(X4), sdjax.encode_prompt(model(X4), "cat")._replace(concat=SMALL[:1]), **FEW),
             r"prompt.vector has shape \[\], should be \[B, 1\]",
         ),
+        (lambda: sdjax.encode_picture(model(DEPTH), PICTURES), "pictures: tiny-depth takes no pictures"),
+        (lambda: sdjax.encode_picture(model(UNCLIP), PICTURES, 1000), "noise_level 1000: a whole number from 0 to 999"),
+        (lambda: sdjax.txt2img(model(UNCLIP), "cat", **FEW), "sd tiny-unclip: takes a picture, give a Cond"),
+        (lambda: sdjax.txt2img(model(VARIATIONS), "cat", **FEW), "takes no text, give a Cond, as sdjax.encode_picture"),
         (lambda: sdjax.encode_mask(model(DEPTH), PICTURES, np.ones((16, 16))), "masks: tiny-depth takes none"),
         (
             lambda: sdjax.txt2img(model(INPAINT), None, **FEW),
@@ -144,3 +186,6 @@ def test_published_models_are_counted_and_recognised():
         assert (count(config.unet), count(config.vae), count(config.text)) == want, config.name
         assert single.detect(file_tensors(config)) == config, config.name
         assert config.guidance_scale == scales[config]
+    unets = {SD21_UNCLIP_H: 870_173_124, SD21_UNCLIP_L: 869_517_764, SD_IMAGE_VARIATIONS: 859_520_964}
+    for config, want in unets.items():
+        assert count(config.unet) == want and single.detect(file_tensors(config)) == config, config.name
