@@ -115,7 +115,10 @@ def read_unet(fields: Fields) -> UNetConfig:
     value = Fields(fields.path, {name: value}).take(name, 1)
     if name == "num_head_channels" and any(channel % value for channel in channels):
         raise SdjaxError(f"{fields.path}: num_head_channels is {value}, which does not divide {list(channels)}")
-    depth = fields.take_list("transformer_depth", 1, levels)
+    depth, linear = (
+        fields.take_list("transformer_depth", 1, levels),
+        fields.take("use_linear_in_transformer", False, bool),
+    )
     return UNetConfig(
         in_channels=fields.take("in_channels", 4),
         out_channels=fields.take("out_channels", 4),
@@ -123,8 +126,8 @@ def read_unet(fields: Fields) -> UNetConfig:
         blocks=fields.take("num_res_blocks", 2, most=MOST_LAYERS),
         attention=tuple(2**level in factors for level in range(levels)),
         heads=tuple(value if name == "num_heads" else channel // value for channel in channels),
-        linear_projection=fields.take("use_linear_in_transformer", False, bool),
-        upcast_attention=cross and fields.values.get("use_linear_in_transformer") is True,  # SD 2 overflows float16
+        linear_projection=linear,
+        upcast_attention=cross and linear,  # SD 2 overflows float16
         cross=cross,
         depth=() if set(depth) == {1} else depth,
         updown=fields.take("resblock_updown", False, bool),

@@ -69,8 +69,8 @@ def model_rows(config: Config) -> list[TensorRow]:
 def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
     """Returns the candidates that a file with these tensor shapes, by name, may be: none, one or several.
 
-    Where a candidate has all that another one asks for and more, the other is left out. Several are SD 2.x, which differ
-    in what they predict, and those models of LDM that differ in nothing but their pictures.
+    Where a candidate has all that another one asks for and more, the other is left out. Several are SD 2.x, which
+    differ in what they predict, and those models of LDM that differ in nothing but their pictures.
     """
     asked = {config: set(family_of(config).probes(config).items()) for config in CANDIDATES}
     found = [config for config in CANDIDATES if asked[config] <= set(shapes.items())]

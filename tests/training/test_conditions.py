@@ -56,13 +56,14 @@ def rows(folder):
 
 def train(script, folder, out, *arguments):
     common = "--model", "model", "--data", folder, "--out", out, "--steps", 2, "--batch-size", 8, "--size", 16
-    return script(NAME, *common, "--warmup", 0, "--sample-every", 2, "--learning-rate", 1e-2, *arguments)
+    return script(NAME, *common, "--warmup", 0, "--sample-every", 0, "--learning-rate", 1e-2, *arguments)
 
 
 @pytest.mark.parametrize("condition", [name for name in CONDITIONS if name != "text"])
 def test_a_run_exports_a_model_of_its_condition(condition, script, place, folder):
     out = place / f"run-{condition}"
-    assert train(script, folder, out, "--condition", condition) == 0
+    sampled = ["--sample-every", 2] if condition in ("layout", "none") else []
+    assert train(script, folder, out, "--condition", condition, *sampled) == 0
     sd, base = sdjax.load(out / "export"), sdjax.load(place / "model")
     part, asked = CONDITIONS[condition].part, None
     if condition == "class":
@@ -84,16 +85,15 @@ def test_a_run_exports_a_model_of_its_condition(condition, script, place, folder
         assert sd.config.unet.labels == 1000 and sd.config.guidance_scale == 9.0
     else:
         assert not sd.config.unet.cross and sd.config.text is None and not sd.config.null
-    many = {} if asked is not None else {"num_images": 2}
-    assert len(sdjax.txt2img(sd, asked, steps=2, height=16, width=16, **many)) == 2
-    assert (out / "samples" / "2.png").is_file()
+    if sampled:
+        assert (out / "samples" / "2.png").is_file()
+    else:
+        assert len(sdjax.txt2img(sd, asked, steps=2, height=16, width=16)) == 2
     if part:
         base = replace(base, config=replace(base.config, size=16))
         start = starting_params(conditioned(base, condition, source_of(folder, condition), True), condition, 0)[part]
         differ = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max() > 0, sd.params[part], start)
         assert any(jax.tree.leaves(differ)), "the network that makes the condition was not trained"
-    again = train(script, folder, out, "--condition", condition, "--steps", 2)
-    assert again == 0
 
 
 def source_of(folder, condition, **options):
