@@ -105,7 +105,7 @@ def main(options: Options) -> None:
     else:
         raise SdjaxError(f"--model {options.model}: takes no classes, layouts or maps")
     if options.sheet:
-        contact_sheet(pictures[:48]).save(options.sheet)
+        contact_sheet(pictures[:64]).save(options.sheet)
 
 
 if __name__ == "__main__":
