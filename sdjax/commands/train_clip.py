@@ -21,6 +21,7 @@ from sdjax.devices.layouts import make_layout
 from sdjax.devices.processes import local_part
 from sdjax.errors import SdjaxError
 from sdjax.families.sd import EMOJI_VISION
+from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.clip.network import ImageTower
 from sdjax.text.bpe import train_bpe
 from sdjax.text.tokenizer import tokenize
@@ -77,6 +78,8 @@ def half_alike(options: Options, texts: tuple[str, ...]) -> Callable[[int], Chos
 def main(options: Options) -> None:
     """Train CLIP's text and image towers on a folder of captioned pictures."""
     sd = start_model(options, tokenizer=False)
+    if not isinstance(sd.config.text, TextConfig):
+        raise SdjaxError(f"model {options.model}: has no CLIP text tower")
     text, vision = sd.config.text, replace(EMOJI_VISION, projection=sd.config.text.width)
     source = open_pictures(options, vision.size)
     with tempfile.TemporaryDirectory() as folder:  # all processes have the same captions, so the same vocabulary

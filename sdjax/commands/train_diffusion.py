@@ -188,12 +188,13 @@ def samples(sd, table: Table, source: Pictures, options: Options) -> Callable:
 
     That is captions, a Cond, or None for a model that is conditioned on nothing.
     """
-    rows = np.arange(0, len(source), max(1, len(source) // options.sample_prompts))[: options.sample_prompts]
     if options.condition == "text":
-        return lambda params: [source.texts[i] for i in rows]
-    if options.condition == "none":
+        texts = source.texts[:: max(1, len(source) // options.sample_prompts)][: options.sample_prompts]
+        return lambda params: [*texts]
+    if options.condition == "none" or not options.sample_every:
         return lambda params: None
-    rows = rows[np.isin(rows, source.groups[0]) & ~np.isin(rows, [*source.known])]
+    rows = np.array([row for row in source.groups[0] if row not in source.known])
+    rows = rows[:: max(1, len(rows) // options.sample_prompts)][: options.sample_prompts]
     batch = table.batch(Chosen(rows, np.zeros(len(rows), int), 0), rows.astype(np.uint32))
     made = conditioner(sd.config, options.condition, batch.context if batch.context is None else batch.context[0])
     kept, key = np.zeros(len(rows), bool), jax.random.key(0)

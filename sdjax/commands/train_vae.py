@@ -89,6 +89,8 @@ def main(options: Options) -> None:
         options.discriminator_start,
     )
     vgg = read_lpips(options.vgg, options.lpips) if options.vgg and options.perceptual_weight else None
+    if config.vae.codes:
+        raise SdjaxError(f"model {options.model}: its first stage has a codebook, which is not trained; take a KL one")
     parts = dict(sd.params["vae"])
     fixed = {"encoder": parts.pop("encoder")} if options.freeze_encoder else {}
     average = make_layout(options.parallel, options.replicas).average
