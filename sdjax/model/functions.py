@@ -109,17 +109,18 @@ def beside(x: Array, concat: Array | None) -> Array:
 
 
 def predict(
-    sd: StableDiffusion, x: Float[Arrays, "B h w C"], t: Float[Arrays, "#B"] | float, cond: Cond
+    sd: StableDiffusion, x: Float[Arrays, "B h w C"], t: Float[Arrays, "#B"] | float, cond: Cond | None
 ) -> Float[Array, "B h w c"]:
     """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
     x: noisy scaled latents [B, h, w, C]. If `cond.concat` holds what stands beside them, C is the number of latent
         channels; otherwise C = config.unet.in_channels (inpainting: latents, mask, masked latents).
     t: timesteps in [0, 999], int or float, [B] or one for all.
-    cond: of batch B, as `sdjax.encode_prompt` and the other builders return it.
+    cond: of batch B, as `sdjax.encode_prompt` and the other builders return it; None for a model that takes nothing.
     SdjaxError: a wrong shape or dtype.
     """
     config = sd.config.unet
+    cond = Cond() if cond is None else cond
     if not isinstance(cond, Cond):
         raise SdjaxError(f"cond is {type(cond).__name__}: what sdjax.encode_prompt gives expected")
     channels = config.in_channels

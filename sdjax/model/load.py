@@ -4,6 +4,7 @@ import contextlib
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ from sdjax.networks.table import random_params
 from sdjax.text.tokenizer import clip_tokenizer, load_tokenizer
 from sdjax.types import Array, Params
 from sdjax.weights.convert import cast_params
-from sdjax.weights.folder import read_folder, write_folder
+from sdjax.weights.folder import read_folder, read_tokenizer, write_folder
+from sdjax.weights.folder_json import read_config
 from sdjax.weights.hub import fetch_folder, is_hub_id
 from sdjax.weights.single import known_prediction, named_config, read_single, write_single
 
@@ -51,8 +53,9 @@ def load(
         guessed, and the guess is logged.
     prefer_ema: use the EMA copy of the UNet if a single file holds both. Files of latent diffusion (LDM) are always
         read so.
-    config: the name of a single file's configuration, as "cin256-v2", where its tensors do not tell. Without it a
-        CompVis config.yaml or <stem>.yaml beside the file is read.
+    config: the name of a single file's configuration, as "cin256-v2", where its tensors do not tell; or a diffusers
+        folder of such a model, whose tokenizer is taken too. Without it a CompVis config.yaml or <stem>.yaml beside the
+        file is read.
     variant: of a folder's weights, "fp16", "bf16" or another part of their files' names; None prefers full precision,
         then fp16, then bf16, then whatever there is.
     SdjaxError: a file, field or tensor does not fit; the message names it.
@@ -64,9 +67,9 @@ def load(
     if not path.is_dir():
         if variant is not None:
             raise SdjaxError(f"variant {variant!r}: {source} is one file, variants are for folders")
-        known = None if config is None else named_config(config)
+        known, tokenizer = (None, None) if config is None else described(config)
         found, params = read_single(path, prediction, prefer_ema, known)
-        return StableDiffusion(found, params, bundled_tokenizer(found.text), dtype)
+        return StableDiffusion(found, params, tokenizer or bundled_tokenizer(found.text), dtype)
     if config is not None:
         raise SdjaxError(f"config {config!r}: {source} is a folder, whose JSON files are its configuration")
     config, params, tokenizer = read_folder(path, name, variant)
@@ -75,6 +78,14 @@ def load(
     if prediction:
         config = replace(config, schedule=replace(config.schedule, prediction=prediction))
     return StableDiffusion(config, params, tokenizer, dtype)
+
+
+def described(config: str | Path) -> tuple[Config, Any]:
+    """Returns the Config that `config` names, a published one or a diffusers folder's, and the folder's tokenizer."""
+    if not (isinstance(config, (str, Path)) and (Path(config) / "model_index.json").is_file()):
+        return named_config(config), None
+    found = read_config(config)
+    return found, read_tokenizer(Path(config), found)
 
 
 def find_source(source: str | Path, variant: str | None = None) -> tuple[Path, str | None]:

@@ -110,6 +110,8 @@ def save_program(
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
     needs_nothing_beside(sd.config)
+    if sd.config.text is None or sd.config.unet.takes_vector:
+        raise SdjaxError(f"sd {sd.config.name}: programs are of models that take text alone")
     request = check(sd.config, "", TaskOptions(steps=steps, num_images=num_images, height=height, width=width))
     with written_whole(path) as scratch:
         scratch.write_bytes(program_bytes(sd, request, platforms))

@@ -72,16 +72,21 @@ def encode(params, pixels: Array, *, config: Config, dtype) -> Array:
 
 
 def denoiser(
-    sd: StableDiffusion, cond: Cond, uncond: Cond | None = None, guidance_scale: Level = 1.0, rescale: Level = 0.0
+    sd: StableDiffusion,
+    cond: Cond | None,
+    uncond: Cond | None = None,
+    guidance_scale: Level = 1.0,
+    rescale: Level = 0.0,
 ) -> Denoiser:
     """Returns the model as samplers see it, a function (x [B, h, w, 4], sigma) -> x0.
 
     Use it with `sdjax.sampling`, wrap it, or differentiate it.
-    cond: of batch B, as `sdjax.encode_prompt` returns it.
+    cond: of batch B, as `sdjax.encode_prompt` returns it; None for a model that takes nothing.
     uncond: of the same shape; if given, there is classifier-free guidance.
     guidance_scale, rescale: numbers or functions of sigma, see `with_guidance` in diffusion/guidance.py.
     SdjaxError: an inpainting model, or prompts composed with AND without `uncond`.
     """
+    cond = Cond() if cond is None else cond
     if cond.concat is None:
         needs_nothing_beside(sd.config)
     composed = uncond is not None and cond.mix is not None  # prompts joined by AND are composed in guidance

@@ -30,7 +30,7 @@ from sdjax.types import Array, Batch, Cond, Params
 
 MASK, LEVEL, NOISE = 6, 7, 8  # of random masks, and for fold_in of an example's key, beside those of conditions.py
 
-Given = Callable[[np.ndarray, Chosen], np.ndarray]
+Given = Callable[[np.ndarray, Chosen], np.ndarray]  # (rows of pictures, what was chosen) -> Batch.given
 
 
 def widened(config: Config, channels: int, **unet) -> Config:
@@ -41,6 +41,11 @@ def widened(config: Config, channels: int, **unet) -> Config:
 def each(rows: np.ndarray, chosen: Chosen, views: int) -> list[tuple[int, int, int]]:
     """Returns (picture, row, epoch of its view) of each row."""
     return list(zip(map(int, rows), map(int, chosen.rows), map(int, chosen.epochs % views), strict=True))
+
+
+def each_view(make: Callable[[int, int, int, int], np.ndarray], views: int) -> Given:
+    """Returns a function that stacks make(picture, row, epoch of its view, group) of all rows."""
+    return lambda rows, chosen: np.stack([make(*three, chosen.group) for three in each(rows, chosen, views)])
 
 
 def concat_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
@@ -65,7 +70,7 @@ def with_map(config: Config, source: Pictures, null: bool) -> Config:
 def maps_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
     files = source.beside
     view = lambda i, row, epoch, group: files.view(i, row, epoch, group, source.shapes[group]).astype(np.int32)
-    return lambda rows, chosen: np.stack([view(*three, chosen.group) for three in each(rows, chosen, views)])
+    return each_view(view, views)
 
 
 def map_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
@@ -136,7 +141,7 @@ def depth_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
         depth = bicubic.resize(files.view(i, row, epoch, group)[None], *sides)[0, ..., None]
         return (2 * (depth - depth.min()) / (depth.max() - depth.min() + 1e-3) - 1).astype(np.float32)
 
-    return lambda rows, chosen: np.stack([view(*three, chosen.group) for three in each(rows, chosen, views)])
+    return each_view(view, views)
 
 
 # ---- small pictures
@@ -160,7 +165,8 @@ def lowres_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
         whole = Image.fromarray(source.view(row, epoch, group)["pixels"])
         return np.asarray(whole.resize((width, height), Image.Resampling.LANCZOS))
 
-    return lambda rows, chosen: to_pixels(np.stack([view(*three, chosen.group) for three in each(rows, chosen, views)]))
+    small = each_view(view, views)
+    return lambda rows, chosen: to_pixels(small(rows, chosen))
 
 
 def lowres_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:

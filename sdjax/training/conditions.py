@@ -16,7 +16,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.conditioning.layouts import layout_tokens
 from sdjax.data.columns import BOXES, CLASS, DEPTH, LOWRES, MAP, MASK, Column
-from sdjax.data.order import Chosen
 from sdjax.data.source import Pictures
 from sdjax.diffusion.noise import example_keys
 from sdjax.errors import SdjaxError
@@ -30,13 +29,11 @@ from sdjax.networks.labels.network import ClassConfig, ClassTable
 from sdjax.networks.table import param_shapes
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.training import beside
+from sdjax.training.beside import Given, each_view
 from sdjax.training.diffusion import Conditioner, drop_captions
 from sdjax.types import Array, Batch, Cond, Params
 
 ORDER = 5  # for fold_in of an example's key, beside diffusion.CAPTION and OFFSET: the order of a layout's objects
-
-
-Given = Callable[[np.ndarray, Chosen], np.ndarray]  # (rows of pictures, what was chosen) -> Batch.given
 
 
 class Condition(NamedTuple):
@@ -108,16 +105,6 @@ def layouts_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
     return each_view(tokens, views)
 
 
-def each_view(make: Callable[[int, int, int, int], np.ndarray], views: int) -> Given:
-    """Returns a function that stacks make(picture, row, epoch of its view, group) of all rows."""
-
-    def given(rows: np.ndarray, chosen: Chosen) -> np.ndarray:
-        each = zip(map(int, rows), map(int, chosen.rows), map(int, chosen.epochs % views), strict=True)
-        return np.stack([make(*three, chosen.group) for three in each])
-
-    return given
-
-
 def layout_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
     """The objects are in another order in each step, the absent ones last; a dropped layout has the crop alone."""
     tower = config.layout
@@ -182,6 +169,10 @@ def conditioned(sd: StableDiffusion, name: str, source: Pictures, null: bool) ->
     concat = family_of(sd.config).concat
     if concat not in (None, name):
         raise SdjaxError(f"condition {name}: {sd.config.name} takes a {concat} as well, give a model that does not")
+    if sd.config.unet.vector:
+        raise SdjaxError(f"condition {name}: {sd.config.name} takes a picture as well, give a model that does not")
+    if name != "text" and sd.config.image is not None:  # in place of a text
+        sd = replace(sd, config=replace(sd.config, image=None))
     config = CONDITIONS[name].adapted(sd.config, source, null)  # sets source.beside
     if name != "text" and config.text is None:
         config = replace(config, guidance_scale=own_scale(config))

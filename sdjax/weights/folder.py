@@ -136,9 +136,14 @@ def read_folder(folder: str | Path, name: str | None = None, variant: str | None
     variant: see `read_params`.
     """
     config = read_config(folder, name)
-    word_pieces = isinstance(config.text, BertTextConfig)
-    tokenizer = None if config.text is None else load_tokenizer(Path(folder) / "tokenizer", word_pieces)
-    return config, read_params(folder, config, variant), tokenizer
+    return config, read_params(folder, config, variant), read_tokenizer(Path(folder), config)
+
+
+def read_tokenizer(folder: Path, config: Config) -> Any:
+    """Returns the tokenizer in a diffusers folder of a model of this config, or None for a model without text."""
+    if config.text is None:
+        return None
+    return load_tokenizer(folder / "tokenizer", isinstance(config.text, BertTextConfig))
 
 
 def write_folder(path: str | Path, config: Config, params: Params, tokenizer: Any) -> None:

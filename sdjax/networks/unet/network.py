@@ -93,6 +93,12 @@ class UNet(nn.Module):
             channels, shape = config.channels[level], (config.groups, 1e-5, dtype, True, config.scale_shift, resize)
             return Res(channels, *shape, name=name)(h, time, shifts.get(name))
 
+        def between(name, h, level, direction):
+            if config.updown:
+                return res(name, h, level, direction)
+            how = {"stride": 2} if direction == "down" else {"enlarge": True}
+            return conv3x3(config.channels[level], name, dtype, **how)(h)
+
         def attend(name, h, level):
             heads, depth = config.heads[level], config.depths[level]
             if not config.cross:
@@ -125,9 +131,7 @@ class UNet(nn.Module):
                     h = attend(f"down_{level}_attn_{i}", h, level)
                 skips.append(h)
             if level != levels[-1]:
-                name = f"down_{level}_downsample"
-                conv = lambda h, name=name, level=level: conv3x3(config.channels[level], name, dtype, stride=2)(h)
-                h = res(name, h, level, "down") if config.updown else conv(h)
+                h = between(f"down_{level}_downsample", h, level, "down")
                 skips.append(h)
 
         h = res("mid_res_0", h, -1)
@@ -140,9 +144,7 @@ class UNet(nn.Module):
                 if config.attention[level]:
                     h = attend(f"up_{level}_attn_{i}", h, level)
             if level != 0:
-                name = f"up_{level}_upsample"
-                conv = lambda h, name=name, level=level: conv3x3(config.channels[level], name, dtype, enlarge=True)(h)
-                h = res(name, h, level, "up") if config.updown else conv(h)
+                h = between(f"up_{level}_upsample", h, level, "up")
 
         h = nn.silu(GroupNorm(config.groups, 1e-5, name="norm_out")(h))
         h = conv3x3(config.out_channels, "conv_out", dtype, init=nn.initializers.zeros_init())(h)
