@@ -29,8 +29,8 @@ def add_embedding(sd: StableDiffusion, path: str | Path, token: str | None = Non
     SdjaxError: the file holds something else than one [n, D] or [D] tensor of the text tower's width D, or more vectors
     than a chunk has tokens; or prompts cannot hold `token`.
     """
-    if not isinstance(sd.config.text, TextConfig):
-        raise SdjaxError(f"path {path}: {sd.config.name} has no CLIP text tower, whose words embeddings are")
+    if not isinstance(sd.config.text, TextConfig) or sd.config.text_2 is not None:
+        raise SdjaxError(f"path {path}: embeddings are words of one CLIP text tower, which {sd.config.name} has not")
     config, tensors = sd.config.text, read_tensors(path)
     if len(tensors) != 1:
         names = ", ".join([*sorted(tensors)[:4], *["..."] * (len(tensors) > 4)])

@@ -24,6 +24,7 @@ class Config:
     vae: VAEConfig = field(default_factory=VAEConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    text_2: TextConfig | None = None  # SDXL's second text tower
     class_table: ClassConfig | None = None  # of a model of classes
     layout: LayoutConfig | None = None  # the encoder of a model of layouts
     map: MapConfig | None = None  # the rescaler of a model of semantic maps
@@ -31,6 +32,7 @@ class Config:
     normalizer: NormalizerConfig | None = None  # of unCLIP's embeddings of pictures
     size: int = field(default=512, compare=False)  # side in pixels of the pictures that it was trained on
     guidance_scale: float = field(default=7.5, compare=False)  # the published one; guidance_scale=None means this
+    zero_negative: bool = field(default=False, compare=False)  # does an empty negative prompt mean zeros?
     pipeline: str | None = field(default=None, compare=False)  # the diffusers class that its folder names
     spacing: str | None = field(default=None, compare=False)  # of timesteps, as its folder asks; None: the sampler's
 

@@ -7,7 +7,7 @@ from sdjax.families.config import Config
 from sdjax.networks.part import Part
 
 #: The fields of Config, and names in Family.parts, of the networks that make conditions.
-CONDITIONS = ("text", "class_table", "layout", "map", "image", "normalizer")
+CONDITIONS = ("text", "text_2", "class_table", "layout", "map", "image", "normalizer")
 
 
 class Place(NamedTuple):
@@ -50,7 +50,9 @@ class Family(NamedTuple):
     presets: tuple[Config, ...]  # the published configurations
     others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
     mask: Mask = Mask()  # where concat is "mask"
-    vector: str | None = None  # what is added to the time embedding: None, "level" of the noise in "lowres", "picture"
+    vector: str | None = (
+        None  # what is added to the time embedding: None, "level" of the noise in "lowres", "picture", "sizes"
+    )
     scale: float = 7.5  # the guidance scale of its models of text, unless a published one says another
     ema: bool = False  # do the official scripts sample with a single file's EMA copy?
 
@@ -63,7 +65,9 @@ class Family(NamedTuple):
         kind = lambda part: self.parts[part].part.config if part in self.parts else type(None)
         same = all(type(getattr(config, part)) is kind(part) for part in CONDITIONS)
         unet = config.unet
-        return same and bool({None: not unet.takes_vector, "level": unet.labels, "picture": unet.vector}[self.vector])
+        fits = {None: not unet.takes_vector, "level": unet.labels, "picture": unet.vector and not unet.added}
+        fits["sizes"] = unet.vector and unet.added
+        return same and bool(fits[self.vector])
 
     def channels(self, config: Config) -> int:
         """Returns how many channels the UNet takes in a model of this family."""

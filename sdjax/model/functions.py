@@ -41,7 +41,7 @@ TILE, OVERLAP, UNTILED = 96, 16, 128 * 128
 def text_states(
     params: Params, ids: Array, config: TextConfig | BertTextConfig, dtype=FLOAT32, vectors: Array | None = None
 ) -> Array:
-    """Text parameters, int32 ids [B, L] -> float32 states [B, L, D] after the final LayerNorm.
+    """Text parameters, int32 ids [B, L] -> float32 states [B, L, D] after the final LayerNorm, or as config.back says.
 
     config: with fewer layers than the parameters have, the last ones are skipped (clip_skip).
     vectors: [N, D], what ids from vocab_size on stand for (textual inversion).
@@ -49,7 +49,15 @@ def text_states(
     with precise(dtype):
         if isinstance(config, BertTextConfig):
             return Bert(config, dtype).apply({"params": params}, ids)
-        return TextTower(config, dtype).apply({"params": params}, ids, vectors)
+        found = TextTower(config, dtype).apply({"params": params}, ids, vectors)
+        return found if config.projection is None else found[0]
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def pooled_text(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32) -> Array:
+    """Text parameters of a tower with a projection, int32 ids [B, L] -> float32 pooled embeddings [B, projection]."""
+    with precise(dtype):
+        return TextTower(config, dtype).apply({"params": params}, ids)[1]
 
 
 @partial(jax.jit, static_argnames="dtype")

@@ -12,8 +12,8 @@ import numpy as np
 
 from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
-from sdjax.families.sd import EMOJI, SD, SD15
-from sdjax.families.table import NAMED
+from sdjax.families.sd import EMOJI, SD15
+from sdjax.families.table import NAMED, family_of
 from sdjax.files import writing
 from sdjax.model.value import FLOAT32, StableDiffusion, known_dtype
 from sdjax.networks.bert.config import BertTextConfig
@@ -29,7 +29,17 @@ from sdjax.weights.single import known_prediction, named_config, read_single, wr
 
 BUNDLED = ("emoji",)
 
-PLACES = ("text", "vae", "unet", "class_table", "layout", "map")  # in the order in which random parameters are drawn
+PLACES = (
+    "text",
+    "vae",
+    "unet",
+    "class_table",
+    "layout",
+    "map",
+    "text_2",
+    "image",
+    "normalizer",
+)  # in the order in which random parameters are drawn
 
 
 # ---- the public functions
@@ -127,7 +137,7 @@ def create(model: str | Path, seed: int = 0, without: str | None = None, config:
         return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))
     config = NAMED[str(model)]
     initial = jax.jit(initial_params, static_argnums=(0, 1))
-    params = {part: initial(config, part, np.uint32(seed)) for part in SD.parts if part != without}
+    params = {part: initial(config, part, np.uint32(seed)) for part in family_of(config).parts if part != without}
     tokenizer = bundled_tokenizer(config.text) if config.text.vocab_size == TextConfig().vocab_size else None
     return StableDiffusion(config, params, tokenizer)
 

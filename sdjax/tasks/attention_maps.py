@@ -51,6 +51,8 @@ def attention_maps(
     clip_skip, syntax: see `sdjax.encode_prompt`.
     SdjaxError: prompts composed with AND, latents without t, a trajectory with t, shapes that do not fit.
     """
+    if sd.config.unet.takes_vector:
+        raise SdjaxError(f"sd {sd.config.name}: attention maps are of models that take text alone")
     cond = encode_prompt(sd, prompt, clip_skip, syntax)
     if cond.mix is not None:
         raise SdjaxError(f"prompt {prompt!r}: composes several with AND, ask for the maps of one at a time")

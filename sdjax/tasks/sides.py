@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.conditioning.null import null_cond
-from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
+from sdjax.conditioning.text import encode_both, read_both, read_prompts, sizes_of, text_context, text_tower_of
 from sdjax.errors import SdjaxError
 from sdjax.families.table import prompt_of
 from sdjax.model.value import StableDiffusion
@@ -44,6 +44,8 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
         if not isinstance(negative, Cond):
             unguided = bool(np.all(request.scales == 1))
             negative = some(prompts._replace(concat=None), ONE) if unguided else null_cond(sd)
+    elif sd.config.text_2 is not None:
+        return both_towers(sd, request)
     elif sd.config.unet.cross:
         prompts, negative = (with_context(sd, side) for side in (prompts, negative))
     if isinstance(negative, str):
@@ -53,6 +55,47 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
         found = dict(zip(unique, read_prompts(sd, unique, syntax), strict=True))
         prompts = [found[prompt] for prompt in prompts]
     return Sides(prompts, negative)
+
+
+def both_towers(sd: StableDiffusion, request: Request) -> Sides:
+    """Reads and encodes both sides for a model of two text towers, to one number of chunks.
+
+    An empty negative prompt means zeros, of the context and of the pooled embedding, where the model says so.
+    """
+    options, factor = request.options, sd.config.vae.factor
+    size = tuple(side * factor for side in request.shape[:2])
+    sizes = sizes_of(sd, size, (0, 0), size)
+    given, negative = request.prompts, request.negative
+    read = lambda texts, composed: read_both(sd, texts, None, options.syntax, composed)
+    unique = [*dict.fromkeys(given)] if isinstance(given, list) else []
+    asked = dict(zip(unique, read(unique, True), strict=True)) if unique else {}
+    away = read(negative, False) if isinstance(negative, str) else []
+    found = [*asked.values(), *away]
+    chunks = max((part.shape[1] for pair in found for part in pair), default=1)
+    for name, side in (("prompt", given), ("negative_prompt", negative)):
+        if isinstance(side, Cond) and found:
+            length = np.shape(side.context)[-2] // sd.config.text.length
+            if length < chunks:
+                raise SdjaxError(f"{name}: its context has {length} chunks, the text of the other side takes {chunks}")
+            chunks = length
+    encode = lambda pairs: encode_both(
+        sd,
+        pairs,
+        sizes,
+        options.clip_skip,
+        (max(part.shape[0] for pair in pairs for part in pair), chunks),
+    )
+    if asked:
+        every = encode(list(asked.values()))
+        places = np.array([unique.index(text) for text in given])
+        given = jax.tree.map(lambda leaf: np.asarray(leaf)[places], every)
+    if away:
+        zero, negative = sd.config.zero_negative and negative == "", jax.tree.map(np.asarray, encode(away))
+        if zero:
+            pooled = sd.config.text_2.projection
+            vector = np.concatenate([np.zeros((1, pooled), np.float32), negative.vector[:, pooled:]], 1)
+            negative = negative._replace(context=np.zeros_like(negative.context), vector=vector)
+    return Sides(given, negative)
 
 
 def with_context(sd: StableDiffusion, side: Any) -> Any:

@@ -169,8 +169,6 @@ def conditioned(sd: StableDiffusion, name: str, source: Pictures, null: bool) ->
     concat = family_of(sd.config).concat
     if concat not in (None, name):
         raise SdjaxError(f"condition {name}: {sd.config.name} takes a {concat} as well, give a model that does not")
-    if sd.config.unet.vector:
-        raise SdjaxError(f"condition {name}: {sd.config.name} takes a picture as well, give a model that does not")
     if name != "text" and sd.config.image is not None:  # in place of a text
         sd = replace(sd, config=replace(sd.config, image=None))
     config = CONDITIONS[name].adapted(sd.config, source, null)  # sets source.beside

@@ -134,6 +134,8 @@ def check_channels(model: str, config: Config, concat: bool = False) -> None:
 
     concat: does it give some?
     """
+    if config.unet.vector:
+        raise SdjaxError(f"model {model}: its UNet takes a vector beside the context, and is not trained yet")
     latents = config.vae.latent_channels
     takes = latents if concat else config.unet.in_channels
     if takes != latents:

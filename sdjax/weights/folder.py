@@ -23,7 +23,7 @@ from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.formats.tensors import read_tensors
 from sdjax.networks.bert.config import BertTextConfig
 from sdjax.networks.bert.part import BERT_TEXT
-from sdjax.networks.clip.part import CLIP_IMAGE, CLIP_TEXT
+from sdjax.networks.clip.part import CLIP_IMAGE, CLIP_TEXT, CLIP_TEXT_POOLED, CLIP_TEXT_XL
 from sdjax.networks.fields import read_json
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.text.tokenizer import load_tokenizer, write_tokenizer
@@ -37,9 +37,12 @@ TRANSFORMERS = (("model", "safetensors"), ("pytorch_model", "bin"))
 DIFFUSERS = (("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"))
 
 
+OF_TRANSFORMERS = (CLIP_TEXT, CLIP_TEXT_XL, CLIP_TEXT_POOLED, BERT_TEXT, CLIP_IMAGE)
+
+
 def stems_of(place: Place) -> tuple[tuple[str, str], ...]:
     """Returns the names of the files that hold a network's weights."""
-    return TRANSFORMERS if place.part in (CLIP_TEXT, BERT_TEXT, CLIP_IMAGE) else DIFFUSERS
+    return TRANSFORMERS if place.part in OF_TRANSFORMERS else DIFFUSERS
 
 
 #: folder of a network, in any family -> the names of its weights' files
@@ -79,6 +82,9 @@ def shard_names(index: Path) -> list[str]:
     if bad := sorted(name for name in set(shards.values()) if Path(name).name != name):
         raise SdjaxError(f"{index}: shard {bad[0]!r} is not a plain file name")
     return sorted(set(shards.values()))
+
+
+SPELLED = {"image": "vision", "text_2": "text"}  # parts whose other spellings are another's
 
 
 def read_weights(
@@ -123,7 +129,7 @@ def read_params(folder: str | Path, config: Config, variant: str | None = None) 
     for part, place in parts.items():
         path, module, own = folder / place.folder, getattr(config, part), place.part.own
         layers = config.text.layers if part == "text" else -1
-        tensors = read_weights(path, stems_of(place), "vision" if part == "image" else part, variant)
+        tensors = read_weights(path, stems_of(place), SPELLED.get(part, part), variant)
         rows, shapes = make_rows(module), param_shapes(module)
         params[part] = from_file_tensors(tensors, rows, shapes, source=str(path), text_layers=layers, own=own)
     return params
@@ -174,6 +180,8 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
             tokenizer.save_pretrained(str(new / "tokenizer"))
         elif config.text is not None:
             write_tokenizer(tokenizer, config.text, new / "tokenizer")
+        if config.text_2 is not None:
+            write_tokenizer(tokenizer, config.text_2, new / "tokenizer_2")
         try:
             if path.exists():
                 os.replace(path, old)

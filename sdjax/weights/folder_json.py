@@ -24,10 +24,11 @@ from sdjax.networks.fields import Fields, class_name
 OF_DIFFUSERS = (
     *("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionDepth2ImgPipeline"),
     *("StableDiffusionUpscalePipeline", "LDMPipeline", "LDMSuperResolutionPipeline"),
-    *("LDMTextToImagePipeline", "StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
+    *("StableDiffusionXLPipeline", "LDMTextToImagePipeline", "StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
     "StableDiffusionImageVariationPipeline",
 )
 SCALE = "guidance_scale"
+ZERO = "force_zeros_for_empty_prompt"  # of SDXL
 MOST_NOISE = 350  # the x4 upscaler's
 
 KINDS = {prediction.diffusers: name for name, prediction in PREDICTIONS.items()}  # diffusers' name -> ours
@@ -58,21 +59,27 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     fields = {part: Fields(folder / place.folder / "config.json") for part, place in parts.items()}
     sample_size = take_sample_size(fields["unet"])
     found = {"text": None} | {
-        part: place.part.read(fields[part], folder / "tokenizer") for part, place in parts.items()
+        part: place.part.read(fields[part], folder / ("tokenizer_2" if part == "text_2" else "tokenizer"))
+        for part, place in parts.items()
     }
     scheduler = Fields(folder / "scheduler" / "scheduler_config.json")
     spacing, schedule = take_spacing(scheduler), read_schedule(scheduler)
     context_dim = found["unet"].context_dim
+    if found.get("text_2"):
+        width = found["text"].width + found["text_2"].width
+        if context_dim != width:
+            raise SdjaxError(f"{folder}: unet cross_attention_dim {context_dim} is not the towers' width, {width}")
     for part, what in (("text", "text"), ("class_table", "class table's"), ("layout", "layout encoder's")):
-        if found.get(part) and found["unet"].cross and context_dim != found[part].width:
+        if found.get(part) and not found.get("text_2") and found["unet"].cross and context_dim != found[part].width:
             raise SdjaxError(
                 f"{folder}: unet cross_attention_dim {context_dim} is not the {what} width {found[part].width}"
             )
     size = sample_size * found["vae"].factor
     config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline, spacing=spacing)
+    config = replace(config, zero_negative=index.values.pop(ZERO, False) is True)
     same = [preset for preset in PUBLISHED if (preset, preset.size) == (config, size)]
     if len(same) == 1:
-        return replace(same[0], pipeline=pipeline, spacing=spacing)
+        return replace(same[0], pipeline=pipeline, spacing=spacing, zero_negative=config.zero_negative)
     return replace(config, guidance_scale=index.take(SCALE, own_scale(config), float))
 
 
@@ -190,6 +197,8 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
     index = class_name(config.pipeline or family.pipeline) | dict(scheduler=["diffusers", scheduler_class])
     if family.concat == "depth":
         index |= dict(depth_estimator=[None, None], feature_extractor=[None, None])
+    elif family.pipeline.startswith("StableDiffusionXL"):
+        index |= dict(feature_extractor=[None, None], image_encoder=[None, None])
     elif family.pipeline.startswith("StableDiffusion"):
         index |= dict(
             feature_extractor=[None, None],
@@ -202,6 +211,12 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             index |= dict(bert=["latent_diffusion", "LDMBertModel"], tokenizer=["transformers", "BertTokenizer"])
         elif part == "text":
             index |= dict(text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"])
+        elif part == "text_2":
+            index |= dict(
+                text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+                tokenizer_2=["transformers", "CLIPTokenizer"],
+            )
+            index[ZERO] = config.zero_negative
         elif part == "image":
             index |= dict(
                 image_encoder=["transformers", "CLIPVisionModelWithProjection"],

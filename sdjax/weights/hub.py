@@ -22,7 +22,8 @@ CONFIGS = (
     "image_noising_scheduler/scheduler_config.json",
     *(f"{folder}/config.json" for folder in FOLDERS),
     *(
-        f"tokenizer/{name}"
+        f"{folder}/{name}"
+        for folder in ("tokenizer", "tokenizer_2")
         for name in (
             "vocab.json",
             "vocab.txt",

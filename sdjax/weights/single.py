@@ -32,6 +32,8 @@ PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpe
 #: The configs that a file can be recognised as.
 CANDIDATES = PUBLISHED
 
+SECOND_TOWER = "conditioner.embedders.1."  # what the names of SDXL's second text tower begin with
+
 UNET = f"{SD.parts['unet'].prefix}."
 
 #: ComfyUI's test (comfy/supported_models.py, SD20.model_type): in SD 2's v-models this bias has a larger deviation.
@@ -222,7 +224,8 @@ def read_single(
 
     path, prediction = Path(path), known_prediction(prediction)
     found, metadata = read_checkpoint(path)
-    tensors = renamed(unscaled(found, path), "single", path)
+    kind = "xl" if any(name.startswith(SECOND_TOWER) for name in found) else "single"
+    tensors = renamed(unscaled(found, path), kind, path)
     marks, stored = take_marks(tensors), metadata.get(PREDICTION_KEY)
     prediction = prediction or ("v" if "v_pred" in marks else stored if stored in PREDICTIONS else None)
     config = config or described_beside(path)

@@ -41,7 +41,8 @@ HARMLESS = {
         r"cond_stage_model\.(encoder|decoder|quantize|quant_conv|post_quant_conv|loss)\..+",  # the first stage again
         r"model_ema\..+",  # the UNet again, see ema_name; with decay and num_updates
         r"first_stage_model\.loss\..+",  # LPIPS, discriminator, logvar
-        r"cond_stage_model\..+\.position_ids",
+        r"(cond_stage_model|conditioner\.embedders\.\d)\..+\.position_ids",
+        r"conditioner\.embedders\.\d\.model\.(logit_scale|attn_mask)",
         r"cond_stage_model\.(transformer\.|model\.)?(logit_scale|text_projection(\.weight)?)",  # CLIP's own loss
         r"cond_stage_model\.model\.attn_mask",  # the causal mask
         r"model\.diffusion_model\.(.+\.)?(scaled_fp8|scale_input)",  # of float8 files, beside the scale_weight
@@ -90,6 +91,10 @@ OLD_NAMES = {
         *attention_names(r"first_stage_model\.(?:encoder|decoder)\.(?:mid\.attn_1|(?:down|up)\.\d+\.attn\.\d+)", 0),
     ),
 }
+
+
+#: SDXL's single files keep SGM's names; the first stage's attention has the spellings that others have.
+OLD_NAMES["xl"] = OLD_NAMES["single"][2:]
 
 
 def current_name(part: str, name: str) -> str:

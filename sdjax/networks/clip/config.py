@@ -17,6 +17,8 @@ class TextConfig:
     bos_token: int = 49406
     eos_token: int = 49407
     pad_token: int = 49407
+    back: int = 0  # 0: the states are the last layer's after the final LayerNorm; n: those before the n last layers
+    projection: int | None = None  # width of the pooled embedding, the end token's state projected; None: there is none
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from sdjax.text.tokenizer import special_ids
 CHECKED = dict(layer_norm_eps=1e-5)
 
 
-def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
+def read_text(fields: Fields, tokenizer: Path, back: int = 0, pooled: bool = False) -> TextConfig:
     """Returns the TextConfig in a text tower's config.json, or in that of a whole CLIP with an image tower.
 
     tokenizer: the folder that the token ids come from. SD 1.5's text_encoder/config.json has wrong ones (0, 2 and 1).
+    back, pooled: see `TextConfig`: how many layers before the end its states come from, and has it a projection?
     SdjaxError: names the file and the field that is not supported.
     """
     fields.enter("text_config")
@@ -37,6 +38,8 @@ def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
+        back=back,
+        projection=fields.take("projection_dim", 512) if pooled else None,
     )
     fields.divides("num_attention_heads", config.heads, (config.width,))
     if max(bos, eos, pad) >= config.vocab_size:
@@ -50,7 +53,7 @@ def read_text(fields: Fields, tokenizer: Path) -> TextConfig:
 def write_text(config: TextConfig) -> dict[str, Any]:
     """Returns the content of the text tower's config.json."""
     return CHECKED | dict(
-        architectures=["CLIPTextModel"],
+        architectures=["CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"],
         model_type="clip_text_model",
         vocab_size=config.vocab_size,
         max_position_embeddings=config.length,
@@ -59,7 +62,7 @@ def write_text(config: TextConfig) -> dict[str, Any]:
         num_attention_heads=config.heads,
         intermediate_size=config.mlp_width,
         hidden_act=config.activation,
-        projection_dim=config.width,
+        projection_dim=config.projection or config.width,
         attention_dropout=0.0,
         initializer_factor=1.0,
         initializer_range=0.02,

@@ -58,6 +58,9 @@ def text_rows(config: TextConfig, prefix: str = "cond_stage_model") -> Iterator[
     else:
         yield from clip_layers(config.layers, "text_model", prefix)
     yield from layer_norm("final_norm", "text_model.final_layer_norm", f"{prefix}.{final}")
+    if config.projection:
+        names = "text_projection.weight", f"{prefix}.text_projection"
+        yield TensorRow(("projection", "kernel"), *names, "dense", "same")
 
 
 def vision_rows(config: VisionConfig, prefix: str | None = None) -> Iterator[TensorRow]:

@@ -32,8 +32,9 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, vectors: Array | None = None) -> Array:
-        """ids int32 [B, L] -> float32 states [B, L, width] after the final LayerNorm.
+        """ids int32 [B, L] -> float32 states [B, L, width], see config.back; with config.projection (states, pooled).
 
+        pooled: float32 [B, projection], of the last layer's state after the final LayerNorm, at the first end token.
         vectors: [N, width], the embeddings of textual inversion (arXiv 2208.01618). Ids from vocab_size on stand for
             its rows.
 
@@ -47,9 +48,16 @@ class TextTower(nn.Module):
             x = jnp.where(ids[..., None] < config.vocab_size, x, own)
         position = parameter(self, "position_embedding", nn.initializers.normal(0.01), (config.length, config.width))
         x = x + position[: ids.shape[1]].astype(self.dtype)
+        early = x
         for i in range(config.layers):
+            early = x if i == config.layers - config.back else early
             x = Layer(config, True, self.dtype, name=f"layer_{i}")(x)
-        return LayerNorm(name="final_norm")(x).astype(jnp.float32)
+        last = LayerNorm(name="final_norm")(x).astype(jnp.float32)
+        states = early.astype(jnp.float32) if config.back else last
+        if config.projection is None:
+            return states
+        project = Dense(config.projection, self.dtype, use_bias=False, name="projection")
+        return states, project(pool_text(last, ids, config.eos_token)).astype(jnp.float32)
 
 
 def pool_text(states: Array, ids: Array, eos_token: int) -> Array:

@@ -1,5 +1,7 @@
 """CLIP's towers as Parts."""
 
+from functools import partial
+
 import jax.numpy as jnp
 
 from sdjax.networks.clip.config import NormalizerConfig, TextConfig, VisionConfig
@@ -24,6 +26,12 @@ CLIP_TEXT = Part(
     read_text,
     write_text,
     ("text_model.",),  # beside them a whole CLIPModel has its image tower, its projections and its scale
+)
+
+#: SDXL's towers: their states come from before the last layer, and the second one has a pooled embedding.
+CLIP_TEXT_XL = CLIP_TEXT._replace(read=partial(read_text, back=1))
+CLIP_TEXT_POOLED = CLIP_TEXT._replace(
+    read=partial(read_text, back=1, pooled=True), own=("text_model.", "text_projection.")
 )
 
 CLIP_VISION = Part(

@@ -20,7 +20,6 @@ CHECKED = dict(
     norm_eps=1e-5,
     num_attention_heads=None,
     dual_cross_attention=False,
-    addition_embed_type=None,
     resnet_time_scale_shift="default",
     resnet_skip_time_act=False,
     resnet_out_scale_factor=1.0,
@@ -35,7 +34,6 @@ UNSET = (
     "reverse_transformer_layers_per_block",
     "encoder_hid_dim",
     "encoder_hid_dim_type",
-    "addition_time_embed_dim",
     "time_embedding_dim",
     "time_embedding_act_fn",
     "timestep_post_act",
@@ -152,7 +150,8 @@ def read_conditional(fields: Fields) -> UNetConfig:
         )
     depth = fields.take_list("transformer_layers_per_block", 1, levels)
     alone = fields.take_list("only_cross_attention", False, levels)
-    labels, vector = take_vector(fields)
+    added = take_added(fields)
+    labels, vector = take_vector(fields) if added is None else (None, added)
     config = UNetConfig(
         in_channels=fields.take("in_channels", 4),
         out_channels=fields.take("out_channels", 4),
@@ -168,6 +167,7 @@ def read_conditional(fields: Fields) -> UNetConfig:
         self_attention=tuple(not flag for flag in alone) if any(alone) else (),
         labels=labels,
         vector=vector,
+        added=added is not None,
     )
     fields.divides("norm_num_groups", config.groups, channels)
     for width, heads, attends in zip(channels, config.heads, (*config.attention[:-1], True), strict=True):
@@ -175,6 +175,20 @@ def read_conditional(fields: Fields) -> UNetConfig:
             fields.divides("attention_head_dim (the number of heads)", heads, (width,))
     fields.finish(CHECKED, IGNORED, UNSET)
     return config
+
+
+ADDED_WIDTH = 256  # features of each of SDXL's numbers
+
+
+def take_added(fields: Fields) -> int | None:
+    """Returns the width of SDXL's vector, of pooled text and of numbers as features; None if there is none."""
+    kind, features = fields.values.pop("addition_embed_type", None), fields.values.pop("addition_time_embed_dim", None)
+    if kind not in (None, "text_time") or (kind == "text_time" and features != ADDED_WIDTH):
+        raise SdjaxError(
+            f"{fields.path}: addition_embed_type is {kind!r} with addition_time_embed_dim {features!r}, should be "
+            f"null, or text_time with {ADDED_WIDTH}"
+        )
+    return fields.take("projection_class_embeddings_input_dim", 2816) if kind else None
 
 
 def take_vector(fields: Fields) -> tuple[int | None, int | None]:
@@ -215,7 +229,9 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
             upcast_attention=config.upcast_attention,
             only_cross_attention=[not flag for flag in config.self_attention] or False,
             num_class_embeds=config.labels,
-            class_embed_type="projection" if config.vector else None,
+            class_embed_type="projection" if config.vector and not config.added else None,
+            addition_embed_type="text_time" if config.added else None,
+            addition_time_embed_dim=ADDED_WIDTH if config.added else None,
             projection_class_embeddings_input_dim=config.vector,
         )
     )

@@ -31,7 +31,8 @@ def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iter
         yield TensorRow(("label", "embedding"), "class_embedding.weight", f"{prefix}.label_emb.weight", "same", "same")
     if config.vector:
         for ours, theirs, number in (("label_in", "linear_1", 0), ("label_out", "linear_2", 2)):
-            yield from weight(ours, f"class_embedding.{theirs}", f"{prefix}.label_emb.0.{number}", "dense")
+            kind = "add_embedding" if config.added else "class_embedding"
+            yield from weight(ours, f"{kind}.{theirs}", f"{prefix}.label_emb.0.{number}", "dense")
     yield from weight("conv_in", "conv_in", f"{prefix}.input_blocks.0.0", "conv")
 
     width, skips, n = channels[0], [channels[0]], 1  # channels of h, and of the skips; CompVis' block number
