@@ -44,7 +44,7 @@ def check(
         prompt = Cond()
     if isinstance(prompt, Cond):
         prompts, asked = prompt, check_cond(config, "prompt", prompt)
-    elif prompt is None:
+    elif prompt is None and config.text is None:
         raise SdjaxError(f"prompt None: {config.name} takes {prompt_of(config)}")
     else:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt

@@ -13,7 +13,7 @@ from typing import Any
 from sdjax.checks import is_number, is_whole
 from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import ScheduleConfig
-from sdjax.errors import SdjaxError, log
+from sdjax.errors import SdjaxError, log, prefixed
 from sdjax.families.config import Config
 from sdjax.families.family import Place
 from sdjax.families.sd import SD
@@ -80,6 +80,8 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     same = [preset for preset in PUBLISHED if (preset, preset.size) == (config, size)]
     if len(same) == 1:
         return replace(same[0], pipeline=pipeline, spacing=spacing, zero_negative=config.zero_negative)
+    with prefixed(f"{folder}: "):
+        family_of(config)  # refuses networks that do not go together
     return replace(config, guidance_scale=index.take(SCALE, own_scale(config), float))
 
 

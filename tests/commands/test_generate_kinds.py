@@ -103,7 +103,7 @@ def test_models_without_text_that_take_pictures(script, place, models):
         (["--model", "sr.safetensors"], "--lowres: tiny-sr takes it in place of a prompt, as --lowres FILE"),
         (["--model", "sr.safetensors", "--lowres", "no.png"], "--lowres no.png: no such picture"),
         (["--model", "sr.safetensors", "--lowres", "map.png", "a cat"], "prompt 'a cat': tiny-sr takes none"),
-        (["--model", "sr.safetensors", "--lowres", "map.png", "--width", "64"], "--width 64: None, it follows"),
+        (["--model", "sr.safetensors", "--lowres", "map.png", "--width", "48"], "--width 48: None, it follows"),
         (["--model", "variations.safetensors"], "--image: tiny-variations takes it in place of a prompt"),
         (["--depth", "depth.npy", "a cat"], "--depth depth.npy: emoji takes none, give a prompt"),
         (["a cat", "--noise-level", "3"], "--noise-level 3: needs --lowres or --image"),

@@ -77,7 +77,7 @@ def test_train_diffusion(script, place, monkeypatch, capfd):
     monkeypatch.setattr(
         sdjax,
         "txt2img",
-        lambda *args, **more: drawn.append((more["syntax"], more["guidance_scale"])) or txt2img(*args, **more),
+        lambda *args, **more: drawn.append((more["syntax"], more.get("guidance_scale"))) or txt2img(*args, **more),
     )
     out, records, trained = train(
         script,

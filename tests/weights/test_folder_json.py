@@ -97,7 +97,8 @@ def test_what_we_write_we_read(config, tmp_path):
         ("unet", {"use_linear_projection": 1}, "use_linear_projection is 1"),
         ("unet", {"transformer_layers_per_block": [1, 2]}, "transformer_layers_per_block"),
         ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256, only null"),
-        ("unet", {"num_class_embeds": 1000}, "num_class_embeds"),
+        ("unet", {"num_class_embeds": 1000}, "its UNet takes 4 channels, 7 expected"),
+        ("unet", {"num_class_embeds": 1000, "class_embed_type": "projection"}, "class_embed_type is 'projection'"),
         ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
         ("vae", {"norm_num_groups": 48}, "norm_num_groups"),
         ("vae", {"scaling_factor": float("nan")}, "scaling_factor is nan"),
@@ -116,7 +117,7 @@ def test_what_we_write_we_read(config, tmp_path):
         ("unet", {"encoder_hid_dim": 768}, "encoder_hid_dim"),
         ("unet", {"sample_size": [64, 64, 64]}, "sample_size"),
         ("unet", {"sample_size": [64, 0]}, "sample_size"),
-        ("model_index", {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["a", "B"]}, "_class_name"),
+        ("model_index", {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["a", "B"]}, "text_encoder_2"),
     ],
 )
 def test_refusals(part, fields, match, tmp_path):
