@@ -1,5 +1,7 @@
 """Models that take a depth map, a small picture, or LDM's mask beside x: drawn, in tiles, and what they refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.ldm import BSR_SR, INPAINTING_BIG, TEXT2IMG256, TEXT2IMG_LARGE
 from sdjax.families.sd2 import SD2_DEPTH, SD21_UNCLIP_H, SD21_UNCLIP_L, SD_IMAGE_VARIATIONS, X4_UPSCALER
 from sdjax.networks.table import param_shapes
+from sdjax.nn.tiles import places
 from sdjax.tasks import stages
 from sdjax.types import Cond
 from sdjax.weights import single
@@ -77,6 +80,26 @@ def test_large_pictures_go_in_tiles(monkeypatch):
     seams = [edge + side for edge in (12, 24, 36) for side in (-1, 0)]  # where tiles begin and end
     elsewhere = [row for row in range(3, 44) if row not in seams]
     assert jumps[seams].max() <= jumps[elsewhere].max()
+
+
+@pytest.mark.slow
+def test_512_pixels_become_2048_without_seams():
+    """The published tiles, 128 with an overlap of at least 64, on a smooth picture: no step across a seam is larger."""
+    config = replace(SR, vae=replace(SR.vae, channels=(8, 8, 8)))
+    slope = np.linspace(-1, 1, 512, dtype=np.float32)
+    picture = np.stack([slope[:, None] * np.ones(512, np.float32), slope * np.ones((512, 1), np.float32)] * 2, -1)[
+        ..., :3
+    ]
+    start = {"latents": np.zeros((1, 512, 512, 3), np.float32), "eta": 0.0}
+    found = sdjax.upscale(model(config), None, picture, steps=4, output="latents", **start)[0]
+    ends = {start + side for start in places(512, stages.TILE, stages.OVERLAP) for side in (0, stages.TILE)}
+    for axis in (0, 1):
+        jumps = np.abs(np.diff(found, axis=axis)).max((1 - axis, 2))
+        seams = sorted({edge + side for edge in ends for side in (-1, 0)} & set(range(8, 503)))
+        elsewhere = [row for row in range(8, 503) if row not in seams]
+        assert len(seams) > 10 and jumps[seams].max() <= jumps[elsewhere].max()
+    pixels = sdjax.upscale(model(config), None, picture, steps=2, output="pixels", **start)
+    assert pixels.shape == (1, 2048, 2048, 3) and np.isfinite(pixels).all()
 
 
 def test_ldm_s_mask_stands_behind_the_latents_in_its_own_range():
