@@ -95,3 +95,19 @@ def test_single_files_both_ways(config, tmp_path):
     for part, tree in parts.items():
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(params[part]), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_folder_of_text_alone_is_read_without_its_prior(tmp_path):
+    import json
+
+    path = saved(replace(UNCLIP, image=None), tmp_path)
+    index = json.loads((path / "model_index.json").read_text())
+    assert index["_class_name"] == "StableUnCLIPPipeline"
+    (path / "model_index.json").write_text(json.dumps(index | {"prior": ["diffusers", "PriorTransformer"]}))
+    sd = sdjax.load(path)
+    assert family_of(sd.config).name == "sd-unclip-prior"
+    vector = RNG.standard_normal((1, 2 * WIDTH)).astype(np.float32)
+    cond = sdjax.encode_prompt(sd, PROMPTS[0])._replace(vector=vector)
+    assert sdjax.txt2img(sd, cond, steps=2, output="latents").shape == (1, 8, 8, 4)
+    with pytest.raises(sdjax.SdjaxError, match="pictures: ours takes no pictures"):
+        sdjax.encode_picture(sd, PICTURE)
