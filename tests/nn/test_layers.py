@@ -63,9 +63,11 @@ def test_parameters_of_a_wrong_shape_are_refused(module, wrong):
         module.apply({"params": {}}, x)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_shapes_alone_draw_nothing_and_models_do():
     shapes = param_shapes(NARROW.unet)
-    params = UNet(NARROW.unet).init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 3, 24)))
+    init = jax.jit(UNet(NARROW.unet).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 3, 24)))
     assert jax.tree.map(jnp.shape, params["params"]) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     with LOWERED_FOR(SHAPES):
         assert not lecun_normal(jax.random.key(0), (3, 4)).any()

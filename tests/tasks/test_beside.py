@@ -55,8 +55,6 @@ def test_upscale_draws_its_small_picture_s_noise_from_seed_plus_i():
     cond = sdjax.encode_prompt(sd, "dog") | sdjax.encode_lowres(sd, SMALL[1:], 50, seed=5)
     assert cond.vector.tolist() == [[50.0]]
     np.testing.assert_allclose(sdjax.txt2img(sd, cond, seed=5, **FEW), alone, atol=1e-5)
-    (picture,) = sdjax.upscale(model(SR), None, SMALL[:1], steps=2)
-    assert picture.size == (24, 16)
 
 
 def in_tiles_of(tile, monkeypatch, picture, **options):
