@@ -100,12 +100,10 @@ def read_depth(path: Path):
     return decode_depth(path)
 
 
-def read_small(path: Path):
-    import numpy as np
+def read_rgb(path: Path):
+    from sdjax.data.picture import decode, open_file
 
-    from sdjax.data.picture import decode, open_file, to_pixels
-
-    return to_pixels(np.asarray(decode(open_file(path))))
+    return decode(open_file(path))
 
 
 def map_cond(sd, paths: list[str], options: Any):
@@ -123,15 +121,18 @@ def depth_cond(sd, paths: list[str], options: Any):
 def image_cond(sd, paths: list[str], options: Any):
     """The same picture for all lines has the noise of the first one's seed."""
     import sdjax
-    from sdjax.data.picture import decode, open_file
 
-    pictures = [read_file("image", path, lambda path: decode(open_file(path))) for path in paths]
+    pictures = [read_file("image", path, read_rgb) for path in paths]
     return sdjax.encode_picture(sd, pictures, options.noise_level or 0, options.seed)
 
 
 def small_picture(sd, path: Path):
     """Returns the small picture of --lowres, cut down to sides that the model takes: float32 [1, h, w, 3]."""
-    small, multiple = read_file("lowres", str(path), read_small), sd.config.unet.factor
+    import numpy as np
+
+    from sdjax.data.picture import to_pixels
+
+    small, multiple = to_pixels(np.asarray(read_file("lowres", str(path), read_rgb))), sd.config.unet.factor
     height, width = (side - side % multiple for side in small.shape[:2])
     if not height or not width:
         raise SdjaxError(f"lowres {path}: at least {multiple} x {multiple} pixels expected")

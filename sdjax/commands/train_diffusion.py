@@ -92,7 +92,8 @@ class Options(TrainOptions):
     @property
     def beside(self) -> bool:
         """True if the condition stands beside the latents."""
-        return self.condition in ("map", "mask", "depth", "lowres")
+        kind = CONDITIONS[self.condition]
+        return kind.keeps_text and kind.column is not None
 
     @property
     def varied(self) -> bool:

@@ -7,17 +7,26 @@ import numpy as np
 
 from sdjax.checks import is_whole
 from sdjax.diffusion import noise
-from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
+from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError
+from sdjax.families.sd2 import LEVELS, MOST_LEVEL
 from sdjax.families.table import family_of
 from sdjax.image.pixels import read_images
 from sdjax.model.value import StableDiffusion
-from sdjax.types import Cond
-
-#: The noise schedule of the x4 upscaler's small pictures, and the highest level that it was trained on.
-SCHEDULE, MOST = ScheduleConfig(beta_start=0.0001, beta_end=0.02), 350
+from sdjax.types import Array, Cond
 
 STREAM = 2**32 - 2  # of the small pictures' noise, beside the streams of walks
+
+
+def noise_from(seed: int, shape: tuple[int, ...], stream: int) -> Array:
+    """Returns unit noise [B, h, w, C] for a condition: picture i's comes from seed + i, in a stream of its own.
+
+    SdjaxError: a seed out of range.
+    """
+    if not is_whole(seed, 0, 2**32 - shape[0]):
+        raise SdjaxError(f"seed {seed!r}: a whole number from 0 to {2**32 - shape[0]}")
+    seeds = np.arange(seed, seed + shape[0], dtype=np.uint32)
+    return noise.draw(noise.image_draws(seeds, np.uint32(0), np.float32(0), stream), shape[1:])
 
 
 def encode_lowres(sd: StableDiffusion, pictures: Any, noise_level: int = 20, seed: int = 0) -> Cond:
@@ -36,12 +45,9 @@ def encode_lowres(sd: StableDiffusion, pictures: Any, noise_level: int = 20, see
     small = read_images(pictures, None, None, multiple, 3)
     if family.vector is None:
         return Cond(concat=jnp.asarray(small))
-    if not is_whole(noise_level, 0, min(MOST, sd.config.unet.labels - 1)):
-        raise SdjaxError(f"noise_level {noise_level!r}: a whole number from 0 to {MOST}")
-    if not is_whole(seed, 0, 2**32 - len(small)):
-        raise SdjaxError(f"seed {seed!r}: a whole number from 0 to {2**32 - len(small)}")
-    abar = make_schedule(SCHEDULE).alphas_cumprod[noise_level]
-    seeds = np.arange(seed, seed + len(small), dtype=np.uint32)
-    eps = noise.draw(noise.image_draws(seeds, np.uint32(0), np.float32(0), STREAM), small.shape[1:])
+    if not is_whole(noise_level, 0, min(MOST_LEVEL, sd.config.unet.labels - 1)):
+        raise SdjaxError(f"noise_level {noise_level!r}: a whole number from 0 to {MOST_LEVEL}")
+    abar = make_schedule(LEVELS).alphas_cumprod[noise_level]
+    eps = noise_from(seed, small.shape, STREAM)
     noised = np.float32(np.sqrt(abar)) * small + np.float32(np.sqrt(1 - abar)) * eps
     return Cond(vector=jnp.full((len(small), 1), noise_level, jnp.float32), concat=noised)

@@ -32,8 +32,14 @@ def encode_mask(sd: StableDiffusion, pictures: Any, masks: Any) -> Cond:
         raise SdjaxError(f"masks: {len(white)} for {len(pictures)} pictures, one or {len(pictures)} expected")
     white = np.broadcast_to(white, (len(pictures), *white.shape[1:]))
     factor = sd.config.vae.factor
-    latents = encode(sd, pictures * (1 - white) + family.mask.hole * white)
+    latents = encode(sd, hide(family.mask, pictures, white))
     return Cond(concat=mask_channels(family.mask, white[:, ::factor, ::factor], latents))
+
+
+def hide(rule: Mask, pictures: Array, masks: Array) -> Array:
+    """Returns pictures [B, H, W, 3] with the rule's value where the masks [B, H, W, 1] are 1."""
+    kept = pictures * (1 - masks)
+    return kept if rule.hole == 0 else kept + rule.hole * masks
 
 
 def mask_channels(rule: Mask, small: Array, latents: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sdjax.checks import is_whole
 from sdjax.conditioning.clip import clip_pixels, image_embedding
-from sdjax.diffusion import noise
+from sdjax.conditioning.lowres import noise_from
 from sdjax.errors import SdjaxError
 from sdjax.image.pixels import pixels_to_pil, read_images
 from sdjax.model.value import StableDiffusion
@@ -45,12 +45,9 @@ def encode_picture(sd: StableDiffusion, pictures: Any, noise_level: int = 0, see
         return Cond(embeddings[:, None])
     if not is_whole(noise_level, 0, LEVELS - 1):
         raise SdjaxError(f"noise_level {noise_level!r}: a whole number from 0 to {LEVELS - 1}")
-    if not is_whole(seed, 0, 2**32 - len(images)):
-        raise SdjaxError(f"seed {seed!r}: a whole number from 0 to {2**32 - len(images)}")
     mean, std = (sd.params["normalizer"][name].astype(jnp.float32) for name in ("mean", "std"))
-    seeds = np.arange(seed, seed + len(images), dtype=np.uint32)
-    draws, shape = noise.image_draws(seeds, np.uint32(0), np.float32(0), STREAM), (1, 1, embeddings.shape[1])
-    eps, abar = noise.draw(draws, shape)[:, 0, 0], cosine_abar()[noise_level]
+    eps = noise_from(seed, (len(images), 1, 1, embeddings.shape[1]), STREAM)[:, 0, 0]
+    abar = cosine_abar()[noise_level]
     z = np.float32(np.sqrt(abar)) * (embeddings - mean) / std + np.float32(np.sqrt(1 - abar)) * eps
     level = timestep_embedding(jnp.full(len(images), noise_level, jnp.float32), embeddings.shape[1])
     return Cond(vector=jnp.concatenate([z * std + mean, level], axis=1))

@@ -41,18 +41,14 @@ class Family(NamedTuple):
     parts: Mapping[str, Place]  # the name of a network in Config and in params -> its place in files
     towers: tuple[Tower, ...]
     process: str  # a name in diffusion.process.PROCESSES
-    concat: (
-        str | None
-    )  # what stands beside x: None, "mask" (and the masked picture's latents), "map", "depth", "lowres"
+    concat: str | None  # what stands beside x: None, "mask" (with the rest's latents), "map", "depth", "lowres"
     pipeline: str  # the pipeline class that model_index.json names; diffusers' own where it has one
     probes: Callable[[Config], dict[str, tuple[int, ...]]]  # tensor names and shapes that identify a single file
     watermark: Callable[[Config], bytes]  # what the official scripts for such a model write into its pictures
     presets: tuple[Config, ...]  # the published configurations
     others: tuple[Config, ...] = ()  # further configurations that a single file may have; they are no presets
     mask: Mask = Mask()  # where concat is "mask"
-    vector: str | None = (
-        None  # what is added to the time embedding: None, "level" of the noise in "lowres", "picture", "sizes"
-    )
+    vector: str | None = None  # what the time embedding takes: None, "level" of noise, "picture", "sizes"
     scale: float = 7.5  # the guidance scale of its models of text, unless a published one says another
     ema: bool = False  # do the official scripts sample with a single file's EMA copy?
 

@@ -55,6 +55,9 @@ SD21_UNCLIP_L = replace(
 #: A picture's embedding by OpenAI's ViT-L in place of a text. UNet 859,520,964 parameters.
 SD_IMAGE_VARIATIONS = replace(SD15, name="sd-image-variations", text=None, image=VisionConfig())
 
+#: The noise schedule of the x4 upscaler's small pictures, and the highest level that it was trained on.
+LEVELS, MOST_LEVEL = ScheduleConfig(beta_start=0.0001, beta_end=0.02), 350
+
 SD_DEPTH = SD._replace(
     name="sd-depth",
     concat="depth",

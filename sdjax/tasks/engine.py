@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.conditioning.masks import mask_channels
+from sdjax.conditioning.masks import hide, mask_channels
 from sdjax.conditioning.text import text_tower_of
 from sdjax.devices.placement import chunk_size, copy_over, over, split_over
 from sdjax.diffusion import noise
@@ -260,9 +260,8 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
     if chunk.masks is not None:
         small = chunk.masks[:, :: config.vae.factor, :: config.vae.factor]
         if inpainting:
-            hole = chunk.pictures * (1 - chunk.masks)  # 0 is grey
-            hole = hole if family.mask.hole == 0 else hole + family.mask.hole * chunk.masks
-            concat = mask_channels(family.mask, small, encode(hole))
+            hidden = encode(hide(family.mask, chunk.pictures, chunk.masks))
+            concat = mask_channels(family.mask, small, hidden)
         else:
             known = stages.Known(x0, noise, small, plan.rows.sigma[0])
     return x0, concat, known

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sdjax.conditioning.lowres import MOST, SCHEDULE
-from sdjax.conditioning.masks import mask_channels
+from sdjax.conditioning.masks import hide, mask_channels
 from sdjax.data.beside import FilesBeside
 from sdjax.data.order import Chosen
 from sdjax.data.picture import to_pixels
@@ -21,6 +20,7 @@ from sdjax.data.source import Pictures
 from sdjax.diffusion.noise import example_keys
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.families.config import Config
+from sdjax.families.sd2 import LEVELS, MOST_LEVEL
 from sdjax.families.table import family_of
 from sdjax.image import bicubic
 from sdjax.model.functions import vae_posterior
@@ -102,8 +102,8 @@ def masks_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
         epochs = map(int, chosen.epochs)
         masks = [mask_of(*one, epoch, chosen.group) for one, epoch in zip(found, epochs, strict=True)]
         masks = np.stack(masks)[..., None]
-        hole = pixels * (1 - masks) + rule.hole * masks
-        latents = vae_posterior(sd.params["vae"], hole, config.vae, sd.dtype)[0] * config.vae.scaling
+        hidden = hide(rule, pixels, masks)
+        latents = vae_posterior(sd.params["vae"], hidden, config.vae, sd.dtype)[0] * config.vae.scaling
         return np.asarray(mask_channels(rule, masks[:, ::factor, ::factor], latents))
 
     return given
@@ -150,7 +150,7 @@ def depth_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
 def with_lowres(config: Config, source: Pictures, null: bool) -> Config:
     """Returns the config of a model that enlarges pictures. With text it takes noisy ones, and their level."""
     source.beside = FilesBeside(source, "lowres")
-    labels = {} if config.text is None or config.unet.labels else {"labels": SCHEDULE.timesteps}
+    labels = {} if config.text is None or config.unet.labels else {"labels": LEVELS.timesteps}
     return widened(config, 3, **labels)
 
 
@@ -170,14 +170,14 @@ def lowres_given(sd: StableDiffusion, source: Pictures, views: int) -> Given:
 
 
 def lowres_cond(config: Config, params: Params, batch: Batch, drop: Array, key: Array) -> Cond:
-    """With labels, the small pictures get noise of a level that is drawn for each example from 0 to MOST."""
+    """With labels, the small pictures get noise of a level that is drawn for each example from 0 to MOST_LEVEL."""
     if config.unet.labels is None:
         return Cond(concat=batch.given)
     keys, shape = example_keys(key, batch.index), batch.given.shape[1:]
     draw = lambda number, make: jax.vmap(lambda k: make(jax.random.fold_in(k, number)))(keys)
-    level = draw(LEVEL, partial(jax.random.randint, shape=(), minval=0, maxval=MOST + 1))
+    level = draw(LEVEL, partial(jax.random.randint, shape=(), minval=0, maxval=MOST_LEVEL + 1))
     eps = draw(NOISE, partial(jax.random.normal, shape=shape))
-    abar = jnp.asarray(make_schedule(SCHEDULE).alphas_cumprod, jnp.float32)[level][:, None, None, None]
+    abar = jnp.asarray(make_schedule(LEVELS).alphas_cumprod, jnp.float32)[level][:, None, None, None]
     return Cond(
         vector=level[:, None].astype(jnp.float32), concat=jnp.sqrt(abar) * batch.given + jnp.sqrt(1 - abar) * eps
     )

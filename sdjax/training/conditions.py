@@ -53,7 +53,7 @@ class Condition(NamedTuple):
 def with_classes(config: Config, source: Pictures, null: bool) -> Config:
     """Returns the config with a table of the data's classes and, after them, the null class."""
     count = 1 + max((value for i, value in enumerate(source.given) if i not in source.known), default=0)
-    table, width = config.class_table, context_width(config)
+    table, width = config.class_table, config.unet.context_dim
     if table is None or table.classes - table.null < count or table.width != width:
         table = ClassConfig(count + 1, width, null)
     return without_text(replace(config, class_table=replace(table, null=null), layout=None), width)
@@ -80,7 +80,7 @@ def with_layout(config: Config, source: Pictures, null: bool) -> Config:
     layouts = [value for i, value in enumerate(source.given) if i not in source.known]
     labels = 1 + max((box[0] for layout in layouts for box in layout), default=0)
     most = max(1, max(map(len, layouts), default=1))
-    tower, width = config.layout, context_width(config)
+    tower, width = config.layout, config.unet.context_dim
     if tower is None or tower.objects < most or tower.width != width or (tower.labels or tower.absent) < labels:
         grid = min(90, max(config.size // 2, 2))
         tower = LayoutConfig(
@@ -125,11 +125,6 @@ def without_condition(config: Config, source: Pictures | None, null: bool) -> Co
     plain = UNetConfig()  # what does not matter to such a UNet has its default
     fields = {name: getattr(plain, name) for name in ("context_dim", "depth", "linear_projection", "upcast_attention")}
     return replace(config, unet=replace(config.unet, cross=False, **fields))
-
-
-def context_width(config: Config) -> int:
-    """Returns the width of the context that the UNet takes, or will take."""
-    return config.unet.context_dim
 
 
 def without_text(config: Config, width: int) -> Config:

@@ -115,10 +115,8 @@ def read_unet(fields: Fields) -> UNetConfig:
     value = Fields(fields.path, {name: value}).take(name, 1)
     if name == "num_head_channels" and any(channel % value for channel in channels):
         raise SdjaxError(f"{fields.path}: num_head_channels is {value}, which does not divide {list(channels)}")
-    depth, linear = (
-        fields.take_list("transformer_depth", 1, levels),
-        fields.take("use_linear_in_transformer", False, bool),
-    )
+    depth = fields.take_list("transformer_depth", 1, levels)
+    linear = fields.take("use_linear_in_transformer", False, bool)
     return UNetConfig(
         in_channels=fields.take("in_channels", 4),
         out_channels=fields.take("out_channels", 4),

@@ -17,6 +17,7 @@ from sdjax.errors import SdjaxError, log, prefixed
 from sdjax.families.config import Config
 from sdjax.families.family import Place
 from sdjax.families.sd import SD
+from sdjax.families.sd2 import LEVELS, MOST_LEVEL
 from sdjax.families.table import FAMILIES, PUBLISHED, family_of, own_scale
 from sdjax.networks.fields import Fields, class_name
 
@@ -29,7 +30,6 @@ OF_DIFFUSERS = (
 )
 SCALE = "guidance_scale"
 ZERO = "force_zeros_for_empty_prompt"  # of SDXL
-MOST_NOISE = 350  # the x4 upscaler's
 
 KINDS = {prediction.diffusers: name for name, prediction in PREDICTIONS.items()}  # diffusers' name -> ours
 
@@ -254,7 +254,9 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
         parts["image_noising_scheduler/scheduler_config.json"] = class_name("DDPMScheduler") | noising
     files = {"model_index.json": index, **parts, "scheduler/scheduler_config.json": scheduler}
     if family.vector == "level":
-        index["low_res_scheduler"], index["max_noise_level"] = ["diffusers", "DDPMScheduler"], MOST_NOISE
-        betas = dict(beta_start=0.0001, beta_end=0.02, num_train_timesteps=1000, clip_sample=True)
-        files["low_res_scheduler/scheduler_config.json"] = class_name("DDPMScheduler") | CHECKED | betas
+        index["low_res_scheduler"], index["max_noise_level"] = ["diffusers", "DDPMScheduler"], MOST_LEVEL
+        betas = dict(beta_start=LEVELS.beta_start, beta_end=LEVELS.beta_end, num_train_timesteps=LEVELS.timesteps)
+        files["low_res_scheduler/scheduler_config.json"] = (
+            class_name("DDPMScheduler") | CHECKED | betas | dict(clip_sample=True)
+        )
     return files

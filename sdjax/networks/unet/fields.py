@@ -72,18 +72,29 @@ def read_unet(fields: Fields, *_: Any) -> UNetConfig:
     return read_alone(fields) if fields.values.get("_class_name") == ALONE else read_conditional(fields)
 
 
-def read_alone(fields: Fields) -> UNetConfig:
-    """Returns the UNetConfig of a UNet2DModel, whose heads are of one width in diffusers; ours may be of several."""
-    channels = fields.take_list("block_out_channels", (224, 448, 672, 896))
-    levels = len(channels)
-    down, up = (fields.take_list(f"{side}_block_types", ("",), levels) for side in ("down", "up"))
-    if not set(down) <= {"AttnDownBlock2D", "DownBlock2D"} or up != tuple(
+def take_attention(fields: Fields, kind: str, down: tuple, up: tuple, levels: int) -> tuple[bool, ...]:
+    """Returns whether each level attends, from the names of the blocks.
+
+    kind: what the names of blocks that attend begin with. down, up: the names if the fields are missing.
+    SdjaxError: other blocks, or not the same ones on the way up.
+    """
+    down = fields.take_list("down_block_types", down, levels)
+    up = fields.take_list("up_block_types", up, levels)
+    if not set(down) <= {f"{kind}DownBlock2D", "DownBlock2D"} or up != tuple(
         name.replace("Down", "Up") for name in reversed(down)
     ):
         raise SdjaxError(
             f"{fields.path}: down_block_types {list(down)} with up_block_types {list(up)}, should be "
-            "(Attn)DownBlock2D and the same backwards"
+            f"({kind})DownBlock2D and the same backwards"
         )
+    return tuple(name.startswith(kind) for name in down)
+
+
+def read_alone(fields: Fields) -> UNetConfig:
+    """Returns the UNetConfig of a UNet2DModel, whose heads are of one width in diffusers; ours may be of several."""
+    channels = fields.take_list("block_out_channels", (224, 448, 672, 896))
+    levels = len(channels)
+    attention = take_attention(fields, "Attn", ("",), ("",), levels)
     widths = channels if None is fields.values.get("attention_head_dim", 8) else ()  # null: one head
     widths = widths or fields.take_list("attention_head_dim", 8, levels)
     fields.values.pop("attention_head_dim", None)
@@ -99,7 +110,7 @@ def read_alone(fields: Fields) -> UNetConfig:
         out_channels=fields.take("out_channels", 3),
         channels=channels,
         blocks=fields.take("layers_per_block", 2, most=MOST_LAYERS),
-        attention=tuple(name.startswith("Attn") for name in down),
+        attention=attention,
         heads=tuple(max(channel // width, 1) for channel, width in zip(channels, widths, strict=True)),
         groups=fields.take("norm_num_groups", 32),
         cross=False,
@@ -139,15 +150,8 @@ def read_conditional(fields: Fields) -> UNetConfig:
     """Returns the UNetConfig of a UNet2DConditionModel."""
     channels = fields.take_list("block_out_channels", (320, 640, 1280, 1280))
     levels = len(channels)
-    down = fields.take_list("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), levels)
-    up = fields.take_list("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, levels)
-    if not set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"} or up != tuple(
-        name.replace("Down", "Up") for name in reversed(down)
-    ):
-        raise SdjaxError(
-            f"{fields.path}: down_block_types {list(down)} with up_block_types {list(up)}, should be "
-            "(CrossAttn)DownBlock2D and the same backwards"
-        )
+    down, up = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    attention = take_attention(fields, "CrossAttn", down, up, levels)
     depth = fields.take_list("transformer_layers_per_block", 1, levels)
     alone = fields.take_list("only_cross_attention", False, levels)
     added = take_added(fields)
@@ -157,7 +161,7 @@ def read_conditional(fields: Fields) -> UNetConfig:
         out_channels=fields.take("out_channels", 4),
         channels=channels,
         blocks=fields.take("layers_per_block", 2, most=MOST_LAYERS),
-        attention=tuple(name.startswith("Cross") for name in down),
+        attention=attention,
         heads=fields.take_list("attention_head_dim", 8, levels),  # diffusers' name for the head count
         context_dim=fields.take("cross_attention_dim", 1280),
         groups=fields.take("norm_num_groups", 32),
