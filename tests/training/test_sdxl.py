@@ -125,9 +125,10 @@ def test_cached_texts_are_what_both_towers_say(sd, tmp_path):
     want = sdjax.encode_prompt(sd, texts, syntax="plain")
     for found, exact in ((context, want.context), (pooled, want.vector[:, :POOLED])):
         assert np.abs(found - exact).max() <= 2**-11 * np.abs(exact).max()
-    other = replace(sd, config=replace(XL, text_2=replace(XL.text_2, pad_token=1)))
-    cached_states(other, texts, tmp_path)
-    assert len(list(tmp_path.glob("states-*"))) == 2
+    cached_states(replace(sd, config=replace(XL, text_2=replace(XL.text_2, pad_token=1))), texts, tmp_path)
+    tower = jax.tree.map(lambda leaf: 2 * leaf, sd.params["text_2"])
+    cached_states(replace(sd, params=sd.params | {"text_2": tower}), texts, tmp_path)
+    assert len(list(tmp_path.glob("states-*"))) == 3, "a cache serves another second tower"
 
 
 def test_states_that_overflow_are_refused(sd, tmp_path, monkeypatch):
