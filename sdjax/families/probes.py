@@ -22,11 +22,9 @@ def unet_probes(config: Config) -> Shapes:
         blocks = f"{prefix}.input_blocks.{level * (unet.blocks + 1) + 1}.1.transformer_blocks"
         for block in range(unet.depths[level]):
             found[f"{blocks}.{block}.attn2.to_k.weight"] = (unet.channels[level], unet.context_dim)
-    return (
-        found
-        if not unet.middle
-        else found | {f"{middle}.transformer_blocks.0.attn2.to_k.weight": (wide, unet.context_dim)}
-    )
+    if unet.middle:
+        found[f"{middle}.transformer_blocks.0.attn2.to_k.weight"] = (wide, unet.context_dim)
+    return found
 
 
 def first_stage_probes(config: Config) -> Shapes:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.conditioning.text import size_features
+from sdjax.conditioning.sizes import size_features
 from sdjax.data.order import Chosen
 from sdjax.data.source import Pictures
 from sdjax.devices.processes import local_part
@@ -16,7 +16,7 @@ from sdjax.families.config import Config
 from sdjax.model.value import StableDiffusion
 from sdjax.training.cache import cached_latents, cached_states, split_states
 from sdjax.training.conditions import CONDITIONS, reads_captions
-from sdjax.training.sizes import sizes_given, takes_sizes
+from sdjax.training.sizes import is_base, sizes_given
 from sdjax.types import Batch
 
 
@@ -32,7 +32,7 @@ class Table:
         if reads_captions(condition, sd.config):
             self.states, self.caption_of = cached_states(sd, source.texts, folder)
         self.given, self.config = CONDITIONS[condition].given(sd, source, views), sd.config
-        self.sizes = sizes_given(source, folder, views) if takes_sizes(sd.config) else None
+        self.sizes = sizes_given(source, folder, views) if is_base(sd.config) else None
 
     def batch(self, chosen: Chosen, index: np.ndarray) -> Batch:
         """Returns the Batch of the chosen rows.
@@ -102,5 +102,5 @@ def batch_shapes(config: Config, count: int, condition: str = "text") -> Batch:
         shape((count, text.length, width), np.float16) if reads_captions(condition, config) else None,
         shape((count,), np.uint32),
         None if given is None else shape((count, *given), dtype),
-        shape((count, config.unet.vector), np.float32) if takes_sizes(config) else None,
+        shape((count, config.unet.vector), np.float32) if is_base(config) else None,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.conditioning.layouts import layout_tokens
-from sdjax.conditioning.text import encode_prompt
+from sdjax.conditioning.towers import encode_prompt
 from sdjax.data.columns import BOXES, CLASS, DEPTH, LOWRES, MAP, MASK, Column
 from sdjax.data.source import Pictures
 from sdjax.diffusion.noise import example_keys

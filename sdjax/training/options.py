@@ -10,7 +10,7 @@ from sdjax.devices.layouts import KINDS
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.training.optimizer import make_optimizer
-from sdjax.training.sizes import takes_sizes
+from sdjax.training.sizes import is_base
 
 LEAST = {
     "steps": 1,
@@ -135,7 +135,7 @@ def check_channels(model: str, config: Config, condition: str = "text", concat: 
 
     condition: what the model is trained on. concat: does it stand beside the latents?
     """
-    if config.unet.vector and not takes_sizes(config):
+    if config.unet.vector and not is_base(config):
         raise SdjaxError(
             f"model {model}: its UNet takes a vector of {config.unet.vector} numbers that training does not give; of "
             "such models only SDXL's base is trained, whose vector is the pooled text and six sizes"

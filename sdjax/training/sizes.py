@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdjax.conditioning.text import FEATURES
+from sdjax.conditioning.sizes import takes_score, takes_sizes
 from sdjax.data.buckets import picture_sizes
 from sdjax.data.picture import crop_box
 from sdjax.data.source import Pictures
@@ -15,11 +15,10 @@ from sdjax.families.config import Config
 from sdjax.training.beside import Given, each_view
 
 
-def takes_sizes(config: Config) -> bool:
-    """Does a model take the pooled text of a second tower and six sizes, as SDXL's base does?"""
-    if config.text is None or config.text_2 is None or not config.unet.added:
-        return False
-    return config.unet.vector == config.text_2.projection + 6 * FEATURES
+def is_base(config: Config) -> bool:
+    """Does a model take the pooled text of a second tower and six sizes, as SDXL's base does and its refiner does
+    not?"""
+    return takes_sizes(config) and config.text_2 is not None and not takes_score(config)
 
 
 def bucket_multiple(config: Config) -> int:
@@ -29,7 +28,7 @@ def bucket_multiple(config: Config) -> int:
     shapes to compile for.
     """
     own = config.multiple
-    return 2 * own if takes_sizes(config) and config.size % (2 * own) == 0 else own
+    return 2 * own if is_base(config) and config.size % (2 * own) == 0 else own
 
 
 def sizes_given(source: Pictures, folder: Path, views: int) -> Given:
