@@ -84,3 +84,27 @@ XL = replace(
 def model(config=CLASSES) -> sdjax.StableDiffusion:
     parts = {part: random_params(getattr(config, part)) for part in family_of(config).parts}
     return sdjax.StableDiffusion(config, parts, Letters() if config.text else None)
+
+
+SECOND = replace(CONFIG.text, width=12, heads=2, mlp_width=20, activation="gelu", back=1, layers=2, projection=10)
+SDXL = replace(
+    CONFIG,
+    name="tiny-sdxl",
+    text=replace(CONFIG.text, back=1, layers=2),
+    text_2=SECOND,
+    unet=replace(CONFIG.unet, context_dim=28, vector=10 + 6 * 256, added=True),
+    schedule=replace(CONFIG.schedule, prediction="epsilon"),
+    guidance_scale=5.0,
+    zero_negative=True,
+)
+REFINER = replace(
+    SDXL,
+    name="tiny-refiner",
+    text=SECOND,
+    text_2=None,
+    unet=replace(SDXL.unet, context_dim=12, vector=10 + 5 * 256),
+    zero_negative=False,
+)
+SDXL_INPAINT = replace(SDXL, name="tiny-sdxl-inpaint", unet=replace(SDXL.unet, in_channels=9))
+LCM = replace(CONFIG, name="tiny-lcm", unet=replace(CONFIG.unet, guidance=16), guidance_scale=8.5, few_steps=8)
+LCM_XL = replace(SDXL, name="tiny-lcm-xl", unet=replace(SDXL.unet, guidance=16), guidance_scale=8.5, few_steps=8)

@@ -104,7 +104,7 @@ def pipeline_of(index: Fields) -> tuple[str, Mapping[str, Place]]:
     for family in FAMILIES:
         if family.pipeline == pipeline:
             return pipeline, family.parts
-    if not pipeline.startswith("StableDiffusion") or "text_encoder_2" in index.values:
+    if not pipeline.startswith(("StableDiffusion", "LatentConsistencyModel")) or "text_encoder_2" in index.values:
         others = ", ".join(family.pipeline for family in FAMILIES if family.pipeline[:6] != "Stable")
         raise SdjaxError(
             f"{index.path}: _class_name is {index.values.get('_class_name')!r}, "
