@@ -202,7 +202,7 @@ def drawn(pipe, prompt, seed: int = SEED, rows=None, output_type="latent", **set
     """
     count = len(prompt) if isinstance(prompt, list) else 1
     if "image" not in settings:
-        settings |= {"latents": nchw(noise(seed, count)), "height": 8 * SIDE, "width": 8 * SIDE}
+        settings = {"latents": nchw(noise(seed, count)), "height": 8 * SIDE, "width": 8 * SIDE} | settings
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         draw_ours(patch, seed, rows or iter(range(1000)))
         found = nhwc(pipe(prompt, output_type=output_type, **settings).images).numpy()

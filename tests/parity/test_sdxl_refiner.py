@@ -1,4 +1,4 @@
-"""SDXL's refiner and the hand-over to it, against diffusers' pipelines in float64, from folders that diffusers wrote."""
+"""SDXL's refiner and the hand-over to it, against diffusers' pipelines in float64, from its folders."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 import sdjax  # noqa: E402
 from tests.parity.peers import nchw  # noqa: E402
@@ -203,9 +203,9 @@ def test_one_model_twice_is_one_walk(name, base):
 
 
 @pytest.mark.parametrize("name", ["euler", "ddim"])
-def test_one_model_twice_with_diffusers(name, base, tmp_path_factory):
+def test_one_model_twice_with_diffusers(name, base):
     pipe = base[0]
-    again = __import__("diffusers").StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+    again = diffusers.StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
     again.set_progress_bar_config(disable=True)
     want = handed(pipe, again, 0.45, name)
     assert off(walked(base[1], base[1], 0.45, name), want) < WALK
