@@ -6,6 +6,7 @@ what a user downloads, and no field of a config comes from sdjax.
 
 import json
 import warnings
+from contextlib import contextmanager
 
 import diffusers
 import jax
@@ -195,6 +196,17 @@ def draw_ours(patch, seed: int, rows) -> None:
     patch.setattr("diffusers.models.autoencoders.vae.DiagonalGaussianDistribution.sample", lambda self, *_: self.mode())
 
 
+@contextmanager
+def one_thread():
+    """Threads cost such small tensors more than they save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def drawn(pipe, prompt, seed: int = SEED, rows=None, output_type="latent", **settings) -> np.ndarray:
     """The latents, or with "pt" the pixels in [-1, 1], of a pipeline of diffusers from our seed's noise: [B, h, w, C].
 
@@ -203,7 +215,7 @@ def drawn(pipe, prompt, seed: int = SEED, rows=None, output_type="latent", **set
     count = len(prompt) if isinstance(prompt, list) else 1
     if "image" not in settings:
         settings = {"latents": nchw(noise(seed, count)), "height": 8 * SIDE, "width": 8 * SIDE} | settings
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), one_thread():
         draw_ours(patch, seed, rows or iter(range(1000)))
         found = nhwc(pipe(prompt, output_type=output_type, **settings).images).numpy()
     return found if output_type == "latent" else 2 * found - 1
@@ -220,6 +232,6 @@ def unet_peer(pipe, x, t: float, cond, ids, width: int = SECOND, **settings) -> 
     """The UNet of a pipeline in float64, given a Cond's context and pooled embedding, and the sizes as numbers."""
     exact = lambda value: torch.tensor(np.asarray(value)).double()
     given = {"text_embeds": exact(cond.vector[:, :width]), "time_ids": exact(ids)}
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         out = pipe.unet(nchw(x), t, exact(cond.context), added_cond_kwargs=given, **settings)
     return nhwc(out.sample).numpy()
