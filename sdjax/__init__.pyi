@@ -19,8 +19,8 @@ from sdjax.conditioning.lowres import encode_lowres as encode_lowres
 from sdjax.conditioning.maps import encode_map as encode_map
 from sdjax.conditioning.masks import encode_mask as encode_mask
 from sdjax.conditioning.pictures import encode_picture as encode_picture
-from sdjax.conditioning.text import encode_prompt as encode_prompt
 from sdjax.conditioning.text import tokenize as tokenize
+from sdjax.conditioning.towers import encode_prompt as encode_prompt
 from sdjax.devices.host import keep_programs as keep_programs
 from sdjax.diffusion.tables import samplers as samplers
 from sdjax.errors import SdjaxError as SdjaxError
@@ -79,6 +79,21 @@ class _Options(TypedDict, total=False):
     guidance_fn: Callable | None
     variation_seed: int
     variation_strength: float
+    prompt_2: str | Sequence[str] | None
+    negative_prompt_2: str | None
+    original_size: tuple[int, int] | None
+    crop: tuple[int, int]
+    target_size: tuple[int, int] | None
+    negative_original_size: tuple[int, int] | None
+    negative_crop: tuple[int, int] | None
+    negative_target_size: tuple[int, int] | None
+    aesthetic_score: float
+    negative_aesthetic_score: float
+    zero_negative: bool | None
+    refiner: StableDiffusion | None
+    refiner_start: float
+    refiner_cond: Cond | None
+    refiner_negative: Cond | None
 
 @overload
 def txt2img(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from sdjax.conditioning.classes import encode_classes
 from sdjax.conditioning.layouts import encode_layout
-from sdjax.conditioning.text import encode_prompt
+from sdjax.conditioning.towers import encode_prompt
 from sdjax.errors import SdjaxError
 from sdjax.model.value import StableDiffusion
 from sdjax.types import Cond

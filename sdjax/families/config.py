@@ -33,6 +33,7 @@ class Config:
     size: int = field(default=512, compare=False)  # side in pixels of the pictures that it was trained on
     guidance_scale: float = field(default=7.5, compare=False)  # the published one; guidance_scale=None means this
     zero_negative: bool = field(default=False, compare=False)  # does an empty negative prompt mean zeros?
+    few_steps: int | None = field(default=None, compare=False)  # the most steps that a distilled model is made for
     pipeline: str | None = field(default=None, compare=False)  # the diffusers class that its folder names
     spacing: str | None = field(default=None, compare=False)  # of timesteps, as its folder asks; None: the sampler's
 

@@ -1,7 +1,7 @@
 """What describes a family of models: a Family, as data."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdjax.families.config import Config
 from sdjax.networks.part import Part
@@ -51,6 +51,7 @@ class Family(NamedTuple):
     vector: str | None = None  # what the time embedding takes: None, "level" of noise, "picture", "sizes"
     scale: float = 7.5  # the guidance scale of its models of text, unless a published one says another
     ema: bool = False  # do the official scripts sample with a single file's EMA copy?
+    unused: Callable[[Config], dict[str, Any]] = lambda config: {}  # tensors that published single files hold besides
 
     def fits(self, config: Config) -> bool:
         """Is a model of this config one of this family?"""

@@ -36,6 +36,9 @@ SD21_BASE = Config(
 #: SD 2.1, 768 px, v-prediction.
 SD21 = replace(SD21_BASE, name="sd21", size=768, schedule=ScheduleConfig(prediction="v"))
 
+#: SD 2.1 distilled for 1 to 4 steps of 512 px without guidance (Euler ancestral, trailing; generative-models' turbo.py).
+SD_TURBO = replace(SD21_BASE, name="sd-turbo", guidance_scale=1.0, spacing="trailing", few_steps=4)
+
 #: The small model that comes with the package, 64 px, trained on emoji by train/. See sdjax/pretrained/emoji/README.md.
 EMOJI = Config(
     name="emoji",
@@ -88,7 +91,7 @@ SD = Family(
     pipeline="StableDiffusionPipeline",
     probes=probes,
     watermark=watermark_of,
-    presets=(SD15, SD21_BASE, SD21, EMOJI),
+    presets=(SD15, SD21_BASE, SD21, SD_TURBO, EMOJI),
 )
 
 #: Inpainting models: their UNet takes a mask and the masked picture's latents in addition to x.

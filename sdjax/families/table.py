@@ -4,18 +4,33 @@ from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.family import Family
 from sdjax.families.ldm import CIN256_V2, LDM, LDM_CLASSES, LDM_INPAINT, LDM_LAYOUT, LDM_LOWRES, LDM_MAP, LDM_TEXT
-from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD_INPAINT, SD_MAP
+from sdjax.families.sd import EMOJI, SD, SD15, SD15_INPAINT, SD21, SD21_BASE, SD_INPAINT, SD_MAP, SD_TURBO
 from sdjax.families.sd2 import SD_DEPTH, SD_UNCLIP, SD_UNCLIP_PRIOR, SD_UPSCALE, SD_VARIATIONS
-from sdjax.families.sdxl import SD_XL, SDXL
+from sdjax.families.sdxl import (
+    SD_XL,
+    SD_XL_INPAINT,
+    SD_XL_REFINER,
+    SDXL,
+    SDXL_INPAINT,
+    SDXL_REFINER,
+    SDXL_TURBO,
+)
 
 FAMILIES: tuple[Family, ...] = (
-    *(SD, SD_INPAINT, SD_MAP, SD_DEPTH, SD_UPSCALE, SD_UNCLIP, SD_UNCLIP_PRIOR, SD_VARIATIONS, SD_XL),
+    *(SD, SD_INPAINT, SD_MAP, SD_DEPTH, SD_UPSCALE, SD_UNCLIP, SD_UNCLIP_PRIOR, SD_VARIATIONS),
+    *(SD_XL, SD_XL_INPAINT, SD_XL_REFINER),
     *(LDM, LDM_CLASSES, LDM_LAYOUT, LDM_MAP, LDM_INPAINT, LDM_LOWRES, LDM_TEXT),
 )
 
 #: The published configurations by their names ("sd15"), and by the names that --model of the training scripts takes
 #: (SD15, SD21 ...).
-PRESETS = {config.name: config for config in (SD15, SD15_INPAINT, SD21_BASE, SD21, EMOJI, SDXL)}
+PRESETS = {
+    config.name: config
+    for config in (
+        *(SD15, SD15_INPAINT, SD21_BASE, SD21, EMOJI),
+        *(SDXL, SDXL_REFINER, SDXL_INPAINT, SDXL_TURBO, SD_TURBO),
+    )
+}
 NAMED = {name.upper().replace("-", "_"): config for name, config in PRESETS.items()}
 
 

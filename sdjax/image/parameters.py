@@ -96,6 +96,19 @@ def read_interval(value: str) -> tuple[float, float]:
     return low, high
 
 
+def read_pair(value: str) -> tuple[int, int]:
+    """Reads "1024 1024". ValueError: these are not two whole numbers."""
+    first, second = map(int, value.split())
+    return first, second
+
+
+def read_truth(value: str) -> bool:
+    """Reads "True" or "False". ValueError: it is another word."""
+    if value not in ("True", "False"):
+        raise ValueError
+    return value == "True"
+
+
 def read_dtype(value: str) -> str:
     """Returns the name of a dtype in DTYPES. ValueError: it is another."""
     if value not in DTYPES:

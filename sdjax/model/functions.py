@@ -22,7 +22,7 @@ from sdjax.networks.bert.network import Bert
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.clip.network import TextTower
 from sdjax.networks.unet.config import UNetConfig
-from sdjax.networks.unet.network import KeysValues, TimeShifts, UNet, keys_values
+from sdjax.networks.unet.network import KeysValues, TimeShifts, UNet, guidance_features, keys_values
 from sdjax.networks.vae.config import VAEConfig
 from sdjax.networks.vae.network import VAE
 from sdjax.nn.layers import precise
@@ -54,10 +54,13 @@ def text_states(
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def pooled_text(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32) -> Array:
-    """Text parameters of a tower with a projection, int32 ids [B, L] -> float32 pooled embeddings [B, projection]."""
+def pooled_text(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32, vectors: Array | None = None) -> Array:
+    """Text parameters of a tower with a projection, int32 ids [B, L] -> float32 pooled embeddings [B, projection].
+
+    vectors: see `text_states`.
+    """
     with precise(dtype):
-        return TextTower(config, dtype).apply({"params": params}, ids)[1]
+        return TextTower(config, dtype).apply({"params": params}, ids, vectors)[1]
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -79,15 +82,17 @@ def unet_output(
     config: UNetConfig,
     dtype=FLOAT32,
     vector: Array | None = None,
+    guidance: Array | None = None,
 ) -> Array:
     """Returns the UNet's raw output, float32 [B, h, w, C'].
 
     params: the UNet's. x: [B, h, w, C]. t: timesteps [B], or their `time_shifts` (networks/unet/network.py).
     context: [B, L, D], or its `context_keys`; None if the UNet takes none.
     vector: [B, V], for a UNet that takes one, unless t holds what it adds.
+    guidance: [B, G], for a UNet that takes the guidance scale, its `guidance_features`, unless t holds what they add.
     """
     with precise(dtype):
-        return UNet(config, dtype).apply({"params": params}, x, t, context, vector)
+        return UNet(config, dtype).apply({"params": params}, x, t, context, vector, guidance)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -97,7 +102,7 @@ def vae_posterior(params: Params, pixels: Array, config: VAEConfig, dtype=FLOAT3
     def encode(pixels: Array) -> Array:
         return jnp.concatenate(VAE(config, dtype).apply({"params": params}, pixels, method="encode"), axis=-1)
 
-    f = config.factor
+    f, dtype = config.factor, config.computed_in(dtype)
     with precise(dtype):
         return tuple(jnp.split(in_tiles(encode, pixels, f * TILE, f * OVERLAP, f, f * f * UNTILED), 2, axis=-1))
 
@@ -105,6 +110,7 @@ def vae_posterior(params: Params, pixels: Array, config: VAEConfig, dtype=FLOAT3
 @partial(jax.jit, static_argnames=("config", "dtype"))
 def vae_pixels(params: Params, latents: Array, config: VAEConfig, dtype=FLOAT32) -> Array:
     """VAE parameters, scaled latents [B, h, w, 4] -> float32 pixels [B, H, W, 3], not clipped."""
+    dtype = config.computed_in(dtype)
     with precise(dtype):
         latents = latents.astype(jnp.float32) / config.scaling
         decode = lambda latents: VAE(config, dtype).apply({"params": params}, latents, method="decode")
@@ -117,7 +123,11 @@ def beside(x: Array, concat: Array | None) -> Array:
 
 
 def predict(
-    sd: StableDiffusion, x: Float[Arrays, "B h w C"], t: Float[Arrays, "#B"] | float, cond: Cond | None
+    sd: StableDiffusion,
+    x: Float[Arrays, "B h w C"],
+    t: Float[Arrays, "#B"] | float,
+    cond: Cond | None,
+    guidance_scale: Float[Arrays, "#B"] | float | None = None,
 ) -> Float[Array, "B h w c"]:
     """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
@@ -125,7 +135,8 @@ def predict(
         channels; otherwise C = config.unet.in_channels (inpainting: latents, mask, masked latents).
     t: timesteps in [0, 999], int or float, [B] or one for all.
     cond: of batch B, as `sdjax.encode_prompt` and the other builders return it; None for a model that takes nothing.
-    SdjaxError: a wrong shape or dtype.
+    guidance_scale: of a model whose UNet takes the scale itself (LCM), [B] or one for all; None: the model's own.
+    SdjaxError: a wrong shape or dtype, or a scale for another model.
     """
     config = sd.config.unet
     cond = Cond() if cond is None else cond
@@ -143,7 +154,25 @@ def predict(
     context = checked_field("context", cond.context, (len(x), None, config.context_dim) if config.cross else None)
     vector = checked_field("vector", cond.vector, (len(x), config.vector or 1) if config.takes_vector else None)
     t = jnp.broadcast_to(t.astype(jnp.float32), len(x))
-    return unet_output(sd.params["unet"], x, t, context, config, sd.dtype, vector)
+    guidance = embedded_scale(sd, guidance_scale, len(x))
+    return unet_output(sd.params["unet"], x, t, context, config, sd.dtype, vector, guidance)
+
+
+def embedded_scale(sd: StableDiffusion, scale: Any, count: int) -> Array | None:
+    """Returns the guidance scale of `count` images as the UNet takes it, [B, G]; None for a UNet that takes none.
+
+    SdjaxError: a scale is given for such a UNet, or is not one number or one for each image.
+    """
+    width = sd.config.unet.guidance
+    if width is None:
+        if scale is not None:
+            raise SdjaxError(f"guidance_scale {scale!r}: the UNet of {sd.config.name} takes none")
+        return None
+    scale = sd.config.guidance_scale if scale is None else scale
+    if np.shape(scale) not in ((), (count,)):
+        raise SdjaxError(f"guidance_scale has shape {list(np.shape(scale))}, should be [{count}] or one number")
+    features = guidance_features(scale, width, jnp if isinstance(scale, jax.Array) else np)
+    return jnp.broadcast_to(jnp.asarray(features), (count, width))
 
 
 def checked_field(name: str, value: Any, shape: tuple[int | None, ...] | None) -> Array | None:

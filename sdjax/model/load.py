@@ -25,6 +25,7 @@ from sdjax.weights.convert import cast_params
 from sdjax.weights.folder import read_folder, read_tokenizer, write_folder
 from sdjax.weights.folder_json import read_config
 from sdjax.weights.hub import fetch_folder, is_hub_id
+from sdjax.weights.parts import replaced
 from sdjax.weights.single import known_prediction, named_config, read_single, write_single
 
 BUNDLED = ("emoji",)
@@ -52,6 +53,8 @@ def load(
     prefer_ema: bool = False,
     *,
     config: str | None = None,
+    unet: str | Path | None = None,
+    vae: str | Path | None = None,
     variant: str | None = None,
 ) -> StableDiffusion:
     """Loads a model.
@@ -66,10 +69,34 @@ def load(
     config: the name of a single file's configuration, as "cin256-v2", where its tensors do not tell; or a diffusers
         folder of such a model, whose tokenizer is taken too. Without it a CompVis config.yaml or <stem>.yaml beside the
         file is read.
+    unet, vae: files, or folders, whose UNet or VAE takes the place of the model's. What a published distilled UNet
+        (Lightning, LCM) is made for becomes the model's own: its guidance scale and its timesteps.
     variant: of a folder's weights, "fp16", "bf16" or another part of their files' names; None prefers full precision,
         then fp16, then bf16, then whatever there is.
     SdjaxError: a file, field or tensor does not fit; the message names it.
     """
+    found = load_whole(source, dtype, prediction, prefer_ema, config, variant)
+    for part, other in (("unet", unet), ("vae", vae)):
+        if other is not None:
+            whole, params = replaced(found.config, found.params, part, other)
+            found = replace(found, config=whole, params=params)
+    return replace(found, config=predicting(found.config, prediction)) if prediction else found
+
+
+def predicting(config: Config, prediction: str) -> Config:
+    """Returns the config of a model that predicts "epsilon", "v" or "x0"."""
+    return replace(config, schedule=replace(config.schedule, prediction=prediction))
+
+
+def load_whole(
+    source: str | Path,
+    dtype: str | None,
+    prediction: str | None,
+    prefer_ema: bool,
+    config: str | None,
+    variant: str | None,
+) -> StableDiffusion:
+    """Loads a model with its own parts; see `load`."""
     dtype, prediction = FLOAT32 if dtype is None else known_dtype(dtype), known_prediction(prediction)
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
         raise SdjaxError(f"variant is {variant!r}, should be a part of files' names, such as fp16")
@@ -85,9 +112,7 @@ def load(
     config, params, tokenizer = read_folder(path, name, variant)
     if prefer_ema:
         log.warning("%s: a diffusers folder has one UNet, which is used; prefer_ema is for single files", source)
-    if prediction:
-        config = replace(config, schedule=replace(config.schedule, prediction=prediction))
-    return StableDiffusion(config, params, tokenizer, dtype)
+    return StableDiffusion(predicting(config, prediction) if prediction else config, params, tokenizer, dtype)
 
 
 def described(config: str | Path) -> tuple[Config, Any]:

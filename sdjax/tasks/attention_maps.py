@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from sdjax.conditioning.text import encode_prompt, read_prompts
+from sdjax.conditioning.text import read_prompts
+from sdjax.conditioning.towers import encode_prompt
 from sdjax.diffusion.schedule import make_schedule, sigma_to_t
 from sdjax.errors import SdjaxError
 from sdjax.image.sheets import contact_sheet

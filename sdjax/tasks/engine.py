@@ -6,8 +6,9 @@ program of one row serves any number of steps.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial, reduce
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from sdjax.devices.placement import chunk_size, copy_over, over, split_over
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
 from sdjax.diffusion.sampler import start
+from sdjax.diffusion.tables import Row
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 from sdjax.image.masks import feather_masks
@@ -28,12 +30,14 @@ from sdjax.image.pixels import pixels_to_pil
 from sdjax.model.functions import context_keys
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.config import TextConfig
+from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
 from sdjax.tasks.request import Request
+from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
 from sdjax.text.prompt import Tokens
-from sdjax.types import Array, Cond
+from sdjax.types import Array, Cond, Params
 
 
 class Trajectory(NamedTuple):
@@ -48,7 +52,7 @@ class Trajectory(NamedTuple):
 class Chunk(NamedTuple):
     """The inputs of some images, one entry for each; a field that the task does not use is None."""
 
-    asked: Tokens | Cond | None
+    asked: tuple[Tokens | Cond, ...]  # of the model and, if there is one, of the refiner
     seeds: np.ndarray  # [B]
     noise: np.ndarray | None = None  # [B, h, w, C], replaces the noise that seeds draw first
     pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
@@ -61,22 +65,36 @@ class Work(NamedTuple):
 
     places: np.ndarray  # [B] the images' places in the request; after `length` the last one repeats, to fill up
     length: int
-    asked: Tokens | Cond
-    negative: Tokens | Cond  # of one image, or of all
+    sides: list[tuple[Tokens | Cond, Tokens | Cond]]  # for each model: what is asked, the negative (of one or of all)
     devices: list
 
 
-def plan_work(sd: StableDiffusion, request: Request, sides: Sides) -> list[Work]:
-    """Splits a request into chunks of images that go through together, as many at a time as the devices hold."""
-    work = []
-    for places, asked, null in grouped(sd, request, sides):
-        called = 1 + (1 if asked.mix is None else np.shape(asked.mix)[1])  # the negative, and each that AND composes
-        size, devices = chunk_size(len(places), request.shape[0] * request.shape[1] * called // 2)
-        for first in range(0, len(places), size):
-            chosen = np.minimum(np.arange(first, first + size), len(places) - 1)
-            part, negative = jax.tree.map(itemgetter(chosen), asked), some(null, chosen)
-            work.append(Work(places[chosen], min(size, len(places) - first), part, negative, devices))
+def plan_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = True) -> list[Work]:
+    """Splits a request into chunks of images that go through together, as many at a time as the devices hold.
+
+    made: False leaves the sides out, for a caller that counts the chunks.
+    """
+    work, refiner = [], request.options.refiner
+    groups = [[group] for group in grouped(sd, request, sides)]
+    if refiner is not None:
+        others = grouped(refiner, request, sides.refiner)
+        groups = [[group, other] for (group,) in groups for other in others]
+    for models in groups:
+        inside = reduce(np.intersect1d, [group.places for group in models])
+        both = [group.make() for group in models] if made and len(inside) else []
+        called = 1 + models[0].parts  # the negative, and each that AND composes
+        size, devices = chunk_size(len(inside), request.shape[0] * request.shape[1] * called // 2)
+        for first in range(0, len(inside), size):
+            chosen = inside[np.minimum(np.arange(first, first + size), len(inside) - 1)]
+            parts = [chosen_sides(group.places, one, chosen) for group, one in zip(models, both, strict=False)]
+            work.append(Work(chosen, min(size, len(inside) - first), parts, devices))
     return work
+
+
+def chosen_sides(places: np.ndarray, sides: tuple, chosen: np.ndarray) -> tuple[Tokens | Cond, Tokens | Cond]:
+    """Returns both sides of the images `chosen` of a group, whose images are `places`."""
+    rows = np.searchsorted(places, chosen)
+    return jax.tree.map(itemgetter(rows), sides[0]), some(sides[1], rows)
 
 
 def evaluations(plan: Plan) -> int:
@@ -109,20 +127,22 @@ def draw_request(
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
-    whole = Chunk(None, request.seeds, latents, each(pictures), each(masks), beside)
+    whole = Chunk((), request.seeds, latents, each(pictures), each(masks), beside)
     whole = jax.tree.map(np.asarray, whole)
     work = plan_work(sd, request, sides or read_sides(sd, request))
+    models = [sd] if options.refiner is None else [sd, with_vae(options.refiner, sd)]
     rows, results = evaluations(plan), [None] * count
     params, where = None, None
     for n, part in enumerate(work):
-        chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=part.asked)
+        asked, negatives = zip(*part.sides, strict=True)
+        chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=asked)
         done, total = before + n * rows, before + len(work) * rows + after
         report = partial(report_step, request, part.places[: part.length], done, total)
         if part.devices != where:  # once for all chunks
-            params, where = copy_over(sd.params, part.devices), part.devices
+            params, where = [copy_over(model.params, part.devices) for model in models], part.devices
         chunk = split_over(chunk, part.devices)
         with over(part.devices), here():
-            images = draw_chunk(sd, params, request, plan, chunk, part.negative, report, stream)
+            images = draw_chunk(models, params, request, plan, chunk, negatives, report, stream)
         for i, place in enumerate(part.places[: part.length]):
             results[place] = jax.tree.map(itemgetter(i), images)
     result = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
@@ -159,53 +179,79 @@ def repeat_for(values: np.ndarray | None, count: int) -> np.ndarray | None:
     return values.repeat(count // len(values), axis=0)
 
 
+def with_vae(refiner: StableDiffusion, sd: StableDiffusion) -> StableDiffusion:
+    """Returns a refiner with the VAE of the model before it, so that both see the same latents of a picture."""
+    return replace(
+        refiner, config=replace(refiner.config, vae=sd.config.vae), params=refiner.params | {"vae": sd.params["vae"]}
+    )
+
+
 def draw_chunk(
-    sd: StableDiffusion, params, request: Request, plan: Plan, chunk: Chunk, negative: Tokens | Cond, report, stream
+    models: Sequence[StableDiffusion],
+    params: Sequence[Params],
+    request: Request,
+    plan: Plan,
+    chunk: Chunk,
+    negatives: Sequence[Tokens | Cond],
+    report,
+    stream,
 ):
     """Draws one chunk. Returns host arrays whose first axis is the image: latents, pixels or a Trajectory.
 
+    models: the model and, if there is one, the refiner, which takes over the walk's state at its first row.
+    params: theirs, on the chunk's devices.
     report(row, picture) is called after each row if the options have `progress` or `preview`.
     """
-    options, static = request.options, {"config": sd.config, "dtype": sd.dtype}
-    text, vectors = (None, None) if sd.config.text is None else text_tower_of(sd, options.clip_skip)
+    options, walks, begin = request.options, [], None
     draws = noise.image_draws(
         chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength), stream
     )
-    cond, uncond, known, state = prepare(params, chunk, negative, draws, plan, request.shape, text, vectors, **static)
-    walk = partial(
-        stages.walk,
-        stages.cast_unet(params["unet"], sd.dtype),  # once: every call of the walk would make a copy of its own
-        cond,
-        uncond,
-        guide_of(request, plan),
-        draws,
-        known,
-        function=options.guidance_fn,
-        **static,
-    )
+    for sd, own, asked, negative in zip(models, params, chunk.asked, negatives, strict=True):
+        static = {"config": sd.config, "dtype": sd.dtype}
+        text, vectors = (None, None) if sd.config.text is None else text_tower_of(sd, options.clip_skip)
+        *sides, known, state = prepare(own, chunk, asked, negative, draws, plan, request.shape, text, vectors, **static)
+        unet = stages.cast_unet(own["unet"], sd.dtype)  # once: every call of the walk would make a copy of its own
+        walk = partial(stages.walk, unet, *sides, guide_of(sd.config, request, plan), draws, known)
+        walks.append(partial(walk, function=options.guidance_fn, **static))
+        begin = begin or (known, state)
+    (known, state), vae = begin, params[0]["vae"]
+    static = {"config": models[0].config, "dtype": models[0].dtype}
     keep, rows, traces = options.output == "trajectory", evaluations(plan), []
+    turn = rows if len(models) == 1 else turn_of(plan, models[0].config, options.refiner_start)
     if options.progress is None and options.preview is None:
-        state = walk(plan.rows, state, keep=keep)
-        if keep:
-            state, trace = state
-            traces = [jax.tree.map(lambda leaf: np.asarray(leaf)[:rows], trace)]
+        for walk, own, places in zip(walks, legs(plan.rows, turn), (slice(turn), slice(turn, rows)), strict=False):
+            if not own.live.any():
+                continue
+            state = walk(own, state, keep=keep)
+            if keep:
+                state, trace = state
+                traces.append(jax.tree.map(lambda leaf, places=places: np.asarray(leaf)[places], trace))
     else:
         for n in range(rows):
-            state, trace = walk(jax.tree.map(itemgetter(slice(n, n + 1)), plan.rows), state, keep=True)
+            row = jax.tree.map(itemgetter(slice(n, n + 1)), plan.rows)
+            state, trace = walks[n >= turn](row, state, keep=True)
             if keep:
                 traces.append(jax.tree.map(np.asarray, trace))
             jax.block_until_ready(state.x)
-            report(n + 1, lambda trace=trace: stages.decode_clipped(params["vae"], trace.x0[0], **static))
+            report(n + 1, lambda trace=trace: stages.decode_clipped(vae, trace.x0[0], **static))
     x = state.x if known is None else jnp.where(known.mask == 0, known.x0, state.x)
     if keep:
         xs, x0s = (np.moveaxis(np.concatenate(leaves), 1, 0) for leaves in zip(*traces, strict=True))
         return Trajectory(None, xs, x0s, np.asarray(x))
-    return np.asarray(x if options.output == "latents" else stages.decode_clipped(params["vae"], x, **static))
+    return np.asarray(x if options.output == "latents" else stages.decode_clipped(vae, x, **static))
+
+
+def legs(rows: Row, turn: int) -> list[Row]:
+    """Returns a plan's rows for the model and for its refiner, which takes over at row `turn`. What is the other's is
+    skipped, so that both are of one length."""
+    place = np.arange(len(rows.live))
+    return [rows._replace(live=rows.live & mine) for mine in (place < turn, place >= turn)]
 
 
 def prepare(
     params,
     chunk: Chunk,
+    asked: Tokens | Cond,
     negative: Tokens | Cond,
     draws: noise.Draws,
     plan: Plan,
@@ -218,7 +264,7 @@ def prepare(
 ):
     """Returns what a walk starts from: (cond, uncond, known, state). Traceable for txt2img; see program.py."""
     count = len(chunk.seeds)
-    cond, uncond = (encoded(params, side, text, dtype, vectors, count) for side in (chunk.asked, negative))
+    cond, uncond = (encoded(params, side, text, dtype, vectors, count) for side in (asked, negative))
     cond, uncond = (
         side._replace(context=context_keys(params["unet"], side.context, dtype)) for side in (cond, uncond)
     )  # computed once for all steps
@@ -232,14 +278,17 @@ def prepare(
     return cond, uncond, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
 
 
-def guide_of(request: Request, plan: Plan) -> stages.Guide:
+def guide_of(config: Config, request: Request, plan: Plan) -> stages.Guide:
     """Returns the guidance of a request, with one scale for each step and then ones up to the plan's length."""
     scales = np.ones(len(plan.levels), np.float32)
     scales[: len(request.scales)] = request.scales
     low, high = request.options.guidance_interval or (0.0, math.inf)
-    return stages.Guide(
-        plan.levels, scales, np.float32(low), np.float32(high), np.float32(request.options.guidance_rescale)
-    )
+    embedded = None
+    if width := config.unet.guidance:
+        inside = (low <= plan.levels) & (plan.levels <= high)
+        embedded = guidance_features(np.where(inside, scales, 1.0), width)
+    rescale = np.float32(request.options.guidance_rescale)
+    return stages.Guide(plan.levels, scales, np.float32(low), np.float32(high), rescale, embedded)
 
 
 def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):

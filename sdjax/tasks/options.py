@@ -1,54 +1,27 @@
 """OPTIONS: one row for each option of sampling, with its name, default, check, help, PNG text field and grid axis.
 
 These rows make the tasks' signatures and docstrings, the command line, the PNG text both ways, the axes of grids and
-the list of options that an exported program takes. To add an option, add a row and the code that uses it.
+the list of options that an exported program takes. To add an option, add a row and the code that uses it. Those of SDXL
+are in options_sdxl.py.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
-from sdjax.checks import is_number, is_whole
+from sdjax.checks import is_whole
 from sdjax.diffusion.plan import SIGMAS
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import read_interval, read_sampler, read_schedule
+from sdjax.tasks.option import FUNCTION, SEED, SHARE, Option, one_of
+from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 from sdjax.text.syntax import SYNTAXES
 
 OUTPUTS = ("pil", "pixels", "latents", "trajectory")
 MOST_IMAGES = 2**20  # largest num_images: prompts and seeds of all images are listed before the first is drawn
-
-
-class Option(NamedTuple):
-    """A row of OPTIONS or OTHERS."""
-
-    name: str
-    default: Any
-    type: Any  # type of the argument
-    help: str  # for the command line and for the docstring
-    more: str = ""  # for the docstring alone
-    check: Callable[[Any], bool] | None = None  # is a value right for any model? None: checked elsewhere
-    right: str = ""  # which values are right, for the error's message
-    flag: Any = None  # its type on the command line; None: it has no flag
-    text: str | None = None  # its field in a PNG's parameters
-    read: Callable[[str], Any] | None = None  # field's text -> value, or a dict of arguments; or ValueError
-    write: Callable[[Any], Any] | None = None  # value -> what is written; None: written if not the default
-    place: int = 100  # place of the field in the text: the order is the same in files of all versions
-    axis: Callable[[str], Any] | None = None  # how --grid reads a value
-    static: bool = False  # another value compiles anew
-    program: bool = True  # an exported program takes it
-
-
-def one_of(names: Sequence[str]) -> dict[str, Any]:
-    """Returns `check` and `right` for an option whose value is one of `names`."""
-    return {"check": lambda value: isinstance(value, str) and value in names, "right": f"one of {', '.join(names)}"}
-
-
-SEED = {"check": lambda value: is_whole(value, 0, 2**32 - 1), "right": f"a whole number from 0 to {2**32 - 1}"}
-SHARE = {"check": lambda value: is_number(value, 0, 1), "right": "a number from 0 to 1"}
-FUNCTION = {"check": lambda value: value is None or callable(value), "right": "a function or None", "program": False}
 
 #: All shared options, in the order of the tasks' arguments.
 OPTIONS: tuple[Option, ...] = (
@@ -281,6 +254,7 @@ OPTIONS: tuple[Option, ...] = (
         axis=float,
         program=False,
     ),
+    *SDXL_OPTIONS,
 )
 
 TaskOptions = make_dataclass(

@@ -64,7 +64,7 @@ def image_program(
     static = {"config": config, "dtype": dtype}
     draws = noise.image_draws(seeds, jnp.uint32(0), jnp.float32(0))
     cond, uncond, known, state = prepare(
-        params, Chunk(tokens, seeds), negative, draws, plan, shape, config.text, **static
+        params, Chunk((), seeds), tokens, negative, draws, plan, shape, config.text, **static
     )
     state = stages.walk(params["unet"], cond, uncond, guide, draws, known, plan.rows, state, **static)
     return stages.decode_clipped(params["vae"], state.x, **static)
@@ -86,7 +86,7 @@ def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
     ((_, tokens, null),) = group(found, negative, text)
     if max(tokens.ids.max(), null.ids.max()) >= text.vocab_size:
         raise SdjaxError("prompt: a program has no words of add_embedding; txt2img takes it")
-    return tokens, null, request.seeds, guide_of(request, plan), plan
+    return tokens, null, request.seeds, guide_of(sd.config, request, plan), plan
 
 
 def save_program(

@@ -12,6 +12,7 @@ from sdjax.families.config import Config
 from sdjax.families.table import prompt_of
 from sdjax.tasks.given import check_cond, repeated, stands_beside
 from sdjax.tasks.options import OPTIONS, TaskOptions
+from sdjax.tasks.request_sdxl import check_sdxl
 from sdjax.types import Cond
 
 
@@ -24,6 +25,7 @@ class Request(NamedTuple):
     shape: tuple[int, int, int]  # (h, w, C) of one image's latents
     scales: np.ndarray  # float32 [steps]
     options: TaskOptions
+    prompts_2: list[str] | None = None  # of the second text tower, one for each image; None: the same
 
     @property
     def count(self) -> int:
@@ -59,6 +61,7 @@ def check(
     times = options.num_images * (pictures if asked == 1 else 1)
     prompts = repeated(prompts, times) if isinstance(prompts, Cond) else [p for p in prompts for _ in range(times)]
     count, negative = asked * times, options.negative_prompt
+    prompts_2 = check_sdxl(config, prompts, times, options)
     if not isinstance(negative, (str, Cond)):
         raise SdjaxError(f"negative_prompt {negative!r}: a string or a Cond")
     if isinstance(negative, Cond):
@@ -83,7 +86,31 @@ def check(
         if not np.isfinite(latents.astype(np.float32)).all():
             raise SdjaxError("latents have NaN or infinite values: unit noise expected")
     seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
-    return Request(prompts, negative, seeds, shape, guidance_scales(config, options), options)
+    return Request(prompts, negative, seeds, shape, guidance_scales(config, options), options, prompts_2)
+
+
+def refiner_request(request: Request) -> Request | None:
+    """Returns what the refiner of a request is asked for, or None without a refiner.
+
+    It reads the prompts, and prompt_2 if it has a second text tower itself.
+    SdjaxError: a Cond for it is missing, or is not what it takes.
+    """
+    options, count = request.options, request.count
+    if options.refiner is None:
+        return None
+    config, found = options.refiner.config, {}
+    for field, argument in (("prompts", "refiner_cond"), ("negative", "refiner_negative")):
+        own, given = getattr(request, field), getattr(options, argument)
+        if given is None and isinstance(own, Cond):
+            raise SdjaxError(f"{argument} None: what {config.name} gets where the first model gets a Cond expected")
+        if given is not None and not isinstance(given, Cond):
+            raise SdjaxError(f"{argument} is {type(given).__name__}: a Cond expected")
+        if given is not None:
+            batch = check_cond(config, argument, given, (1, count // options.num_images, count))
+            given = repeated(given, count // batch if batch > 1 or field == "prompts" else 1)
+        found[field] = own if given is None else given
+    second = request.prompts_2 if config.text_2 else None
+    return request._replace(**found, prompts_2=second)
 
 
 def sized_by(config: Config, prompt: list[str] | Cond, options: TaskOptions) -> TaskOptions:

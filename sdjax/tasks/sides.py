@@ -3,6 +3,7 @@
 A side is a Prompt or Prompts when it is read, and Tokens or a Cond when it is drawn with.
 """
 
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -11,21 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.conditioning.null import null_cond
-from sdjax.conditioning.text import encode_both, read_both, read_prompts, sizes_of, text_context, text_tower_of
+from sdjax.conditioning.sizes import pooled_width, takes_sizes
+from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
+from sdjax.conditioning.towers import Read, encode_towers, read_towers, shape_of
 from sdjax.errors import SdjaxError
 from sdjax.families.table import prompt_of
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.config import TextConfig
-from sdjax.tasks.request import Request
-from sdjax.text.prompt import Prompt, Tokens, group, stack
+from sdjax.tasks.request import Request, refiner_request
+from sdjax.tasks.request_sdxl import sizes_asked
+from sdjax.text.prompt import Prompt, Tokens, stack
 from sdjax.types import Array, Cond, Params
+
+Asked = list[Prompt] | list[Read] | Cond  # of B images; a Read is what several towers are given
 
 
 class Sides(NamedTuple):
     """Both sides of a request, read."""
 
-    prompts: list[Prompt] | Cond  # of B images
-    negative: Prompt | Cond  # of one image, or of B
+    prompts: Asked
+    negative: Prompt | Read | Cond  # of one image, or of B
+    refiner: "Sides | None" = None  # of the refiner's request
 
 
 ONE = np.array([0])
@@ -36,6 +43,14 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
 
     SdjaxError: a Cond that this model does not take.
     """
+    found = read_own(sd, request)
+    if (other := refiner_request(request)) is None:
+        return found
+    return found._replace(refiner=read_own(request.options.refiner, other))
+
+
+def read_own(sd: StableDiffusion, request: Request) -> Sides:
+    """Returns both sides of a request as a model reads them, without its refiner's."""
     syntax, prompts, negative = request.options.syntax, request.prompts, request.negative
     if sd.config.text is None:
         for name, value in (("prompt", prompts), ("negative_prompt", negative)):
@@ -44,8 +59,8 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
         if not isinstance(negative, Cond):
             unguided = bool(np.all(request.scales == 1))
             negative = some(prompts._replace(concat=None), ONE) if unguided else null_cond(sd)
-    elif sd.config.text_2 is not None:
-        return both_towers(sd, request)
+    elif takes_sizes(sd.config):
+        return read_with_sizes(sd, request)
     elif sd.config.unet.cross:
         prompts, negative = (with_context(sd, side) for side in (prompts, negative))
     if isinstance(negative, str):
@@ -57,45 +72,19 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
     return Sides(prompts, negative)
 
 
-def both_towers(sd: StableDiffusion, request: Request) -> Sides:
-    """Reads and encodes both sides for a model of two text towers, to one number of chunks.
-
-    An empty negative prompt means zeros, of the context and of the pooled embedding, where the model says so.
-    """
-    options, factor = request.options, sd.config.vae.factor
-    size = tuple(side * factor for side in request.shape[:2])
-    sizes = sizes_of(sd, size, (0, 0), size)
-    given, negative = request.prompts, request.negative
-    read = lambda texts, composed: read_both(sd, texts, None, options.syntax, composed)
-    unique = [*dict.fromkeys(given)] if isinstance(given, list) else []
-    asked = dict(zip(unique, read(unique, True), strict=True)) if unique else {}
-    away = read(negative, False) if isinstance(negative, str) else []
-    found = [*asked.values(), *away]
-    chunks = max((part.shape[1] for pair in found for part in pair), default=1)
-    for name, side in (("prompt", given), ("negative_prompt", negative)):
-        if isinstance(side, Cond) and found:
-            length = np.shape(side.context)[-2] // sd.config.text.length
-            if length < chunks:
-                raise SdjaxError(f"{name}: its context has {length} chunks, the text of the other side takes {chunks}")
-            chunks = length
-    encode = lambda pairs: encode_both(
-        sd,
-        pairs,
-        sizes,
-        options.clip_skip,
-        (max(part.shape[0] for pair in pairs for part in pair), chunks),
-    )
-    if asked:
-        every = encode(list(asked.values()))
-        places = np.array([unique.index(text) for text in given])
-        given = jax.tree.map(lambda leaf: np.asarray(leaf)[places], every)
-    if away:
-        zero, negative = sd.config.zero_negative and negative == "", jax.tree.map(np.asarray, encode(away))
-        if zero:
-            pooled = sd.config.text_2.projection
-            vector = np.concatenate([np.zeros((1, pooled), np.float32), negative.vector[:, pooled:]], 1)
-            negative = negative._replace(context=np.zeros_like(negative.context), vector=vector)
-    return Sides(given, negative)
+def read_with_sizes(sd: StableDiffusion, request: Request) -> Sides:
+    """Returns both sides of a request as the towers of a model that takes sizes read them."""
+    syntax, prompts, negative = request.options.syntax, request.prompts, request.negative
+    if isinstance(negative, str):
+        second = request.options.negative_prompt_2 if sd.config.text_2 else None
+        (negative,) = read_towers(sd, negative, second, syntax, composed=False)
+    if not isinstance(prompts, Cond):
+        pairs = [*zip(prompts, request.prompts_2 or prompts, strict=True)]
+        unique = [*dict.fromkeys(pairs)]
+        second = request.prompts_2 and [pair[1] for pair in unique]
+        found = dict(zip(unique, read_towers(sd, [pair[0] for pair in unique], second, syntax), strict=True))
+        prompts = [found[pair] for pair in pairs]
+    return Sides(prompts, negative)
 
 
 def with_context(sd: StableDiffusion, side: Any) -> Any:
@@ -106,33 +95,87 @@ def with_context(sd: StableDiffusion, side: Any) -> Any:
     return side._replace(context=np.broadcast_to(context, (len(jax.tree.leaves(side)[0]), *context.shape[1:])))
 
 
-def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[tuple[np.ndarray, Any, Any]]:
-    """Returns the images in groups that go through the model together: (their places, what is asked, the negative).
+class Group(NamedTuple):
+    """Images that go through a model together."""
 
-    Texts of one shape go together. A Cond has one shape, and a text beside it gets the same number of positions.
-    SdjaxError: it cannot.
+    places: np.ndarray  # in the request
+    parts: int  # prompts that AND composes
+    make: Callable[[], tuple[Tokens | Cond, Tokens | Cond]]  # what is asked, one for each; the negative, of one or each
+
+
+def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[Group]:
+    """Returns the images in groups. Texts of one shape go together, and other texts in the request do not change that.
+
+    A Cond has one shape, and a text beside it gets the same number of positions. SdjaxError: it cannot.
     """
-    prompts, negative = sides
+    prompts, negative = sides.prompts, sides.negative
     places = np.arange(request.count)
+    parts = 1
+    if isinstance(prompts, Cond):
+        parts = 1 if prompts.mix is None else np.shape(prompts.mix)[1]
     if isinstance(prompts, Cond) and isinstance(negative, Cond):
-        return [(places, prompts, negative)]
-    text = text_tower_of(sd, request.options.clip_skip)[0]
-    if isinstance(prompts, list) and isinstance(negative, Prompt):
-        return group(prompts, negative, text)
-    given = "prompt" if isinstance(prompts, Cond) else "negative_prompt"
-    other = prompts if isinstance(prompts, Cond) else negative
-    length = 0 if other.context is None else np.shape(other.context)[-2]
-    count = length // text.length
-    texts = [negative] if isinstance(prompts, Cond) else prompts
-    most = max(chunks for _, chunks in (prompt.shape for prompt in texts))
-    if length % text.length or not most <= count:
+        return [Group(places, parts, lambda: (prompts, negative))]
+    with_sizes = takes_sizes(sd.config)
+    shape = shape_of if with_sizes else lambda prompt: prompt.shape
+    chunks = 1 if isinstance(negative, Cond) else shape(negative)[1]
+    given = [name for name, side in (("prompt", prompts), ("negative_prompt", negative)) if isinstance(side, Cond)]
+    shapes = [(parts, chunks)] if isinstance(prompts, Cond) else [(p, max(k, chunks)) for p, k in map(shape, prompts)]
+    if given:
+        fixed = chunks_of(sd, given[0], prompts if isinstance(prompts, Cond) else negative, max(k for _, k in shapes))
+        shapes = [(max(p for p, _ in shapes), fixed)] * request.count
+    encode = encoder(sd, request) if with_sizes else stacker(sd, request)
+
+    def group(found: tuple[int, int]) -> Group:
+        inside = np.flatnonzero([one == found for one in shapes])
+        asked = lambda: prompts if given == ["prompt"] else encode([prompts[i] for i in inside], found, False)
+        away = lambda: negative if given == ["negative_prompt"] else encode([negative], (1, found[1]), True)
+        return Group(inside, found[0], lambda: (asked(), away()))
+
+    return [group(found) for found in dict.fromkeys(shapes)]
+
+
+def chunks_of(sd: StableDiffusion, name: str, cond: Cond, most: int) -> int:
+    """Returns how many chunks the context of a Cond is of, where the texts of the other side take `most`.
+
+    SdjaxError: fewer, or no whole number.
+    """
+    length, one = 0 if cond.context is None else np.shape(cond.context)[-2], sd.config.text.length
+    if length % one or most > length // one:
         raise SdjaxError(
-            f"{given}: its context has {length} positions, the text of the other side takes {most} times "
-            f"{text.length}; encode both with sdjax.encode_prompt, to the same number"
+            f"{name}: its context has {length} positions, the text of the other side takes {most} times "
+            f"{one}; encode both with sdjax.encode_prompt, to the same number"
         )
-    shape = max(parts for parts, _ in (prompt.shape for prompt in texts)), count
-    tokens = stack(texts, text, shape)
-    return [(places, prompts, tokens) if isinstance(prompts, Cond) else (places, tokens, negative)]
+    return length // one
+
+
+def stacker(sd: StableDiffusion, request: Request) -> Callable[[list[Prompt], tuple[int, int], bool], Tokens]:
+    """Returns the function that makes Tokens of prompts, which the walk encodes."""
+    text = text_tower_of(sd, request.options.clip_skip)[0]
+    return lambda prompts, shape, negative: stack(prompts, text, shape)
+
+
+def encoder(sd: StableDiffusion, request: Request) -> Callable[[list[Read], tuple[int, int], bool], Cond]:
+    """Returns the function that makes the Cond of prompts, for a model that takes sizes: host arrays.
+
+    An empty negative prompt means zeros, of the context and of the pooled embedding, where zero_negative or the model
+    says so.
+    """
+    options = request.options
+    zero = sd.config.zero_negative if options.zero_negative is None else options.zero_negative
+    zero = zero and request.negative == "" and not options.negative_prompt_2
+
+    def encode(found: list[Read], shape: tuple[int, int], negative: bool) -> Cond:
+        unique = [*{id(read): read for read in found}.values()]
+        sizes = sizes_asked(sd.config, options, request.shape, negative)
+        cond = jax.tree.map(np.asarray, encode_towers(sd, unique, sizes, options.clip_skip, shape))
+        if negative and zero:
+            pooled = pooled_width(sd.config)
+            vector = np.concatenate([np.zeros((1, pooled), np.float32), cond.vector[:, pooled:]], 1)
+            return cond._replace(context=np.zeros_like(cond.context), vector=vector)
+        order = {id(read): place for place, read in enumerate(unique)}
+        return jax.tree.map(itemgetter(np.array([order[id(read)] for read in found])), cond)
+
+    return encode
 
 
 def some(side: Tokens | Cond, places: np.ndarray) -> Tokens | Cond:

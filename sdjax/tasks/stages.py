@@ -19,9 +19,11 @@ import numpy as np
 from sdjax.diffusion.guidance import (
     Denoiser,
     Level,
+    at,
     at_timesteps,
     by_level,
     in_interval,
+    step_at,
     timesteps_of,
     to_denoiser,
     with_function,
@@ -35,7 +37,7 @@ from sdjax.diffusion.tables import Row
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import family_of, needs_nothing_beside
-from sdjax.model.functions import beside, unet_output, vae_pixels, vae_posterior
+from sdjax.model.functions import beside, embedded_scale, unet_output, vae_pixels, vae_posterior
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
 from sdjax.nn.layers import precise
@@ -54,6 +56,7 @@ class Guide(NamedTuple):
     low: Array  # []: there is guidance at low <= sigma <= high alone
     high: Array  # []
     rescale: Array  # []
+    embedded: Array | None = None  # [S, G]: the scales as a UNet that takes them is given them (LCM)
 
 
 class Known(NamedTuple):
@@ -83,7 +86,8 @@ def denoiser(
     Use it with `sdjax.sampling`, wrap it, or differentiate it.
     cond: of batch B, as `sdjax.encode_prompt` returns it; None for a model that takes nothing.
     uncond: of the same shape; if given, there is classifier-free guidance.
-    guidance_scale, rescale: numbers or functions of sigma, see `with_guidance` in diffusion/guidance.py.
+    guidance_scale, rescale: numbers or functions of sigma, see `with_guidance` in diffusion/guidance.py. A UNet that
+        takes the scale itself (LCM) is called with it, and on `cond` alone.
     SdjaxError: an inpainting model, or prompts composed with AND without `uncond`.
     """
     cond = Cond() if cond is None else cond
@@ -98,11 +102,17 @@ def denoiser(
             )
     config = sd.config
     uncond = uncond and with_zero_vector(config, uncond, cond)
-    predict = lambda x, t, cond: unet_output(
-        sd.params["unet"], beside(x, cond.concat), t, cond.context, config.unet, sd.dtype, cond.vector
+    if config.unet.guidance:  # it takes the scale itself
+        level = guidance_scale
+        features = lambda x, sigma: embedded_scale(sd, jnp.broadcast_to(at(level, sigma), len(x)), len(x))
+    else:
+        features = lambda x, sigma: None
+    at_times = lambda x, t, cond, guidance: unet_output(
+        sd.params["unet"], beside(x, cond.concat), t, cond.context, config.unet, sd.dtype, cond.vector, guidance
     )
-    predict = at_timesteps(config.schedule, predict)
-    if uncond is None:
+    at_times = at_timesteps(config.schedule, at_times)
+    predict = lambda x, sigma, cond: at_times(x, sigma, cond, features(x, sigma))
+    if uncond is None or config.unet.guidance:
         return to_denoiser(config.schedule, lambda x, sigma: predict(x, sigma, cond))
     return to_denoiser(config.schedule, with_guidance(predict, uncond, cond, guidance_scale, rescale))
 
@@ -127,14 +137,15 @@ _cast_unet = jax.jit(computed_in, static_argnames="dtype")
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def unet_ahead(params, t: Array, *, config: Config, dtype):
+def unet_ahead(params, t: Array, guidance: Array | None = None, *, config: Config, dtype):
     """Computes once what is the same in all steps: UNet parameters, t [R] -> parameters and shifts for `unet_output`.
 
+    guidance: [R, G], for a UNet that takes it.
     The parameters are cast to the computation's dtype; the shifts, [R, C] for each ResBlock, are what t adds there.
     They are None for a UNet that takes a vector, which adds something else for each image.
     """
     with precise(dtype):
-        shifts = None if config.unet.takes_vector else time_shifts(params, t, config.unet, dtype)
+        shifts = None if config.unet.takes_vector else time_shifts(params, t, config.unet, dtype, None, guidance)
         return computed_in(params, dtype), shifts
 
 
@@ -157,19 +168,25 @@ def unet_denoiser(
     """
     enlarges = family_of(config).concat == "lowres"  # such models work on a part as on the whole
     steps = timesteps_of(make_schedule(config.schedule), sigmas)
-    params, shifts = unet_ahead(params, steps, config=config, dtype=dtype)
+    guidance = None if guide.embedded is None else guide.embedded[step_at(guide.levels, sigmas)]
+    params, shifts = unet_ahead(params, steps, guidance, config=config, dtype=dtype)
 
     def predict(x: Array, sigma: Array, cond: Cond) -> Array:
         row = jnp.argmin(jnp.abs(jnp.expand_dims(sigma, -1) - sigmas), axis=-1)
         rows = jnp.broadcast_to(row, x.shape[:1])
         x, time = beside(x, cond.concat), steps[rows] if shifts is None else jax.tree.map(itemgetter(rows), shifts)
-        output = lambda x: unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector)
+        scales = None if guidance is None else guidance[rows]
+        output = lambda x: unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector, scales)
         if not enlarges:
             return output(x)
         return in_tiles(output, x, TILE, OVERLAP, config.unet.factor, TILE * TILE)
 
     scale = in_interval(by_level(guide.levels, guide.scales), guide.low, guide.high)
-    denoiser = to_denoiser(config.schedule, with_guidance(predict, uncond, cond, scale, guide.rescale))
+    if guidance is None:
+        guided = with_guidance(predict, uncond, cond, scale, guide.rescale)
+    else:
+        guided = lambda x, sigma: predict(x, sigma, cond)  # the unconditional side is never called
+    denoiser = to_denoiser(config.schedule, guided)
     denoiser = denoiser if function is None else with_function(denoiser, function, guide.levels)
     return denoiser if known is None else with_known_region(denoiser, *known)
 

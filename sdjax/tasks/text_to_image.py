@@ -62,7 +62,7 @@ def hires(
     size = {"height": sides[0] * factor, "width": sides[1] * factor}
     large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))
     read = read_sides(sd, small)
-    count = lambda request, plan: len(plan_work(sd, request, read)) * evaluations(plan)
+    count = lambda request, plan: len(plan_work(sd, request, read, made=False)) * evaluations(plan)
     pictures = draw_request(sd, small, first, after=count(large, second), sides=read)
     sides = sides if upscale == "latents" else [*size.values()]
     pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])

@@ -29,7 +29,7 @@ from sdjax.networks.table import make_rows, param_shapes
 from sdjax.text.tokenizer import load_tokenizer, write_tokenizer
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors, to_file_tensors
-from sdjax.weights.folder_json import folder_configs, read_config
+from sdjax.weights.folder_json import folder_configs, read_config, tokenizer_folder
 from sdjax.weights.spellings import renamed
 
 #: (stem, suffix) of the files that transformers and diffusers keep weights in, the preferred one first
@@ -149,7 +149,8 @@ def read_tokenizer(folder: Path, config: Config) -> Any:
     """Returns the tokenizer in a diffusers folder of a model of this config, or None for a model without text."""
     if config.text is None:
         return None
-    return load_tokenizer(folder / "tokenizer", isinstance(config.text, BertTextConfig))
+    place = family_of(config).parts["text"]
+    return load_tokenizer(folder / tokenizer_folder(place), isinstance(config.text, BertTextConfig))
 
 
 def write_folder(path: str | Path, config: Config, params: Params, tokenizer: Any) -> None:
@@ -178,10 +179,10 @@ def write_folder(path: str | Path, config: Config, params: Params, tokenizer: An
             write_tensors(new / place.folder / f"{stem}.{suffix}", tensors)
         if isinstance(config.text, BertTextConfig):
             tokenizer.save_pretrained(str(new / "tokenizer"))
-        elif config.text is not None:
-            write_tokenizer(tokenizer, config.text, new / "tokenizer")
-        if config.text_2 is not None:
-            write_tokenizer(tokenizer, config.text_2, new / "tokenizer_2")
+        else:
+            for tower in family_of(config).towers:
+                place = family_of(config).parts[tower.part]
+                write_tokenizer(tokenizer, getattr(config, tower.part), new / tokenizer_folder(place))
         try:
             if path.exists():
                 os.replace(path, old)

@@ -15,21 +15,25 @@ from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import ScheduleConfig
 from sdjax.errors import SdjaxError, log, prefixed
 from sdjax.families.config import Config
+from sdjax.families.distilled import named_distilled
 from sdjax.families.family import Place
 from sdjax.families.sd import SD
 from sdjax.families.sd2 import LEVELS, MOST_LEVEL
+from sdjax.families.sdxl import SD_XL, SD_XL_REFINER
 from sdjax.families.table import FAMILIES, PUBLISHED, family_of, own_scale
+from sdjax.networks.clip.part import CLIP_TEXT_POOLED
 from sdjax.networks.fields import Fields, class_name
 
 #: The pipelines that diffusers has. The model_index.json of others holds the model's own guidance scale as well.
 OF_DIFFUSERS = (
     *("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionDepth2ImgPipeline"),
     *("StableDiffusionUpscalePipeline", "LDMPipeline", "LDMSuperResolutionPipeline"),
-    *("StableDiffusionXLPipeline", "LDMTextToImagePipeline", "StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
+    *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+    *("LDMTextToImagePipeline", "StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
     "StableDiffusionImageVariationPipeline",
 )
 SCALE = "guidance_scale"
-ZERO = "force_zeros_for_empty_prompt"  # of SDXL
+ZERO, SCORE = "force_zeros_for_empty_prompt", "requires_aesthetics_score"  # of SDXL and its refiner
 
 KINDS = {prediction.diffusers: name for name, prediction in PREDICTIONS.items()}  # diffusers' name -> ours
 
@@ -59,8 +63,7 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     fields = {part: Fields(folder / place.folder / "config.json") for part, place in parts.items()}
     sample_size = take_sample_size(fields["unet"])
     found = {"text": None} | {
-        part: place.part.read(fields[part], folder / ("tokenizer_2" if part == "text_2" else "tokenizer"))
-        for part, place in parts.items()
+        part: place.part.read(fields[part], folder / tokenizer_folder(place)) for part, place in parts.items()
     }
     scheduler = Fields(folder / "scheduler" / "scheduler_config.json")
     spacing, schedule = take_spacing(scheduler), read_schedule(scheduler)
@@ -77,12 +80,16 @@ def read_config(folder: str | Path, name: str | None = None) -> Config:
     size = sample_size * found["vae"].factor
     config = Config(name or folder.name, **found, schedule=schedule, size=size, pipeline=pipeline, spacing=spacing)
     config = replace(config, zero_negative=index.values.pop(ZERO, False) is True)
-    same = [preset for preset in PUBLISHED if (preset, preset.size) == (config, size)]
+    like = [preset for preset in PUBLISHED if (preset, preset.size) == (config, size)]
+    same = [preset for preset in like if preset.few_steps is None]
+    same = same or [preset for preset in like if preset.spacing == spacing]  # distilled, and of a size of its own
     if len(same) == 1:
-        return replace(same[0], pipeline=pipeline, spacing=spacing, zero_negative=config.zero_negative)
+        found = replace(same[0], pipeline=pipeline, spacing=spacing, zero_negative=config.zero_negative)
+        return named_distilled(found, name or folder)
     with prefixed(f"{folder}: "):
         family_of(config)  # refuses networks that do not go together
-    return replace(config, guidance_scale=index.take(SCALE, own_scale(config), float))
+    scale = index.take(SCALE, own_scale(config), float)
+    return named_distilled(replace(config, guidance_scale=scale), name or folder)
 
 
 def pipeline_of(index: Fields) -> tuple[str, Mapping[str, Place]]:
@@ -91,6 +98,9 @@ def pipeline_of(index: Fields) -> tuple[str, Mapping[str, Place]]:
     SdjaxError: no family has such a pipeline.
     """
     pipeline = str(index.values.get("_class_name", ""))
+    if pipeline.startswith("StableDiffusionXL") and index.values.get("text_encoder_2") not in (None, [None, None]):
+        first = index.values.get("text_encoder")  # the refiner has the second tower alone, whatever its pipeline is
+        return pipeline, (SD_XL_REFINER if first in (None, [None, None]) else SD_XL).parts
     for family in FAMILIES:
         if family.pipeline == pipeline:
             return pipeline, family.parts
@@ -101,6 +111,11 @@ def pipeline_of(index: Fields) -> tuple[str, Mapping[str, Place]]:
             f"should be StableDiffusionPipeline (or its img2img, inpainting forms), or {others}"
         )
     return pipeline, SD.parts
+
+
+def tokenizer_folder(place: Place) -> str:
+    """Returns the folder of the tokenizer that belongs to a text tower's, tokenizer_2 to text_encoder_2."""
+    return "tokenizer_2" if place.folder == "text_encoder_2" else "tokenizer"
 
 
 def take_sample_size(fields: Fields) -> int:
@@ -208,17 +223,17 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             requires_safety_checker=False,
             safety_checker=[None, None],
         )
+    if family.vector == "sizes":
+        score = len(family.towers) == 1
+        index |= {ZERO: config.zero_negative, SCORE: score} if score else {ZERO: config.zero_negative}
+        index |= {name: [None, None] for name in ("text_encoder", "tokenizer")}
     for part, place in family.parts.items():
         if part == "text" and place.folder == "bert":
             index |= dict(bert=["latent_diffusion", "LDMBertModel"], tokenizer=["transformers", "BertTokenizer"])
-        elif part == "text":
-            index |= dict(text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"])
-        elif part == "text_2":
-            index |= dict(
-                text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
-                tokenizer_2=["transformers", "CLIPTokenizer"],
-            )
-            index[ZERO] = config.zero_negative
+        elif part in ("text", "text_2"):
+            kind = "CLIPTextModelWithProjection" if place.part is CLIP_TEXT_POOLED else "CLIPTextModel"
+            index[place.folder] = ["transformers", kind]
+            index[tokenizer_folder(place)] = ["transformers", "CLIPTokenizer"]
         elif part == "image":
             index |= dict(
                 image_encoder=["transformers", "CLIPVisionModelWithProjection"],

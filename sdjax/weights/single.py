@@ -16,6 +16,7 @@ from sdjax.diffusion.prediction import PREDICTIONS
 from sdjax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
+from sdjax.families.distilled import named_distilled
 from sdjax.families.sd import SD
 from sdjax.families.table import PUBLISHED, family_of
 from sdjax.files import written_whole
@@ -32,7 +33,8 @@ PREDICTION_KEY = "modelspec.prediction_type"  # github.com/Stability-AI/ModelSpe
 #: The configs that a file can be recognised as.
 CANDIDATES = PUBLISHED
 
-SECOND_TOWER = "conditioner.embedders.1."  # what the names of SDXL's second text tower begin with
+#: Tensors that tell SDXL's files, which keep the names of SGM's networks, from files of one text tower and no vector.
+XL_TOWERS, XL_VECTOR = "conditioner.embedders.", "model.diffusion_model.label_emb.0."
 
 UNET = f"{SD.parts['unet'].prefix}."
 
@@ -74,8 +76,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[Config]:
     Where a candidate has all that another one asks for and more, the other is left out. Several are SD 2.x, which
     differ in what they predict, and those models of LDM that differ in nothing but their pictures.
     """
-    asked = {config: set(family_of(config).probes(config).items()) for config in CANDIDATES}
-    found = [config for config in CANDIDATES if asked[config] <= set(shapes.items())]
+    candidates = [config for config in CANDIDATES if config.few_steps is None]  # others have another one's tensors
+    asked = {config: set(family_of(config).probes(config).items()) for config in candidates}
+    found = [config for config in candidates if asked[config] <= set(shapes.items())]
     return [config for config in found if not any(asked[config] < asked[other] for other in found)]
 
 
@@ -224,13 +227,14 @@ def read_single(
 
     path, prediction = Path(path), known_prediction(prediction)
     found, metadata = read_checkpoint(path)
-    kind = "xl" if any(name.startswith(SECOND_TOWER) for name in found) else "single"
+    of_xl = all(any(name.startswith(prefix) for name in found) for prefix in (XL_TOWERS, XL_VECTOR))
+    kind = "xl" if of_xl else "single"
     tensors = renamed(unscaled(found, path), kind, path)
     marks, stored = take_marks(tensors), metadata.get(PREDICTION_KEY)
     prediction = prediction or ("v" if "v_pred" in marks else stored if stored in PREDICTIONS else None)
     config = config or described_beside(path)
     if config is None:
-        config = detect(tensors, prediction, path)
+        config = named_distilled(detect(tensors, prediction, path), path)
     elif prediction:
         config = replace(config, schedule=replace(config.schedule, prediction=prediction))
     if "ztsnr" in marks and config.schedule.prediction == "v":
@@ -271,7 +275,7 @@ def write_single(path: str | Path, config: Config, params: Params) -> None:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise SdjaxError(f"{path}: exists and is no file; name a new .safetensors file")
-    tensors = to_file_tensors(params, model_rows(config), "compvis")
+    tensors = to_file_tensors(params, model_rows(config), "compvis") | family_of(config).unused(config)
     found = recognise(family_of(config).probes(config))
     preset = predicting(found, config.schedule.prediction) if found else None  # what reading the file will give
     if preset and config.schedule.zero_terminal_snr and config.schedule.prediction == "v":

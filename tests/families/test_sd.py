@@ -37,13 +37,17 @@ def test_emoji_fits_its_budget():
 
 
 def test_configs_are_hashable_and_distinct():
-    assert len({*PRESETS.values()}) == len(PRESETS)
+    ordinary = [config for config in PRESETS.values() if config.few_steps is None]
+    assert len({*ordinary}) == len(ordinary) == len(PRESETS) - 2
+    assert {PRESETS["sdxl-turbo"], PRESETS["sd-turbo"]} < {*ordinary}  # another one's tensors, distilled
 
 
 def test_the_watermark_is_the_family_s():
     from sdjax.image import watermark
 
     for config in PRESETS.values():
-        assert family_of(config).watermark(config) == (watermark.V2 if config.name.startswith("sd2") else watermark.V1)
+        assert family_of(config).watermark(config) == (
+            watermark.V2 if config.name.startswith(("sd2", "sd-turbo")) else watermark.V1
+        )
     wide = replace(SD15, text=replace(SD15.text, width=1024), unet=replace(SD15.unet, context_dim=1024))
     assert family_of(wide).watermark(wide) == watermark.V1, "the width of a text tower says nothing"

@@ -24,6 +24,9 @@ class UNetConfig:
     scale_shift: bool = False  # the time scales and shifts a norm, it is not added (use_scale_shift_norm)
     labels: int | None = None  # rows of the table whose row Cond.vector names, added to the time embedding
     vector: int | None = None  # width of a Cond.vector of floats, added to the time embedding after an MLP
+    guidance: int | None = (
+        None  # features of the guidance scale that the time embedding takes (LCM); None: it takes none
+    )
     added: bool = False  # diffusers calls that MLP add_embedding (SDXL), else class_embedding
 
     @property

@@ -37,7 +37,6 @@ UNSET = (
     "time_embedding_dim",
     "time_embedding_act_fn",
     "timestep_post_act",
-    "time_cond_proj_dim",
     "class_embeddings_concat",
     "mid_block_only_cross_attention",
     "cross_attention_norm",
@@ -171,6 +170,7 @@ def read_conditional(fields: Fields) -> UNetConfig:
         self_attention=tuple(not flag for flag in alone) if any(alone) else (),
         labels=labels,
         vector=vector,
+        guidance=None if fields.values.get("time_cond_proj_dim") is None else fields.take("time_cond_proj_dim"),
         added=added is not None,
     )
     fields.divides("norm_num_groups", config.groups, channels)
@@ -237,5 +237,6 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
             addition_embed_type="text_time" if config.added else None,
             addition_time_embed_dim=ADDED_WIDTH if config.added else None,
             projection_class_embeddings_input_dim=config.vector,
+            time_cond_proj_dim=config.guidance,
         )
     )

@@ -27,6 +27,9 @@ def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iter
 
     yield from weight("time_in", "time_embedding.linear_1", f"{prefix}.time_embed.0", "dense")
     yield from weight("time_out", "time_embedding.linear_2", f"{prefix}.time_embed.2", "dense")
+    if config.guidance:
+        names = "time_embedding.cond_proj", f"{prefix}.time_embed.cond_proj"
+        yield from weight("guidance_in", *names, "dense", bias=False)
     if config.labels:
         yield TensorRow(("label", "embedding"), "class_embedding.weight", f"{prefix}.label_emb.weight", "same", "same")
     if config.vector:

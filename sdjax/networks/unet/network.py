@@ -4,16 +4,20 @@ The layout is that of CompVis `openaimodel.py`: a path down, a middle, and a pat
 every ResBlock. Shapes at 512 px: x [B, 64, 64, 4]; levels of 64, 32, 16 and 8 latent pixels a side.
 """
 
+from types import ModuleType
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.nn.layers import Dense, GroupNorm, ResBlock, conv3x3, dense, timestep_embedding
 from sdjax.nn.transformer import AttentionBlock, SpatialTransformer, block_name
 from sdjax.types import Array, Params
 
-OWN_DTYPE = ("time_in", "time_out", "label", "label_in", "label_out")  # always computed in float32
+OWN_DTYPE = ("time_in", "time_out", "guidance_in", "label", "label_in", "label_out")  # always computed in float32
 
 KeysValues = dict[str, tuple[Array, Array]]  # name of a transformer -> its cross-attention's keys and values, [B, L, C]
 TimeShifts = dict[str, Array]  # name of a ResBlock -> what the time adds in it, [B, C]
@@ -32,13 +36,22 @@ def keys_values(params: Params, context: Array | None, dtype: jnp.dtype) -> Keys
 
 
 def time_shifts(
-    params: Params, t: Array, config: UNetConfig, dtype: jnp.dtype, vector: Array | None = None
+    params: Params,
+    t: Array,
+    config: UNetConfig,
+    dtype: jnp.dtype,
+    vector: Array | None = None,
+    guidance: Array | None = None,
 ) -> TimeShifts:
-    """Returns what the time, and the vector if there is one, add in every ResBlock.
+    """Returns what the time, and the vector and the guidance scale if the UNet takes them, add in every ResBlock.
 
-    params: the UNet's. t: timesteps [B]. vector: see `UNet`. One call serves all steps of a walk that has no vector.
+    params: the UNet's. t: timesteps [B]. vector, guidance: see `UNet`. One call serves all steps of a walk that has no
+    vector.
     """
-    time = dense(params["time_in"], timestep_embedding(t, config.channels[0]), jnp.float32)
+    time = timestep_embedding(t, config.channels[0])
+    if config.guidance:
+        time += dense(params["guidance_in"], guidance.astype(jnp.float32), jnp.float32)
+    time = dense(params["time_in"], time, jnp.float32)
     time = dense(params["time_out"], nn.silu(time), jnp.float32)
     if config.labels:
         time += params["label"]["embedding"].astype(jnp.float32)[label_of(vector)]
@@ -47,6 +60,18 @@ def time_shifts(
         time += dense(params["label_out"], hidden, jnp.float32)
     time = nn.silu(time).astype(dtype)
     return {name: dense(part["time"], time, dtype) for name, part in params.items() if "time" in part}
+
+
+def guidance_features(scale: Any, width: int, xp: ModuleType = np) -> Any:
+    """Returns guidance scales w [...] as features [..., width] of 1000 (w - 1): sines, then cosines, of frequencies 1
+    to 1e-4, the last one included (diffusers' get_guidance_scale_embedding). xp: numpy, in float64, or jax.numpy.
+    """
+    half = width // 2
+    kind = np.float64 if xp is np else xp.float32
+    angles = (
+        1000.0 * (xp.asarray(scale, kind)[..., None] - 1.0) * np.exp(-np.log(10000.0) * np.arange(half) / (half - 1))
+    )
+    return xp.concatenate([xp.sin(angles), xp.cos(angles)], -1).astype(xp.float32)
 
 
 def label_of(vector: Array) -> Array:
@@ -77,12 +102,14 @@ class UNet(nn.Module):
         t: Array | TimeShifts,
         context: Array | KeysValues | None = None,
         vector: Array | None = None,
+        guidance: Array | None = None,
     ) -> Array:
         """x [B, h, w, in_channels] -> float32 [B, h, w, out_channels].
 
         t: timesteps [B], or the `time_shifts` of them and of the vector.
         context: text states [B, L, context_dim], or their `keys_values`; None if the config has no cross-attention.
         vector: [B, config.vector] floats, or [B, 1] rows of the label table; None if the config has neither.
+        guidance: [B, config.guidance], the scale as `guidance_features`; None if the config takes none, or t holds it.
         """
         config, dtype = self.config, self.dtype
         levels = range(len(config.channels))
@@ -113,6 +140,8 @@ class UNet(nn.Module):
         if time is not None:
             width = 4 * config.channels[0]
             time = timestep_embedding(time, config.channels[0])
+            if config.guidance:
+                time += Dense(config.channels[0], jnp.float32, use_bias=False, name="guidance_in")(guidance)
             time = Dense(width, jnp.float32, name="time_in")(time)
             time = Dense(width, jnp.float32, name="time_out")(nn.silu(time))
             if config.labels:

@@ -14,6 +14,7 @@ UNET = Part(
         example(1),
         example(1, 1, config.context_dim) if config.cross else None,
         example(1, config.vector or 1) if config.vector or config.labels else None,
+        example(1, config.guidance) if config.guidance else None,
     ),
     unet_rows,
     read_unet,

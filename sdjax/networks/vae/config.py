@@ -1,6 +1,9 @@
 """The configuration of the VAE."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,16 @@ class VAEConfig:
     attention: tuple[bool, ...] = ()  # per level: attention after each ResBlock? empty: none
     middle_attention: bool = True
     codes: int | None = None  # vectors in the codebook; `encode` does not quantise, `decode` does
+    upcast: bool = False  # computed in float32 where float16 is asked for, which it overflows (force_upcast)
 
     @property
     def attends(self) -> tuple[bool, ...]:
         """Is there attention after each ResBlock of a level? Per level."""
         return self.attention or (False,) * len(self.channels)
+
+    def computed_in(self, dtype: Any) -> Any:
+        """Returns the dtype that a computation asked for in `dtype` is done in."""
+        return jnp.dtype("float32") if self.upcast and jnp.dtype(dtype) == jnp.float16 else dtype
 
     @property
     def factor(self) -> int:

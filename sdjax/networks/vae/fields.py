@@ -29,8 +29,11 @@ IGNORED = {"sample_size", "force_upcast"}
 KL, VQ = "AutoencoderKL", "VQModel"  # diffusers' classes
 
 
-def read_vae(fields: Fields, *_: Any) -> VAEConfig:
-    """Returns the VAEConfig in a config.json. SdjaxError: names the file and the field that is not supported."""
+def read_vae(fields: Fields, *_: Any, upcasts: bool = False) -> VAEConfig:
+    """Returns the VAEConfig in a config.json. SdjaxError: names the file and the field that is not supported.
+
+    upcasts: does force_upcast mean something, as in diffusers' pipelines of SDXL alone? Missing, it means True.
+    """
     quantised = fields.values.get("_class_name") == VQ
     channels = fields.take_list("block_out_channels", (64,))
     attention = take_attention(fields, len(channels))
@@ -49,6 +52,7 @@ def read_vae(fields: Fields, *_: Any) -> VAEConfig:
         attention if any(attention) else (),
         fields.take("mid_block_add_attention", True, bool),
         codes,
+        upcasts and fields.take("force_upcast", True, bool),
     )
     fields.divides("norm_num_groups", config.groups, channels)
     fields.finish(CHECKED_VQ if quantised else CHECKED_KL, IGNORED)
@@ -70,7 +74,7 @@ def take_attention(fields: Fields, levels: int) -> tuple[bool, ...]:
     return attention
 
 
-def write_vae(config: VAEConfig) -> dict[str, Any]:
+def write_vae(config: VAEConfig, upcasts: bool = False) -> dict[str, Any]:
     """Returns the content of the VAE's config.json, without sample_size, which the caller adds."""
     kinds = lambda block: [("Attn" if attends else "") + block for attends in config.attends]
     own = CHECKED_VQ | dict(num_vq_embeddings=config.codes, vq_embed_dim=config.latent_channels)
@@ -87,4 +91,5 @@ def write_vae(config: VAEConfig) -> dict[str, Any]:
             down_block_types=kinds("DownEncoderBlock2D"),
             up_block_types=kinds("UpDecoderBlock2D")[::-1],
         )
+        | (dict(force_upcast=config.upcast) if upcasts else {})
     )

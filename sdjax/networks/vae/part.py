@@ -1,5 +1,7 @@
 """The VAE as a Part."""
 
+from functools import partial
+
 from sdjax.networks.part import Part, example
 from sdjax.networks.vae.config import VAEConfig
 from sdjax.networks.vae.fields import read_vae, write_vae
@@ -24,3 +26,6 @@ KL_VAE = Part(
     OWN,
     OWN,
 )
+
+#: The same in SDXL's folders, which say whether float16 overflows.
+KL_VAE_XL = KL_VAE._replace(read=partial(read_vae, upcasts=True), write=partial(write_vae, upcasts=True))
