@@ -202,12 +202,37 @@ def test_one_model_twice_is_one_walk(name, base):
         assert found < WALK, start
 
 
+def of_pictures(pipe):
+    """A base model in the pipeline that starts from pictures."""
+    again = diffusers.StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+    again.set_progress_bar_config(disable=True)
+    for pipeline in (pipe, again):
+        pipeline.scheduler = SCHEDULERS["euler"]()
+    return again
+
+
 @pytest.mark.parametrize("name", ["euler", "ddim"])
 def test_one_model_twice_with_diffusers(name, base):
     pipe = base[0]
-    again = diffusers.StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
-    again.set_progress_bar_config(disable=True)
-    want = handed(pipe, again, 0.45, name)
+    want = handed(pipe, of_pictures(pipe), 0.45, name)
     assert off(walked(base[1], base[1], 0.45, name), want) < WALK
     pipe.scheduler = SCHEDULERS[name]()
     assert off(drawn(pipe, PROMPTS, num_inference_steps=10), want) < WALK
+
+
+def test_conds_in_place_of_prompts(base, refiner):
+    want = handed(base[0], refiner[0], 0.5, "euler")
+    prompt, again = (sdjax.encode_prompt(sd, PROMPTS) for sd in (base[1], refiner[1]))
+    options = {"refiner_start": 0.5, "steps": 10, "sampler": "euler", "seed": SEED, "output": "latents"}
+    found = sdjax.txt2img(base[1], prompt, refiner=refiner[1], refiner_cond=again, **options)
+    assert off(found, want) < WALK
+
+
+def test_a_picture_handed_over(base, refiner):
+    refiner[0].scheduler = SCHEDULERS["euler"]()
+    pipe, steps = of_pictures(base[0]), {"num_inference_steps": 10}
+    x = drawn(pipe, PROMPTS, image=nchw(PIXELS), strength=0.8, denoising_end=0.5, **steps)
+    want = drawn(refiner[0], PROMPTS, image=nchw(x), denoising_start=0.5, **steps)
+    options = {"strength": 0.8, "refiner": refiner[1], "refiner_start": 0.5, "steps": 10, "sampler": "euler"}
+    found = sdjax.img2img(base[1], PROMPTS, PIXELS, seed=SEED, output="latents", **options)
+    assert off(found, want) < WALK
