@@ -14,7 +14,11 @@ import sdjax  # noqa: E402
 from tests.parity.peers import nchw  # noqa: E402
 from tests.parity.sdxl_models import PROMPTS, SECOND, SEED, UNET, WALK, drawn, noise, off, unet_peer, xl  # noqa: E402
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.usefixtures("quick_compile"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
 MASK = np.zeros((64, 64), np.float32)

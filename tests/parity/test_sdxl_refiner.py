@@ -25,7 +25,11 @@ from tests.parity.sdxl_models import (  # noqa: E402
     xl,
 )
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compile")]
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.usefixtures("quick_compile"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 IMG2IMG = "StableDiffusionXLImg2ImgPipeline"
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
