@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sdjax.commands.command_line import Progress
 from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of, small_picture
-from sdjax.commands.generate_options import NAMES, PICTURES, Options, check_options
+from sdjax.commands.generate_options import NAMES, PICTURES, Options, check_options, skips_of_picture
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
 from sdjax.devices.host import return_memory
 from sdjax.errors import SdjaxError, flags_of, prefixed
@@ -30,8 +30,9 @@ from sdjax.files import check_folder
 class Task:
     """The task that the options name, with its arguments: txt2img, with --init-image img2img, with --mask inpaint."""
 
-    def __init__(self, sd, options: Options, image, mask):
+    def __init__(self, sd, options: Options, image, mask, refiner=None):
         import sdjax
+        from sdjax.conditioning.sizes import takes_sizes
         from sdjax.image import watermark
         from sdjax.image.pixels import read_images
         from sdjax.tasks.options import TaskOptions as Arguments
@@ -39,8 +40,12 @@ class Task:
 
         self.sd, self.options, self.checker = sd, options, None
         self.arguments = {name: getattr(options, name) for name in NAMES}
+        if takes_sizes(sd.config) and skips_of_picture(options):
+            self.arguments["clip_skip"] = 1
         if self.arguments["guidance_scale"] is None:  # a picture's text says which one it was
             self.arguments["guidance_scale"] = sd.config.guidance_scale
+        if refiner is not None:
+            self.arguments["refiner"] = refiner
         if options.preview:
             self.arguments |= {"preview": self.preview, "preview_every": options.preview}
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
@@ -90,7 +95,7 @@ class Task:
         arguments = self.arguments | changes
         if "strength" in changes and "image" not in arguments:
             raise SdjaxError("--grid strength: needs --init-image")
-        own = Arguments(**{name: arguments[name] for name in NAMES})
+        own = Arguments(**{name: arguments[name] for name in (*NAMES, "refiner") if name in arguments})
         check(self.sd.config, self.asked(prompts), own)
         plan_of(self.sd, own, arguments.get("strength"))
         if self.sd.config.text is not None:
@@ -127,8 +132,20 @@ class Task:
         """Returns the parameters text of a picture."""
         from sdjax.tasks.parameters import describe
 
-        others = (*PICTURES, "noise_level", "config", "embedding", "safety_checker", "watermark", "dtype")
+        others = (
+            *PICTURES,
+            "noise_level",
+            "config",
+            *PARTS,
+            "refiner",
+            "embedding",
+            "safety_checker",
+            "watermark",
+            "dtype",
+        )
         others = {name: getattr(self.options, name) for name in others}
+        if takes_sizes(self.sd.config):  # whose clip skip means another layer than the web UI's
+            others |= {"clip_skip": 1, "sdxl_clip_skip": self.arguments["clip_skip"]}
         if self.sd.config.text is None:  # the prompt's place has it
             others |= dict.fromkeys(BESIDE)  # but not --lowres
             prompt = "" if self.options.lowres else prompt
@@ -159,13 +176,15 @@ def main(options: Options) -> None:
     start_processes(options.coordinator, options.num_processes, options.process_id)
     return_memory()
     with prefixed("--model: "):
-        sd = sdjax.load(options.model, dtype=options.dtype, config=options.config)
+        sd = sdjax.load(options.model, dtype=options.dtype, config=options.config, **parts_of(options))
+    with prefixed("--refiner: "):
+        refiner = options.refiner and sdjax.load(options.refiner, dtype=options.dtype)
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    with flags_of((*NAMES, "strength", "feather", "mask", "classes", "layout", "noise_level", *FILES)):
+    with flags_of((*NAMES, "refiner", "strength", "feather", "mask", "classes", "layout", "noise_level", *FILES)):
         prompts = lines_of(sd.config, options, lines)
-        task = Task(sd, options, image, mask)
+        task = Task(sd, options, image, mask, refiner)
         task.take_size(prompts)
         if options.prompts_file:
             draw_batch(task, prompts)
@@ -173,6 +192,14 @@ def main(options: Options) -> None:
             draw_grid(task, prompts[0], axes)
         else:
             draw(task, prompts)
+
+
+PARTS = ("unet", "vae")  # options whose files take the place of the model's parts
+
+
+def parts_of(options) -> dict[str, Path]:
+    """Returns the files that take the place of a model's parts, by their names in `sdjax.load`."""
+    return {name: path for name in PARTS if (path := getattr(options, name)) is not None}
 
 
 def draw(task: Task, prompts: list[str]) -> None:
@@ -215,15 +242,21 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     from sdjax.devices.placement import chunk_size, copy_over
     from sdjax.devices.processes import agree, device_errors
     from sdjax.model.value import digest
+    from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 
     sd, options = task.sd, task.options
     prompts = [prompt for prompt in prompts for _ in range(options.num_images)]
     task.check(prompts, num_images=1)
     size, devices = chunk_size(len(prompts), task.height * task.width // sd.config.vae.factor**2)
     settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
+    for option in SDXL_OPTIONS:  # left out, as by runs before there were any
+        if settings.get(option.name, option.default) == option.default:
+            settings.pop(option.name, None)
     settings |= {"height": task.height, "width": task.width, "model": sd.config.name, "weights": digest(sd.params)}
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
     settings |= {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
+    if "refiner" in task.arguments:
+        settings |= {"refiner": digest(task.arguments["refiner"].params)}
     settings |= {} if options.noise_level is None else {"noise_level": options.noise_level}
     settings |= {name: digest(np.asarray(task.arguments[name])) for name in ("image", "mask") if name in task.arguments}
     settings |= {"embeddings": digest(dict(sd.embeddings), repr([*sd.embeddings]))} if sd.embeddings else {}

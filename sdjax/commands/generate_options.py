@@ -9,7 +9,8 @@ import tyro
 
 from sdjax.commands.conditions import flagged_lines, refuse_no_prompt
 from sdjax.errors import SdjaxError
-from sdjax.tasks.options import OPTIONS, Option
+from sdjax.tasks.option import Option
+from sdjax.tasks.options import OPTIONS
 
 #: The rows of OPTIONS that have a flag: the arguments of txt2img, img2img and inpaint.
 FLAGS = tuple(option for option in OPTIONS if option.flag is not None)
@@ -54,6 +55,12 @@ class Options(Sampling):
     """Noise on --lowres, 0 to 350, 20 if left out; on unCLIP's --image, 0 to 999, 0 if left out."""
     config: str | None = None
     """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
+    unet: Path | None = None
+    """A file, or a folder, whose UNet takes the place of the model's: Lightning's, LCM's."""
+    vae: Path | None = None
+    """The same for the VAE."""
+    refiner: str | None = None
+    """A second model, named as --model is, which walks the last steps of the same walk."""
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
     init_image: Path | None = None
@@ -115,9 +122,22 @@ def settings_of_picture(options: Options) -> Options | None:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
     instead = options.prompts_file or options.classes or options.layout
     found["prompt"] = () if instead else (found["prompt"],)
-    found |= {name: Path(found[name]) for name in (*PICTURES, "safety_checker") if name in found}
+    files = (*PICTURES, "safety_checker", "unet", "vae")
+    found |= {name: Path(found[name]) for name in files if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
+
+
+def skips_of_picture(options: Options) -> bool:
+    """Is clip_skip what the text of --from says in the web UI's field, which the web UI ignores for SDXL?"""
+    from sdjax.image.parameters import parse_parameters, read_parameters
+
+    if options.from_ is None or options.clip_skip == 1:
+        return False
+    if parse_parameters(read_parameters(options.from_))[2].get("Clip skip") != str(options.clip_skip):
+        return False
+    print(f"--from {options.from_}: not used: Clip skip: {options.clip_skip}, SDXL has its own", file=sys.stderr)
+    return True
 
 
 def check_options(options: Options) -> None:

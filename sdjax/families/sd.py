@@ -36,7 +36,7 @@ SD21_BASE = Config(
 #: SD 2.1, 768 px, v-prediction.
 SD21 = replace(SD21_BASE, name="sd21", size=768, schedule=ScheduleConfig(prediction="v"))
 
-#: SD 2.1 distilled for 1 to 4 steps of 512 px without guidance (Euler ancestral, trailing; generative-models' turbo.py).
+#: SD 2.1 distilled for 1 to 4 steps of 512 px without guidance: Euler ancestral, trailing (Stability's turbo.py).
 SD_TURBO = replace(SD21_BASE, name="sd-turbo", guidance_scale=1.0, spacing="trailing", few_steps=4)
 
 #: The small model that comes with the package, 64 px, trained on emoji by train/. See sdjax/pretrained/emoji/README.md.

@@ -5,7 +5,8 @@ from typing import Any
 
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import parameters_text, parse_parameters, read_dtype
-from sdjax.tasks.options import OPTIONS, Option
+from sdjax.tasks.option import Option
+from sdjax.tasks.options import OPTIONS
 
 #: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
 OTHERS: tuple[Option, ...] = (
@@ -38,7 +39,11 @@ OTHERS: tuple[Option, ...] = (
     Option("lowres", None, str, "", text="Small picture", read=str, place=29),
     Option("image", None, str, "", text="Image", read=str, place=31),
     Option("noise_level", None, int | None, "", text="Noise level", read=int, place=30),
+    Option("sdxl_clip_skip", 1, int, "", text="SDXL clip skip", read=lambda value: {"clip_skip": int(value)}, place=13),
     Option("config", None, str, "", text="Config", read=str, place=27),
+    Option("unet", None, str, "", text="UNet", read=str, place=32),
+    Option("vae", None, str, "", text="VAE file", read=str, place=33),
+    Option("refiner", None, str, "", text="Refiner", read=str, place=51),
     Option("safety_checker", None, str, "", text="Safety checker", read=str, place=23),
     Option("watermark", False, bool, "", text="Watermark", read="True".__eq__, place=24),
     Option("dtype", "float32", str, "Of the computation.", text="Dtype", read=read_dtype, place=25),

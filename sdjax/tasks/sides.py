@@ -15,7 +15,8 @@ from sdjax.conditioning.null import null_cond
 from sdjax.conditioning.sizes import pooled_width, takes_sizes
 from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
 from sdjax.conditioning.towers import Read, encode_towers, read_towers, shape_of
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
+from sdjax.families.config import Config
 from sdjax.families.table import prompt_of
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.config import TextConfig
@@ -43,10 +44,25 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
 
     SdjaxError: a Cond that this model does not take.
     """
+    remark(sd.config, request)
     found = read_own(sd, request)
     if (other := refiner_request(request)) is None:
         return found
     return found._replace(refiner=read_own(request.options.refiner, other))
+
+
+def remark(config: Config, request: Request) -> None:
+    """Logs a line for each option that means something else, or nothing, to a distilled model."""
+    steps, scales = request.options.steps, request.scales
+    if config.few_steps is not None and steps > config.few_steps:
+        many = "1 step" if config.few_steps == 1 else f"at most {config.few_steps} steps"
+        log.warning("steps %d: %s is distilled for %s", steps, config.name, many)
+    if config.unet.guidance and request.negative != "":
+        log.warning("negative_prompt: has no effect, %s is never called without the prompt", config.name)
+    elif config.few_steps is not None and not config.unet.guidance and np.any(scales < 1):
+        log.warning(
+            "guidance_scale %g: 1 is the prompt alone for %s, which model cards call 0.0", scales.min(), config.name
+        )
 
 
 def read_own(sd: StableDiffusion, request: Request) -> Sides:
@@ -123,6 +139,8 @@ def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[Group]:
     if given:
         fixed = chunks_of(sd, given[0], prompts if isinstance(prompts, Cond) else negative, max(k for _, k in shapes))
         shapes = [(max(p for p, _ in shapes), fixed)] * request.count
+    if sd.config.unet.guidance and any(p > 1 for p, _ in shapes):
+        raise SdjaxError(f"prompt: AND composes prompts in guidance, which {sd.config.name} has inside its UNet")
     encode = encoder(sd, request) if with_sizes else stacker(sd, request)
 
     def group(found: tuple[int, int]) -> Group:

@@ -57,17 +57,26 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
 @pytest.mark.parametrize("embedding", [("a.pt",), ("b, c.pt", 'd".safetensors')])
 def test_all_arguments_come_back(embedding):
     several = {"guidance_interval": (0.3, 1e-7), "embedding": embedding, "watermark": True, "dtype": "bfloat16"}
+    pairs = (
+        "original_size",
+        "crop",
+        "target_size",
+        *(f"negative_{n}" for n in ("original_size", "crop", "target_size")),
+    )
+    several |= {"zero_negative": False, **dict.fromkeys(pairs, (3, 4))}
+    skipped = {*several, "sdxl_clip_skip"}  # which is another argument's
     arguments = {
         "prompt": "a",
         "negative_prompt": "",
         "steps": 9,
         "sampler": "unipc",
         "guidance_scale": -1e-7,
-        **{option.name: option.read("3") for option in FIELDS if not option.write and option.name not in several},
+        **{option.name: option.read("3") for option in FIELDS if not option.write and option.name not in skipped},
         **several,
     }
     found, rest = understand(describe(arguments, 0, (8, 8), "m", "folder, of: models"))
     assert arguments.items() <= found.items() and rest == {"Model": "m", "Source": "folder, of: models"}
+    assert understand(describe({"prompt": "", "sdxl_clip_skip": 2}, 0, (8, 8), "m"))[0]["clip_skip"] == 2
     defaults = {option.name: option.default for option in FIELDS if not option.write}
     assert describe(arguments | defaults, 0, (8, 8), "m", "m").endswith("Seed: 0, Size: 8x8, Model: m")
 

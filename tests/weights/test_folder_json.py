@@ -96,7 +96,7 @@ def test_what_we_write_we_read(config, tmp_path):
         ("unet", {"norm_num_groups": -32}, "norm_num_groups"),
         ("unet", {"use_linear_projection": 1}, "use_linear_projection is 1"),
         ("unet", {"transformer_layers_per_block": [1, 2]}, "transformer_layers_per_block"),
-        ("unet", {"encoder_hid_dim": 256}, "encoder_hid_dim is 256, only null"),
+        ("unet", {"time_cond_proj_dim": "256"}, "time_cond_proj_dim is '256', should be int"),
         ("unet", {"num_class_embeds": 1000}, "its UNet takes 4 channels, 7 expected"),
         ("unet", {"num_class_embeds": 1000, "class_embed_type": "projection"}, "class_embed_type is 'projection'"),
         ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
