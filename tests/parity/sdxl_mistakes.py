@@ -144,13 +144,13 @@ MISTAKES = {
     "UNet LayerNorm eps 1e-6": Mistake(output, UNET, ((transformer, "LayerNorm", SMALL_EPS),)),
     "UNet ResBlock eps 1e-6": Mistake(output, UNET, ((unet, "ResBlock", changed(layers.ResBlock, eps=1e-6)),)),
     "UNet tanh gelu": Mistake(output, UNET, ((transformer, "ACTIVATIONS", TANH),)),
-    "heads of a level exchanged": Mistake(
+    "heads half as wide": Mistake(
         output,
         UNET,
         given={
             "model": lambda sd: replace(
                 sd,
-                config=replace(sd.config, unet=replace(sd.config.unet, heads=(2, 6, 4))),  # 6 for 3
+                config=replace(sd.config, unet=replace(sd.config.unet, heads=(2, 8))),
             )
         },
     ),

@@ -49,32 +49,32 @@ ADDED = {"addition_embed_type": "text_time", "addition_time_embed_dim": FEATURES
 UNETS = {
     "base": ADDED
     | {
-        "block_out_channels": [16, 24, 32],
-        "down_block_types": [DOWN, CROSS, CROSS],
-        "attention_head_dim": [2, 3, 4],
-        "transformer_layers_per_block": [1, 1, 2],  # [1, 2, 10] in the published one
+        "block_out_channels": [16, 32],
+        "down_block_types": [DOWN, CROSS],  # and another in the published one: test_sdxl.py has all
+        "attention_head_dim": [2, 4],
+        "transformer_layers_per_block": [1, 2],
         "cross_attention_dim": FIRST + SECOND,
         "projection_class_embeddings_input_dim": SECOND + 6 * FEATURES,
     },
     "refiner": ADDED
     | {
-        "block_out_channels": [16, 24, 32, 32],
-        "down_block_types": [DOWN, CROSS, CROSS, DOWN],
-        "attention_head_dim": [2, 3, 4, 4],
-        "transformer_layers_per_block": 2,  # 4 in the published one
+        "block_out_channels": [16, 24, 32],
+        "down_block_types": [DOWN, CROSS, DOWN],  # the middle attends, the level beside it does not
+        "attention_head_dim": [2, 3, 4],
+        "transformer_layers_per_block": 2,  # 4 in the published one, of one level more
         "cross_attention_dim": SECOND,
         "projection_class_embeddings_input_dim": SECOND + 5 * FEATURES,
     },
     "sd1": {
-        "block_out_channels": [16, 24, 32, 32],
-        "down_block_types": [CROSS, CROSS, CROSS, DOWN],
+        "block_out_channels": [16, 32],
+        "down_block_types": [CROSS, DOWN],
         "attention_head_dim": 8,
         "cross_attention_dim": FIRST,
     },
     "sd2": {
-        "block_out_channels": [16, 24, 32, 32],
-        "down_block_types": [CROSS, CROSS, CROSS, DOWN],
-        "attention_head_dim": [2, 3, 4, 4],
+        "block_out_channels": [16, 32],
+        "down_block_types": [CROSS, DOWN],
+        "attention_head_dim": [2, 4],
         "cross_attention_dim": FIRST,
         "use_linear_projection": True,
     },
