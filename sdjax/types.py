@@ -55,3 +55,4 @@ class Batch(NamedTuple):
     context: Array | None  # [B, L, D]: text states, of a model of text
     index: Array  # uint32 [B]
     given: Array | None = None  # classes [B], tokens of layouts [B, L], ids of maps [B, H, W]; or channels [B, h, w, C]
+    vector: Array | None = None  # float32 [B, V], of SDXL: the pooled text, then the features of six sizes

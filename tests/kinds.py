@@ -4,12 +4,13 @@ from dataclasses import replace
 from functools import cache
 
 import sdjax
+from sdjax.families.sdxl import SDXL
 from sdjax.families.table import family_of
 from sdjax.networks.bert.config import LayoutConfig
 from sdjax.networks.clip.config import NormalizerConfig, VisionConfig
 from sdjax.networks.labels.network import ClassConfig
 from sdjax.networks.maps.network import MapConfig
-from tests.narrow import random_params
+from tests.narrow import NARROW, random_params
 from tests.tiny import CONFIG, Letters
 
 LATENTS = replace(CONFIG.vae, latent_channels=3, codes=11, scaling=1.0)
@@ -55,6 +56,28 @@ VARIATIONS = replace(CONFIG, name="tiny-variations", text=None, unet=replace(CON
 BESIDE = {config.name.removeprefix("tiny-"): config for config in (DEPTH, X4, SR, INPAINT, UNCLIP, VARIATIONS)}
 
 KINDS = {config.name.removeprefix("tiny-"): config for config in (PLAIN, CLASSES, LAYOUT, MAP, TEXT_MAP)}
+
+
+TEXT = replace(NARROW.text, back=1)
+XL = replace(
+    SDXL,
+    name="tiny-xl",
+    text=TEXT,
+    text_2=replace(TEXT, width=16, heads=2, mlp_width=32, activation="gelu", pad_token=0, projection=20),
+    vae=replace(NARROW.vae, channels=(8,), blocks=1),
+    unet=replace(
+        SDXL.unet,
+        channels=(8,),
+        blocks=1,
+        attention=(True,),
+        heads=(2,),
+        depth=(1,),
+        groups=4,
+        context_dim=24 + 16,
+        vector=20 + 6 * 256,
+    ),
+    size=16,
+)
 
 
 @cache

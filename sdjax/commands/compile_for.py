@@ -23,7 +23,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.table import NAMED
 from sdjax.model.load import initial_params
 from sdjax.training.captions import batch_shapes
-from sdjax.training.diffusion import diffusion_loss, on_text
+from sdjax.training.diffusion import diffusion_loss, on_text, zero_null
 from sdjax.training.loop import build, state_shapes
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
 from sdjax.training.report import describe_memory, describe_state, megabytes
@@ -84,8 +84,8 @@ def main(options: Options) -> None:
     # pmap compiles only for devices of this machine; jit with the state on every chip is the same arrangement
     layout = FsdpLayout(options.replicas if options.parallel == "fsdp" else len(devices), devices)
     layout.kind = options.parallel
-    null = np.zeros((config.text.length, config.text.width), np.float32)
-    make, step = build(settings, diffusion_loss(config, on_text(null), options.dtype, options.remat, 0.1), layout)
+    loss = diffusion_loss(config, on_text(zero_null(config)), options.dtype, options.remat, 0.1)
+    make, step = build(settings, loss, layout)
     shapes = state_shapes(make, partial(initial_params, config, "unet"))
     print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
     batch = batch_shapes(config, settings.examples), jax.ShapeDtypeStruct((settings.examples,), np.float32)

@@ -38,9 +38,9 @@ class Task:
         from sdjax.tasks.options import TaskOptions as Arguments
         from sdjax.tasks.request import check_size
 
-        self.sd, self.options, self.checker = sd, options, None
+        self.sd, self.options, self.checker, self.sized = sd, options, None, takes_sizes(sd.config)
         self.arguments = {name: getattr(options, name) for name in NAMES}
-        if takes_sizes(sd.config) and skips_of_picture(options):
+        if self.sized and skips_of_picture(options):
             self.arguments["clip_skip"] = 1
         if self.arguments["guidance_scale"] is None:  # a picture's text says which one it was
             self.arguments["guidance_scale"] = sd.config.guidance_scale
@@ -132,25 +132,16 @@ class Task:
         """Returns the parameters text of a picture."""
         from sdjax.tasks.parameters import describe
 
-        others = (
-            *PICTURES,
-            "noise_level",
-            "config",
-            *PARTS,
-            "refiner",
-            "embedding",
-            "safety_checker",
-            "watermark",
-            "dtype",
-        )
-        others = {name: getattr(self.options, name) for name in others}
-        if takes_sizes(self.sd.config):  # whose clip skip means another layer than the web UI's
-            others |= {"clip_skip": 1, "sdxl_clip_skip": self.arguments["clip_skip"]}
+        others = (*PICTURES, *PARTS, "noise_level", "config", "refiner", "embedding", "safety_checker", "watermark")
+        others = {name: getattr(self.options, name) for name in (*others, "dtype")}
+        own = self.arguments | (changes or {})
+        if self.sized:  # whose clip skip means another layer than the web UI's
+            others |= {"clip_skip": 1, "sdxl_clip_skip": own["clip_skip"]}
         if self.sd.config.text is None:  # the prompt's place has it
             others |= dict.fromkeys(BESIDE)  # but not --lowres
             prompt = "" if self.options.lowres else prompt
         return describe(
-            {**self.arguments, **others, **(changes or {}), "prompt": prompt},
+            {**own, **others, "prompt": prompt},
             seed,
             (self.width, self.height),
             self.sd.config.name,

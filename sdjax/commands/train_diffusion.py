@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import sdjax
@@ -22,10 +21,19 @@ from sdjax.devices.processes import is_primary, local_part
 from sdjax.errors import SdjaxError, prefixed
 from sdjax.families.table import NAMED
 from sdjax.training.captions import Table, batch_shapes, hold_out, validation_batches
-from sdjax.training.conditions import CONDITIONS, conditioned, conditioner, merged, reads_captions, starting_params
+from sdjax.training.conditions import (
+    CONDITIONS,
+    conditioned,
+    conditioner,
+    merged,
+    reads_captions,
+    starting_params,
+    text_null,
+)
 from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.loop import dry_run, export, fit
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
+from sdjax.training.sizes import bucket_multiple
 from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Batch
 
@@ -42,7 +50,8 @@ class Options(TrainOptions):
     """What the network regresses: epsilon or v; the model's own when not given."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty one, of classes by the null class, of layouts by the empty layout, for
-    classifier-free guidance. What stands beside the latents is never dropped."""
+    classifier-free guidance. SDXL's two text embeddings are dropped each by itself. What stands beside the latents, and
+    SDXL's sizes, are never dropped."""
     min_snr_gamma: float | None = None
     """Min-SNR weighting (arXiv 2303.09556), usually 5."""
     logit_normal: tuple[float, float] | None = None
@@ -68,7 +77,7 @@ class Options(TrainOptions):
     def __post_init__(self):
         super().__post_init__()
         if self.model in NAMED:  # other models are checked once they are loaded
-            check_channels(self.model, NAMED[self.model], self.beside)
+            check_channels(self.model, NAMED[self.model], self.condition, self.beside)
         if self.prediction not in (None, "epsilon", "v"):
             raise SdjaxError(f"--prediction {self.prediction}: expected epsilon or v")
         if not 0 <= self.caption_dropout <= 1:
@@ -105,7 +114,7 @@ def main(options: Options) -> None:
     """Train the UNet of a latent diffusion model on a folder of captioned pictures."""
     kind = CONDITIONS[options.condition]
     sd = start_model(options, tokenizer=kind.keeps_text, without="unet")
-    check_channels(options.model, sd.config, options.beside)
+    check_channels(options.model, sd.config, options.condition, options.beside)
     if options.views == 1 and options.varied and is_primary():
         print("--views 1: each picture is cropped and flipped once, the same way in all epochs", file=sys.stderr)
     options = replace(options, views=options.views or (VIEWS if options.varied else 1))
@@ -117,8 +126,8 @@ def main(options: Options) -> None:
     )
     if schedule.zero_terminal_snr and schedule.prediction == "epsilon":
         raise SdjaxError("--zero-terminal-snr: pure noise says nothing of eps, give --prediction v with it")
-    multiple = sd.config.multiple
-    config = replace(sd.config, schedule=schedule, size=picture_size(options.size, sd.config, multiple))
+    config = replace(sd.config, schedule=schedule, size=picture_size(options.size, sd.config, sd.config.multiple))
+    multiple = bucket_multiple(config)
     sd = replace(sd, config=config)
     captions = reads_captions(options.condition, config) and options.condition == "text"
     source = open_pictures(options, config.size, multiple, kind.column, captions)
@@ -134,9 +143,7 @@ def main(options: Options) -> None:
             other.beside = source.beside and replace(source.beside, source=other)
         except SdjaxError as error:
             raise SdjaxError(re.sub("^data ", "validation ", str(error))) from None
-    null = None
-    if reads_captions(options.condition, config):
-        null = jnp.asarray(sdjax.encode_prompt(sd, [""]).context[0])
+    null = text_null(sd) if reads_captions(options.condition, config) else None
     loss_fn = diffusion_loss(
         config,
         conditioner(config, options.condition, null),

@@ -17,7 +17,14 @@ def unet_probes(config: Config) -> Shapes:
         found[f"{prefix}.label_emb.weight"] = (unet.labels, 4 * unet.channels[0])
     if not unet.cross:
         return found | {f"{middle}.qkv.weight": (3 * wide, wide, 1)}
-    return found | {f"{middle}.transformer_blocks.0.attn2.to_k.weight": (wide, unet.context_dim)}
+    if unet.added:  # told by how deep they are: that of a smaller one is part of a larger one
+        level = max(level for level, attends in enumerate(unet.attention) if attends)
+        blocks = f"{prefix}.input_blocks.{level * (unet.blocks + 1) + 1}.1.transformer_blocks"
+        for block in range(unet.depths[level]):
+            found[f"{blocks}.{block}.attn2.to_k.weight"] = (unet.channels[level], unet.context_dim)
+    if unet.middle:
+        found[f"{middle}.transformer_blocks.0.attn2.to_k.weight"] = (wide, unet.context_dim)
+    return found
 
 
 def first_stage_probes(config: Config) -> Shapes:

@@ -67,6 +67,15 @@ SDXL_REFINER = Config(
 SDXL_TURBO = replace(SDXL, name="sdxl-turbo", size=512, guidance_scale=1.0, spacing="trailing", few_steps=4)
 
 
+#: Smaller ones distilled from SDXL: segmind's SSD-1B and Vega. Their middles are one ResBlock.
+SSD_1B = replace(
+    SDXL,
+    name="ssd-1b",
+    unet=replace(SDXL.unet, depth=(1, 2, 4), depth_up=((1, 1, 1), (2, 1, 1), (4, 4, 10)), middle=False),
+)
+VEGA = replace(SDXL, name="segmind-vega", unet=replace(SDXL.unet, depth=(1, 1, 2), middle=False))
+
+
 def tower_probe(name: str, text: TextConfig, tower: int) -> Shapes:
     return {f"conditioner.embedders.{tower}.{name}.token_embedding.weight": (text.vocab_size, text.width)}
 
@@ -109,6 +118,7 @@ SD_XL = Family(
     probes=probes,
     watermark=lambda config: watermark.V1,
     presets=(SDXL, SDXL_TURBO),
+    others=(SSD_1B, VEGA),
     vector="sizes",
     scale=5.0,
     unused=unused,

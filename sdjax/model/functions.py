@@ -63,6 +63,13 @@ def pooled_text(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32, v
         return TextTower(config, dtype).apply({"params": params}, ids, vectors)[1]
 
 
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def states_and_pooled(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32) -> tuple[Array, Array]:
+    """Returns `text_states` and `pooled_text` of a tower with a projection, which runs once for both."""
+    with precise(dtype):
+        return TextTower(config, dtype).apply({"params": params}, ids)
+
+
 @partial(jax.jit, static_argnames="dtype")
 def context_keys(params: Params, context: Array, dtype=FLOAT32) -> KeysValues:
     """UNet parameters, context [..., L, D] -> the keys and values that all cross-attentions make of it.

@@ -33,7 +33,7 @@ from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
-from sdjax.tasks.request import Request
+from sdjax.tasks.request import Request, refiner_request
 from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
 from sdjax.text.prompt import Tokens
@@ -74,14 +74,16 @@ def plan_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = 
 
     made: False leaves the sides out, for a caller that counts the chunks.
     """
-    work, refiner = [], request.options.refiner
+    work = []
     groups = [[group] for group in grouped(sd, request, sides)]
-    if refiner is not None:
-        others = grouped(refiner, request, sides.refiner)
+    if (other := refiner_request(request)) is not None:
+        others = grouped(request.options.refiner, other, sides.refiner)
         groups = [[group, other] for (group,) in groups for other in others]
     for models in groups:
         inside = reduce(np.intersect1d, [group.places for group in models])
-        both = [group.make() for group in models] if made and len(inside) else []
+        if not len(inside):
+            continue
+        both = [group.make() for group in models] if made else []
         called = 1 + models[0].parts  # the negative, and each that AND composes
         size, devices = chunk_size(len(inside), request.shape[0] * request.shape[1] * called // 2)
         for first in range(0, len(inside), size):

@@ -21,10 +21,12 @@ from sdjax.data.picture import to_pixels
 from sdjax.data.source import Pictures
 from sdjax.devices.placement import on_all_devices
 from sdjax.errors import SdjaxError, log
+from sdjax.families.config import Config
 from sdjax.files import written_whole
-from sdjax.model.functions import text_states, vae_posterior
+from sdjax.model.functions import states_and_pooled, text_states, vae_posterior
 from sdjax.model.value import StableDiffusion, digest
 from sdjax.text.tokenizer import tokenize_counted
+from sdjax.types import Array, Params
 
 CHUNK = 128  # at most so many rows go through a network at once
 
@@ -124,27 +126,41 @@ def cached_latents(sd: StableDiffusion, source: Pictures, folder: Path, views: i
 
 
 def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tuple[Rows, np.ndarray]:
-    """Returns the text states of all different captions, rows of float16 [L, D], and the row of each of `texts`, [N].
+    """Returns the text states of all different captions, rows of float16, and the row of each of `texts`, [N].
 
+    A row is [L, D]. Of a model of two text towers it is flat, see `split_states`.
     No character is special in captions, and those that are too long are cut.
+    SdjaxError: states are not finite in float16.
     """
-    config, unique = sd.config.text, sorted(set(texts))
+    config, second, unique = sd.config.text, sd.config.text_2, sorted(set(texts))
+    towers = {"text": config} if second is None else {"text": config, "text_2": second}
+    params = {name: sd.params[name] for name in towers}
     place = {text: i for i, text in enumerate(unique)}
     tokenizer = sd.tokenizer.backend_tokenizer.to_str() if hasattr(sd.tokenizer, "backend_tokenizer") else ""
-    name = digest(sd.params["text"], f"{config} {sd.dtype} {tokenizer} {json.dumps(unique)} {STATES}")
+    said = " ".join(map(str, towers.values()))
+    name = digest(params, f"{said} {sd.dtype} {tokenizer} {json.dumps(unique)} {STATES}")
+    shape = (config.length, config.width)
+    if second is not None:
+        shape = (config.length * (config.width + second.width) + second.projection,)
+
+    def encode(params: Params, ids: list[Array]) -> list[Array]:
+        found = [text_states(params["text"], ids[0], config, sd.dtype)]
+        return found if second is None else [*found, *states_and_pooled(params["text_2"], ids[1], second, sd.dtype)]
 
     def compute(start: int, stop: int) -> Iterator[tuple[np.ndarray, dict[int, int]]]:
         chunk = min(CHUNK, len(unique))
         pieces = [unique[first : min(first + chunk, stop)] for first in range(start, stop, chunk)]
         most = config.length - 2
-        read = [tokenize_counted(sd.tokenizer, config, piece + [""] * (chunk - len(piece))) for piece in pieces]
-        ids = (ids for ids, _ in read)
-        encode = lambda params, ids: text_states(params, ids, config, sd.dtype)
-        for n, states in enumerate(on_all_devices(encode, sd.params["text"], ids)):
-            long = {start + n * chunk + i: int(count) for i, count in enumerate(read[n][1]) if count > most}
-            yield states[: len(pieces[n])].astype(np.float16), long
+        read = [
+            [tokenize_counted(sd.tokenizer, tower, piece + [""] * (chunk - len(piece))) for tower in towers.values()]
+            for piece in pieces
+        ]
+        ids = ([ids for ids, _ in each] for each in read)
+        for n, found in enumerate(on_all_devices(encode, params, ids)):
+            long = {start + n * chunk + i: int(count) for i, count in enumerate(read[n][0][1]) if count > most}
+            yield text_rows(found, pieces[n]), long
 
-    rows = cached_rows(folder / f"states-{name}", len(unique), (config.length, config.width), compute, "text states")
+    rows = cached_rows(folder / f"states-{name}", len(unique), shape, compute, "text states")
     if rows.notes:
         log.warning(
             "captions: %d of %d different ones are cut: the text tower takes %d tokens, the longest one has %d",
@@ -154,6 +170,24 @@ def cached_states(sd: StableDiffusion, texts: Sequence[str], folder: Path) -> tu
             max(rows.notes.values()),
         )
     return rows, np.array([place[text] for text in texts])
+
+
+def text_rows(found: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+    """Returns the rows of `texts` in a cache, from one tower's states, or from [states, the second's, its pooled]."""
+    states, pooled = np.concatenate(found[:2], axis=-1), found[2:]
+    rows = np.concatenate([part.reshape(len(part), -1) for part in (states, *pooled)], axis=1) if pooled else states
+    with np.errstate(over="ignore"):
+        rows = rows[: len(texts)].astype(np.float16)
+    for text, row in zip(texts, rows, strict=True):
+        if not np.isfinite(row).all():
+            raise SdjaxError(f"model: its text states of {text[:80]!r} are not finite in float16")
+    return rows
+
+
+def split_states(config: Config, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows [B, K] of a cache of two text towers as (states [B, L, D + D'], pooled [B, P])."""
+    pooled = config.text_2.projection
+    return rows[:, :-pooled].reshape(len(rows), config.text.length, -1), rows[:, -pooled:]
 
 
 def cached_rows(folder: Path, count: int, shape: tuple[int, ...], compute: Compute, what: str) -> Rows:

@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdjax.conditioning.sizes import size_features
 from sdjax.data.order import Chosen
 from sdjax.data.source import Pictures
 from sdjax.devices.processes import local_part
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.model.value import StableDiffusion
-from sdjax.training.cache import cached_latents, cached_states
+from sdjax.training.cache import cached_latents, cached_states, split_states
 from sdjax.training.conditions import CONDITIONS, reads_captions
+from sdjax.training.sizes import is_base, sizes_given
 from sdjax.types import Batch
 
 
@@ -29,7 +31,8 @@ class Table:
         self.states = None
         if reads_captions(condition, sd.config):
             self.states, self.caption_of = cached_states(sd, source.texts, folder)
-        self.given = CONDITIONS[condition].given(sd, source, views)
+        self.given, self.config = CONDITIONS[condition].given(sd, source, views), sd.config
+        self.sizes = sizes_given(source, folder, views) if is_base(sd.config) else None
 
     def batch(self, chosen: Chosen, index: np.ndarray) -> Batch:
         """Returns the Batch of the chosen rows.
@@ -37,8 +40,11 @@ class Table:
         index: uint32 [B], the examples' numbers in the global sequence; their random numbers depend on them.
         """
         moments, rows = self.latents(chosen)
-        context = None if self.states is None else self.states[self.caption_of[rows]]
-        return Batch(moments, context, index, None if self.given is None else self.given(rows, chosen))
+        context, vector = None if self.states is None else self.states[self.caption_of[rows]], None
+        if self.sizes is not None:
+            context, pooled = split_states(self.config, context)
+            vector = np.concatenate([pooled, size_features(self.sizes(rows, chosen))], axis=1, dtype=np.float32)
+        return Batch(moments, context, index, None if self.given is None else self.given(rows, chosen), vector)
 
 
 def hold_out(
@@ -90,9 +96,11 @@ def batch_shapes(config: Config, count: int, condition: str = "text") -> Batch:
         **dict.fromkeys(("mask", "depth", "lowres"), lambda: (beside, np.float32)),
     }.get(condition)
     given, dtype = given() if given else (None, None)
+    width = sum(tower.width for tower in (text, config.text_2) if tower is not None)
     return Batch(
         shape((count, side, side, 2 * config.vae.latent_channels), np.float16),
-        shape((count, text.length, text.width), np.float16) if reads_captions(condition, config) else None,
+        shape((count, text.length, width), np.float16) if reads_captions(condition, config) else None,
         shape((count,), np.uint32),
         None if given is None else shape((count, *given), dtype),
+        shape((count, config.unet.vector), np.float32) if is_base(config) else None,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.conditioning.layouts import layout_tokens
+from sdjax.conditioning.towers import encode_prompt
 from sdjax.data.columns import BOXES, CLASS, DEPTH, LOWRES, MAP, MASK, Column
 from sdjax.data.source import Pictures
 from sdjax.diffusion.noise import example_keys
@@ -30,7 +31,7 @@ from sdjax.networks.table import param_shapes
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.training import beside
 from sdjax.training.beside import Given, each_view
-from sdjax.training.diffusion import Conditioner, drop_captions
+from sdjax.training.diffusion import Conditioner, Null, text_cond, zero_null
 from sdjax.types import Array, Batch, Cond, Params
 
 ORDER = 5  # for fold_in of an example's key, beside diffusion.CAPTION and OFFSET: the order of a layout's objects
@@ -226,15 +227,26 @@ def merged(sd: StableDiffusion, name: str, params: Params) -> StableDiffusion:
     return replace(sd, params=sd.params | (params if len(trained_parts(name)) > 1 else {"unet": params}))
 
 
-def conditioner(config: Config, name: str, null: Array | None) -> Conditioner:
-    """Returns what makes the Cond of a batch in the loss. null: the empty prompt's states [L, D], if there is text."""
+def text_null(sd: StableDiffusion) -> Array | Null:
+    """Returns what replaces dropped captions: the empty prompt as the towers encode it, or zeros where SDXL says so."""
+    if sd.config.text_2 is None:
+        return jnp.asarray(encode_prompt(sd, [""]).context[0])
+    if sd.config.zero_negative:
+        return zero_null(sd.config)
+    cond, width = encode_prompt(sd, [""]), sd.config.text.width
+    context, pooled = cond.context[0], cond.vector[0, : sd.config.text_2.projection]
+    return Null(context[:, :width], context[:, width:], pooled)
+
+
+def conditioner(config: Config, name: str, null: Array | Null | None) -> Conditioner:
+    """Returns what makes the Cond of a batch in the loss. null: of `text_null`, if there is text."""
     row = CONDITIONS[name]
 
     def cond(params: Params, batch: Batch, drop: Array, key: Array) -> tuple[Params, Cond]:
         unet, own = (params["unet"], params[row.part]) if row.part else (params, None)
         found = row.cond(config, own, batch, drop, key)
         if null is not None:
-            found = found._replace(context=drop_captions(batch.context, null, drop))
+            found |= text_cond(batch, null, drop)
         return unet, found
 
     return cond

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax.diffusion.noise import example_keys, posterior_sample
 from sdjax.diffusion.prediction import PREDICTIONS
@@ -19,7 +20,8 @@ from sdjax.networks.unet.network import UNet
 from sdjax.nn.layers import precise
 from sdjax.types import Array, Batch, Cond, Params
 
-CAPTION, OFFSET = 3, 4  # numbers for fold_in of an example's key; split(k, 3) in noise_batch uses 0, 1 and 2
+#: numbers for fold_in of an example's key; split(k, 3) in noise_batch uses 0 to 2, conditions.py and beside.py 5 to 8
+CAPTION, OFFSET, SECOND = 3, 4, 9
 
 
 class Noised(NamedTuple):
@@ -88,12 +90,13 @@ def draw_timestep(key: Array, total: int, logit_normal: tuple[float, float] | No
     return jnp.clip(t, 0, total - 1).astype(jnp.int32)
 
 
-def dropped(index: Array, key: Array, rate: float) -> Array:
+def dropped(index: Array, key: Array, rate: float, number: int = CAPTION) -> Array:
     """Returns which examples lose their condition, with probability `rate`: bool [B].
 
     The model learns to predict without one, which classifier-free guidance needs (arXiv 2207.12598).
+    number: for fold_in; draws of another number are independent.
     """
-    draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, CAPTION), rate)
+    draw = lambda k: jax.random.bernoulli(jax.random.fold_in(k, number), rate)
     return jax.vmap(draw)(example_keys(key, index))
 
 
@@ -102,15 +105,48 @@ def drop_captions(context: Array, null: Array, drop: Array) -> Array:
     return jnp.where(drop[:, None, None], null, context.astype(jnp.float32))
 
 
-#: (params, Batch, which examples lose their condition [B], key) -> (the UNet's parameters, Cond)
+class Null(NamedTuple):
+    """What replaces the dropped captions of a model of two text towers; of one tower it is the states [L, D] alone."""
+
+    first: Array  # [L, D]: the first tower's states
+    second: Array  # [L, D']: the second tower's
+    pooled: Array  # [P]: the second tower's pooled embedding
+
+
+def zero_null(config: Config) -> Array | Null:
+    """Returns a null of zeros, of a model of text."""
+    zeros = lambda *shape: np.zeros(shape, np.float32)
+    first, second = zeros(config.text.length, config.text.width), config.text_2
+    return first if second is None else Null(first, zeros(len(first), second.width), zeros(second.projection))
+
+
+def text_cond(batch: Batch, null: Array | Null, drop: Array) -> Cond:
+    """Returns the Cond of a batch's captions.
+
+    drop: which are replaced by `null`, bool [B]; of two text towers [B, 2], since each tower's embedding is dropped by
+        itself. The sizes of pictures, which stand behind the pooled embedding, are never dropped.
+    """
+    if not isinstance(null, Null):
+        return Cond(drop_captions(batch.context, null, drop))
+    width, pooled = null.first.shape[-1], len(null.pooled)
+    first = drop_captions(batch.context[..., :width], null.first, drop[:, 0])
+    second = drop_captions(batch.context[..., width:], null.second, drop[:, 1])
+    kept = jnp.where(drop[:, 1:], null.pooled, batch.vector[:, :pooled])
+    return Cond(
+        jnp.concatenate([first, second], axis=-1), vector=jnp.concatenate([kept, batch.vector[:, pooled:]], axis=-1)
+    )
+
+
+#: (params, Batch, which examples lose their condition, key) -> (the UNet's parameters, Cond). The third is bool [B], or
+#: [B, 2] as in `text_cond`.
 Conditioner = Callable[[Params, Batch, Array, Array], tuple[Params, Cond]]
 
 
-def on_text(null: Array) -> Conditioner:
-    """Returns the Conditioner of captions alone; `null` are the empty prompt's states [L, D]."""
+def on_text(null: Array | Null) -> Conditioner:
+    """Returns the Conditioner of captions alone. null: see `text_cond`."""
 
     def cond(params: Params, batch: Batch, drop: Array, key: Array) -> tuple[Params, Cond]:
-        return params, Cond(drop_captions(batch.context, null, drop))
+        return params, text_cond(batch, null, drop)
 
     return cond
 
@@ -132,7 +168,8 @@ def diffusion_loss(
     conditioner: what the UNet is conditioned on, `on_text` or one of training/conditions.py.
     dtype: of the computation.
     remat: see `UNet`.
-    caption_dropout: share of examples whose condition is replaced by the model's null, see `dropped`.
+    caption_dropout: share of examples whose condition is replaced by the model's null, see `dropped`; of two text
+        towers the share for which each one's embedding is replaced, whether the other's is or not.
     min_snr_gamma, logit_normal, noise_offset: see `noise_batch`.
     """
     unet = UNet(config.unet, jnp.dtype(dtype), remat)
@@ -144,7 +181,10 @@ def diffusion_loss(
         noised = noise_batch(
             x0, shape, batch.index, key, abar, config.schedule.prediction, min_snr_gamma, logit_normal, noise_offset
         )
-        unet_params, cond = conditioner(params, batch, dropped(batch.index, key, caption_dropout), key)
+        drop = dropped(batch.index, key, caption_dropout)
+        if config.text_2 is not None:
+            drop = jnp.stack([drop, dropped(batch.index, key, caption_dropout, SECOND)], axis=1)
+        unet_params, cond = conditioner(params, batch, drop, key)
         with precise(dtype):
             inputs = beside(noised.x, cond.concat), noised.t, cond.context, cond.vector
             out = unet.apply({"params": unet_params}, *inputs)

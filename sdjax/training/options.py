@@ -10,6 +10,7 @@ from sdjax.devices.layouts import KINDS
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.training.optimizer import make_optimizer
+from sdjax.training.sizes import is_base
 
 LEAST = {
     "steps": 1,
@@ -129,13 +130,18 @@ def picture_size(size: int | None, config: Config, multiple: int) -> int:
     return size
 
 
-def check_channels(model: str, config: Config, concat: bool = False) -> None:
-    """SdjaxError if the UNet takes channels beside the noised latents that the diffusion loss does not give.
+def check_channels(model: str, config: Config, condition: str = "text", concat: bool = False) -> None:
+    """SdjaxError if the UNet takes a vector, or channels beside the noised latents, that the diffusion loss lacks.
 
-    concat: does it give some?
+    condition: what the model is trained on. concat: does it stand beside the latents?
     """
-    if config.unet.vector:
-        raise SdjaxError(f"model {model}: its UNet takes a vector beside the context, and is not trained yet")
+    if config.unet.vector and not is_base(config):
+        raise SdjaxError(
+            f"model {model}: its UNet takes a vector of {config.unet.vector} numbers that training does not give; of "
+            "such models only SDXL's base is trained, whose vector is the pooled text and six sizes"
+        )
+    if config.unet.vector and condition != "text":
+        raise SdjaxError(f"condition {condition}: model {model} is told the sizes of pictures, and is trained on text")
     latents = config.vae.latent_channels
     takes = latents if concat else config.unet.in_channels
     if takes != latents:

@@ -1,13 +1,10 @@
 """SDXL's configuration: counts, and names of its files' tensors. tests/parity/test_sdxl.py compares what it draws."""
 
 import jax
-import pytest
 
-from sdjax.errors import SdjaxError
 from sdjax.families.sdxl import SDXL
 from sdjax.families.table import family_of
 from sdjax.networks.table import param_shapes
-from sdjax.training.options import check_channels
 from sdjax.weights import single
 from sdjax.weights.single import model_rows
 from tests.narrow import file_tensors
@@ -34,8 +31,3 @@ def test_a_single_file_has_the_published_tensors():
     ):
         assert name in names
     assert single.detect(file_tensors(SDXL)) == SDXL
-
-
-def test_it_is_not_trained_yet():
-    with pytest.raises(SdjaxError, match="model SDXL: its UNet takes a vector beside the context, and is not trained"):
-        check_channels("SDXL", SDXL)

@@ -199,6 +199,10 @@ def test_text_states(sd, data, tmp_path, monkeypatch):
     want = sdjax.encode_prompt(sd, texts, syntax="plain").context
     np.testing.assert_allclose(states[row], want, atol=5e-3)
     assert row[0] == row[3] and len(states) == 6 and states[row].dtype == np.float16
+    words = json.dumps(sorted(set(texts)))
+    made_of = f"{sd.config.text} {sd.dtype} {sd.tokenizer.backend_tokenizer.to_str()} {words} 2"
+    name = digest(sd.params["text"], made_of)  # older runs have caches of this name, which still serve
+    assert (tmp_path / f"states-{name}" / "00000.npy").is_file()
     monkeypatch.setattr(cache, "text_states", None)
     np.testing.assert_array_equal(cached_states(sd, texts[::-1], tmp_path)[0][np.arange(6)], states[np.arange(6)])
     with pytest.raises(TypeError):

@@ -27,12 +27,19 @@ class UNetConfig:
     guidance: int | None = (
         None  # features of the guidance scale that the time embedding takes (LCM); None: it takes none
     )
+    depth_up: tuple[tuple[int, ...], ...] = ()  # `depth` on the way up, per level and block; empty: as on the way down
+    middle: bool = True  # False: the middle is one ResBlock alone
     added: bool = False  # diffusers calls that MLP add_embedding (SDXL), else class_embedding
 
     @property
     def depths(self) -> tuple[int, ...]:
         """Transformer blocks in each spatial transformer, per level."""
         return self.depth or (1,) * len(self.channels)
+
+    @property
+    def depths_up(self) -> tuple[tuple[int, ...], ...]:
+        """Transformer blocks on the way up, per level and block in the order in which they run."""
+        return self.depth_up or tuple((depth,) * (self.blocks + 1) for depth in self.depths)
 
     @property
     def attends_itself(self) -> tuple[bool, ...]:

@@ -4,6 +4,7 @@
 
 from typing import Any
 
+from sdjax.checks import is_whole
 from sdjax.errors import SdjaxError
 from sdjax.networks.fields import MOST_LAYERS, Fields, class_name
 from sdjax.networks.unet.config import UNetConfig
@@ -13,7 +14,6 @@ CHECKED = dict(
     center_input_sample=False,
     flip_sin_to_cos=True,
     freq_shift=0,
-    mid_block_type="UNetMidBlock2DCrossAttn",
     downsample_padding=1,
     mid_block_scale_factor=1,
     act_fn="silu",
@@ -31,7 +31,6 @@ CHECKED = dict(
 
 #: Fields of diffusers' UNets that this UNet does not have.
 UNSET = (
-    "reverse_transformer_layers_per_block",
     "encoder_hid_dim",
     "encoder_hid_dim_type",
     "time_embedding_dim",
@@ -62,6 +61,8 @@ CHECKED_ALONE = dict(
     attn_norm_num_groups=None,
     num_train_timesteps=None,
 )
+
+MIDDLES = {True: "UNetMidBlock2DCrossAttn", False: "UNetMidBlock2D"}  # is there attention in the middle?
 
 TEXT, ALONE = "UNet2DConditionModel", "UNet2DModel"  # diffusers' classes
 
@@ -153,6 +154,10 @@ def read_conditional(fields: Fields) -> UNetConfig:
     attention = take_attention(fields, "CrossAttn", down, up, levels)
     depth = fields.take_list("transformer_layers_per_block", 1, levels)
     alone = fields.take_list("only_cross_attention", False, levels)
+    up = take_depths_up(fields, channels, fields.values.get("layers_per_block", 2))
+    middle = fields.take("mid_block_type", MIDDLES[True], str)
+    if middle not in MIDDLES.values():
+        raise SdjaxError(f"{fields.path}: mid_block_type is {middle!r}, should be {' or '.join(MIDDLES.values())}")
     added = take_added(fields)
     labels, vector = take_vector(fields) if added is None else (None, added)
     config = UNetConfig(
@@ -171,6 +176,8 @@ def read_conditional(fields: Fields) -> UNetConfig:
         labels=labels,
         vector=vector,
         guidance=None if fields.values.get("time_cond_proj_dim") is None else fields.take("time_cond_proj_dim"),
+        depth_up=up,
+        middle=middle == MIDDLES[True],
         added=added is not None,
     )
     fields.divides("norm_num_groups", config.groups, channels)
@@ -179,6 +186,23 @@ def read_conditional(fields: Fields) -> UNetConfig:
             fields.divides("attention_head_dim (the number of heads)", heads, (width,))
     fields.finish(CHECKED, IGNORED, UNSET)
     return config
+
+
+def take_depths_up(fields: Fields, channels: tuple[int, ...], blocks: Any) -> tuple[tuple[int, ...], ...]:
+    """Returns the transformer blocks on the way up, per level and block, or () if they are those on the way down.
+
+    The file has the last level first, and one number for a level whose blocks are alike.
+    """
+    name = "reverse_transformer_layers_per_block"
+    value = fields.values.pop(name, None)
+    if value is None:
+        return ()
+    each = [[one] * (blocks + 1) if is_whole(one, 1) else one for one in value] if isinstance(value, list) else []
+    numbers = [one for level in each if isinstance(level, list) and len(level) == blocks + 1 for one in level]
+    whole = is_whole(blocks, 1) and all(is_whole(number, 1, MOST_LAYERS) for number in numbers)
+    if not whole or len(numbers) != len(channels) * (blocks + 1):
+        raise SdjaxError(f"{fields.path}: {name} is {value!r}, should be layers_per_block + 1 numbers for each level")
+    return tuple(map(tuple, reversed(each)))
 
 
 ADDED_WIDTH = 256  # features of each of SDXL's numbers
@@ -225,6 +249,8 @@ def write_unet(config: UNetConfig) -> dict[str, Any]:
             layers_per_block=config.blocks,
             attention_head_dim=config.heads,
             transformer_layers_per_block=config.depths if config.depth else 1,
+            reverse_transformer_layers_per_block=config.depth_up[::-1] or None,
+            mid_block_type=MIDDLES[config.middle],
             down_block_types=cross("DownBlock2D"),
             up_block_types=cross("UpBlock2D")[::-1],
             cross_attention_dim=config.context_dim,

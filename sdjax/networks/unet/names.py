@@ -13,11 +13,11 @@ def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iter
     """Yields the rows of all tensors of the UNet. `prefix` is that of their names in single files."""
     channels, top = config.channels, len(config.channels) - 1
 
-    def attend(path: str, level: int, diffusers: str, compvis: str) -> Iterator[TensorRow]:
+    def attend(path: str, level: int, diffusers: str, compvis: str, depth: int) -> Iterator[TensorRow]:
         if not config.cross:
             return attention_block(path, diffusers, compvis, config.heads[level])
         first = "self" if config.attends_itself[level] else "text"
-        return transformer(path, diffusers, compvis, config.linear_projection, config.depths[level], first)
+        return transformer(path, diffusers, compvis, config.linear_projection, depth, first)
 
     def resize(path: str, diffusers: str, compvis: str, conv: str) -> Iterator[TensorRow]:
         """Of a layer between two levels: a ResBlock, or the one convolution that CompVis calls `conv`."""
@@ -45,7 +45,7 @@ def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iter
             yield from res_block(f"down_{level}_res_{i}", *names, UNET_RES, width != wide)
             if config.attention[level]:
                 names = f"down_blocks.{level}.attentions.{i}", f"{prefix}.input_blocks.{n}.1"
-                yield from attend(f"down_{level}_attn_{i}", level, *names)
+                yield from attend(f"down_{level}_attn_{i}", level, *names, config.depths[level])
             width, n = wide, n + 1
             skips.append(width)
         if level != top:
@@ -55,8 +55,10 @@ def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iter
             skips.append(width)
 
     yield from res_block("mid_res_0", "mid_block.resnets.0", f"{prefix}.middle_block.0", UNET_RES, False)
-    yield from attend("mid_attn", -1, "mid_block.attentions.0", f"{prefix}.middle_block.1")
-    yield from res_block("mid_res_1", "mid_block.resnets.1", f"{prefix}.middle_block.2", UNET_RES, False)
+    if config.middle:
+        names = "mid_block.attentions.0", f"{prefix}.middle_block.1"
+        yield from attend("mid_attn", -1, *names, config.depths[-1])
+        yield from res_block("mid_res_1", "mid_block.resnets.1", f"{prefix}.middle_block.2", UNET_RES, False)
 
     n = 0
     for level in range(top, -1, -1):
@@ -66,7 +68,7 @@ def unet_rows(config: UNetConfig, prefix: str = "model.diffusion_model") -> Iter
             yield from res_block(f"up_{level}_res_{i}", *names, UNET_RES, width + skips.pop() != wide)
             if attention:
                 names = f"up_blocks.{top - level}.attentions.{i}", f"{prefix}.output_blocks.{n}.1"
-                yield from attend(f"up_{level}_attn_{i}", level, *names)
+                yield from attend(f"up_{level}_attn_{i}", level, *names, config.depths_up[level][i])
             width, n = wide, n + 1
         if level != 0:
             last = f"{prefix}.output_blocks.{n - 1}.{2 if attention else 1}"

@@ -126,8 +126,8 @@ class UNet(nn.Module):
             how = {"stride": 2} if direction == "down" else {"enlarge": True}
             return conv3x3(config.channels[level], name, dtype, **how)(h)
 
-        def attend(name, h, level):
-            heads, depth = config.heads[level], config.depths[level]
+        def attend(name, h, level, depth):
+            heads = config.heads[level]
             if not config.cross:
                 return Attend(heads, config.groups, dtype, name=name)(h)
             of = lambda key: context[key] if isinstance(context, dict) else context
@@ -157,21 +157,22 @@ class UNet(nn.Module):
             for i in range(config.blocks):
                 h = res(f"down_{level}_res_{i}", h, level)
                 if config.attention[level]:
-                    h = attend(f"down_{level}_attn_{i}", h, level)
+                    h = attend(f"down_{level}_attn_{i}", h, level, config.depths[level])
                 skips.append(h)
             if level != levels[-1]:
                 h = between(f"down_{level}_downsample", h, level, "down")
                 skips.append(h)
 
         h = res("mid_res_0", h, -1)
-        h = attend("mid_attn", h, -1)
-        h = res("mid_res_1", h, -1)
+        if config.middle:
+            h = attend("mid_attn", h, -1, config.depths[-1])
+            h = res("mid_res_1", h, -1)
 
         for level in reversed(levels):
             for i in range(config.blocks + 1):
                 h = res(f"up_{level}_res_{i}", jnp.concatenate([h, skips.pop()], axis=-1), level)
                 if config.attention[level]:
-                    h = attend(f"up_{level}_attn_{i}", h, level)
+                    h = attend(f"up_{level}_attn_{i}", h, level, config.depths_up[level][i])
             if level != 0:
                 h = between(f"up_{level}_upsample", h, level, "up")
 
