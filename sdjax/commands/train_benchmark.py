@@ -20,6 +20,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from sdjax.conditioning.text import FEATURES, size_features
 from sdjax.devices.cost import flops, matmul_ceiling
 from sdjax.devices.layouts import check_batch_size, make_layout
 from sdjax.diffusion.schedule import make_schedule
@@ -29,9 +30,10 @@ from sdjax.families.table import NAMED
 from sdjax.model.functions import unet_output
 from sdjax.model.load import initial_params
 from sdjax.networks.table import make_rows
-from sdjax.training.diffusion import diffusion_loss, on_text
+from sdjax.training.diffusion import diffusion_loss, on_text, zero_null
 from sdjax.training.loop import build
 from sdjax.training.options import TrainOptions, check_channels, picture_size
+from sdjax.training.sizes import takes_sizes, view_sizes
 from sdjax.types import Batch
 from sdjax.weights.convert import to_file_tensors
 from sdjax.weights.folder_json import folder_configs
@@ -113,17 +115,34 @@ def random_batch(config: Config, count: int) -> Batch:
     """Returns a batch of random moments and text states."""
     rng, side = np.random.default_rng(0), config.size // config.vae.factor
     moments = rng.normal(size=(count, side, side, 2 * config.vae.latent_channels)).astype(np.float16)
-    context = rng.normal(size=(count, config.text.length, config.text.width)).astype(np.float16)
-    return Batch(moments, context, np.arange(count, dtype=np.uint32))
+    context = rng.normal(size=(count, config.text.length, config.unet.context_dim)).astype(np.float16)
+    batch = Batch(moments, context, np.arange(count, dtype=np.uint32))
+    if not takes_sizes(config):
+        return batch
+    pooled = rng.normal(size=(count, config.text_2.projection)).astype(np.float32)
+    features = np.broadcast_to(size_features(own_sizes(config)), (count, 6 * FEATURES))
+    return batch._replace(vector=np.concatenate([pooled, features], axis=1))
+
+
+def own_sizes(config: Config) -> np.ndarray:
+    """Returns the six numbers of a picture of the model's own size that is not cropped."""
+    return view_sizes((config.size, config.size), (config.size, config.size))
+
+
+def added(config: Config, put: Callable, vector) -> dict:
+    """Returns what diffusers' UNet takes for a batch's vector, by name."""
+    if vector is None:
+        return {}
+    ids = np.broadcast_to(own_sizes(config), (len(vector), 6))
+    given = {"text_embeds": put(vector[:, : config.text_2.projection]), "time_ids": put(ids)}
+    return {"added_cond_kwargs": given}
 
 
 def ours(options: Options, config: Config, params, batch: Batch) -> tuple[Callable, Callable]:
     """Returns sdjax's (step, note), see `time_steps`."""
     settings = TrainOptions(Path(), Path(), batch_size=options.batch_size, warmup=0, parallel=options.parallel)
     layout = make_layout(options.parallel)
-    make, step = build(
-        settings, diffusion_loss(config, on_text(np.zeros(batch.context.shape[1:], np.float32)), options.dtype), layout
-    )
+    make, step = build(settings, diffusion_loss(config, on_text(zero_null(config)), options.dtype), layout)
     seed = np.uint32(0)
     state, placed = layout.create(make, params, seed), layout.put((batch, np.zeros(options.batch_size, np.float32)))
     step = layout.step(step, state)
@@ -159,15 +178,12 @@ def torch_unet(diffusers, torch, config: Config, params):
 def outputs_differ(torch, unet, config: Config, params, batch: Batch) -> float:
     """Returns the largest difference of the two networks' outputs, divided by the largest value."""
     x, t = batch.moments[:1, ..., :4].astype(np.float32), np.full(1, 500)
-    mine = unet_output(params, x, t.astype(np.float32), batch.context[:1].astype(np.float32), config.unet)
+    context, vector = batch.context[:1].astype(np.float32), None if batch.vector is None else batch.vector[:1]
+    mine = unet_output(params, x, t.astype(np.float32), context, config.unet, vector=vector)
     put = lambda array: torch.tensor(np.asarray(array, np.float32), device=unet.device)
     with torch.no_grad():
-        other = (
-            unet(put(x.transpose(0, 3, 1, 2)), torch.tensor(t, device=unet.device), put(batch.context[:1]))
-            .sample.cpu()
-            .numpy()
-            .transpose(0, 2, 3, 1)
-        )
+        inputs = put(x.transpose(0, 3, 1, 2)), torch.tensor(t, device=unet.device), put(context)
+        other = unet(*inputs, **added(config, put, vector)).sample.cpu().numpy().transpose(0, 2, 3, 1)
     return float(np.abs(np.asarray(mine) - other).max() / np.abs(other).max())
 
 
@@ -184,7 +200,7 @@ def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str, pee
     ema, device = EMAModel(unet.parameters()), unet.device
     put = lambda array: torch.tensor(np.asarray(array, np.float32), device=device)
     mean, logvar = torch.chunk(put(batch.moments.transpose(0, 3, 1, 2)), 2, dim=1)
-    context = put(batch.context)
+    context, more = put(batch.context), added(config, put, batch.vector)
     unet.train()
     if peer == "compile":
         unet.compile()
@@ -196,7 +212,7 @@ def theirs(diffusers, torch, unet, config: Config, batch: Batch, dtype: str, pee
         x = scheduler.add_noise(latents, noise, t)
         target = noise if prediction == "epsilon" else scheduler.get_velocity(latents, noise, t)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            predicted = unet(x, t, context).sample
+            predicted = unet(x, t, context, **more).sample
         loss = torch.nn.functional.mse_loss(predicted.float(), target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
