@@ -94,7 +94,9 @@ def unused(config: Config) -> dict[str, Any]:
     """Returns the tensors that the published files of SDXL hold and no computation needs: CLIP's own scale, and the
     first tower's positions."""
     towers = [config.text] if config.text_2 is None else [config.text, config.text_2]
-    found: dict[str, Any] = {f"conditioner.embedders.{len(towers) - 1}.model.logit_scale": np.float32(np.log(100.0))}
+    found: dict[str, Any] = {
+        f"conditioner.embedders.{len(towers) - 1}.model.logit_scale": np.array(np.log(100.0), np.float32)
+    }
     if config.text_2 is not None:
         name = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
         found[name] = np.arange(config.text.length, dtype=np.int64)[None]
@@ -129,6 +131,7 @@ SD_XL_INPAINT = SD_XL._replace(
     concat="mask",
     pipeline="StableDiffusionXLInpaintPipeline",
     presets=(SDXL_INPAINT,),
+    others=(),
     scale=7.5,
 )
 
@@ -141,4 +144,5 @@ SD_XL_REFINER = SD_XL._replace(
     pipeline="StableDiffusionXLImg2ImgPipeline",
     probes=refiner_probes,
     presets=(SDXL_REFINER,),
+    others=(),
 )
