@@ -31,6 +31,17 @@ def prefixed(prefix: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def loading(dashes: str = "--") -> Iterator[None]:
+    """Says in the message of any SdjaxError inside the block that it is about --model, or about --config, --unet or
+    --vae if the message begins with that argument."""
+    try:
+        yield
+    except SdjaxError as error:
+        own = str(error).startswith(("config ", "unet ", "vae "))
+        raise SdjaxError(f"{dashes}{'' if own else 'model: '}{error}") from None
+
+
+@contextlib.contextmanager
 def flags_of(names: Iterable[str]) -> Iterator[None]:
     """Replaces arguments' names by flags in the message of any SdjaxError that is raised inside the block, as
     `with_flags` does."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sdjax.errors import flags_of, prefixed
+from sdjax.errors import flags_of, loading
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,12 @@ class Options:
     """The file to write."""
     model: str = "emoji"
     """"emoji", a diffusers folder, a .safetensors or .ckpt file, or a hub id."""
+    config: str | None = None
+    """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
+    unet: Path | None = None
+    """A file, or a folder, whose UNet takes the place of the model's."""
+    vae: Path | None = None
+    """The same for the VAE."""
     steps: int = 50
     """1 to 1000; up to the next power of two can be run."""
     num_images: int = 1
@@ -34,8 +40,9 @@ def main(options: Options) -> None:
     """Export a generation program."""
     import sdjax
 
-    with prefixed("--model: "):
-        sd = sdjax.load(options.model, dtype=options.dtype)
+    with loading():
+        parts = {"config": options.config, "unet": options.unet, "vae": options.vae}
+        sd = sdjax.load(options.model, dtype=options.dtype, **parts)
     with flags_of(("steps", "num_images", "height", "width", "platforms")):
         sdjax.save_program(
             sd, options.out, options.steps, options.num_images, options.height, options.width, options.platforms

@@ -23,7 +23,7 @@ from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of,
 from sdjax.commands.generate_options import NAMES, PICTURES, Options, check_options, skips_of_picture
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
 from sdjax.devices.host import return_memory
-from sdjax.errors import SdjaxError, flags_of, prefixed
+from sdjax.errors import SdjaxError, flags_of, loading, prefixed
 from sdjax.files import check_folder
 
 
@@ -166,7 +166,7 @@ def main(options: Options) -> None:
 
     start_processes(options.coordinator, options.num_processes, options.process_id)
     return_memory()
-    with prefixed("--model: "):
+    with loading():
         sd = sdjax.load(options.model, dtype=options.dtype, config=options.config, **parts_of(options))
     with prefixed("--refiner: "):
         refiner = options.refiner and sdjax.load(options.refiner, dtype=options.dtype)

@@ -20,7 +20,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from sdjax.conditioning.text import FEATURES, size_features
+from sdjax.conditioning.sizes import FEATURES, size_features
 from sdjax.devices.cost import flops, matmul_ceiling
 from sdjax.devices.layouts import check_batch_size, make_layout
 from sdjax.diffusion.schedule import make_schedule

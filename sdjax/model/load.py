@@ -144,7 +144,14 @@ def find_source(source: str | Path, variant: str | None = None) -> tuple[Path, s
     )
 
 
-def create(model: str | Path, seed: int = 0, without: str | None = None, config: str | None = None) -> StableDiffusion:
+def create(
+    model: str | Path,
+    seed: int = 0,
+    without: str | None = None,
+    config: str | None = None,
+    unet: str | Path | None = None,
+    vae: str | Path | None = None,
+) -> StableDiffusion:
     """Returns the model that training starts from, with float32 parameters.
 
     model: a preset's name in capitals (EMOJI, SD15, ...) gives random parameters and, if its vocabulary is CLIP's,
@@ -152,14 +159,17 @@ def create(model: str | Path, seed: int = 0, without: str | None = None, config:
     seed: of random parameters.
     without: "text", "vae" or "unet" leaves out that part's random parameters, which `initial_params` can make later;
         it changes nothing for a model that is loaded.
-    config: see `load`.
+    config, unet, vae: see `load`.
     """
     if str(model) not in NAMED:
         try:
-            sd = load(model, config=config)
+            sd = load(model, config=config, unet=unet, vae=vae)
         except SdjaxError as error:
             raise SdjaxError(f"{error} (from nothing: {', '.join(NAMED)})") from None
         return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))
+    for name, part in (("unet", unet), ("vae", vae)):
+        if part is not None:
+            raise SdjaxError(f"{name} {part}: takes the place of a loaded model's, {model} is made from nothing")
     config = NAMED[str(model)]
     initial = jax.jit(initial_params, static_argnums=(0, 1))
     params = {part: initial(config, part, np.uint32(seed)) for part in family_of(config).parts if part != without}

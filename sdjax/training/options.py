@@ -40,6 +40,10 @@ class TrainOptions:
     """A preset to train from nothing (EMOJI, SD15, ...) or a folder to start from."""
     config: str | None = None
     """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
+    unet: Path | None = None
+    """A file, or a folder, whose UNet takes the place of the model's."""
+    vae: Path | None = None
+    """The same for the VAE."""
     steps: int = 10_000
     batch_size: int = 64
     """Pictures that go through at once, over all devices of all processes."""

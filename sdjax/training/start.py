@@ -11,7 +11,7 @@ from sdjax.data.source import Pictures, open_data
 from sdjax.devices.host import open_more_files, return_memory
 from sdjax.devices.layouts import check_batch_size
 from sdjax.devices.processes import agree, everyone, is_primary, start_processes
-from sdjax.errors import SdjaxError, prefixed
+from sdjax.errors import SdjaxError, loading
 from sdjax.files import check_folder
 from sdjax.model.load import create
 from sdjax.model.value import StableDiffusion
@@ -40,8 +40,9 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
         on_primary(lambda: hold(options.out))  # before anything is cached there
     open_more_files()
     return_memory()
-    with prefixed("model: "):
-        sd = create(options.model, options.seed, without, options.config)
+    with loading(""):
+        parts = {"unet": options.unet, "vae": options.vae}
+        sd = create(options.model, options.seed, without, options.config, **parts)
     if tokenizer and sd.tokenizer is None:
         raise SdjaxError(f"model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd
