@@ -152,6 +152,8 @@ def main(options: Options) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two processes share the device
     if options.aot_tpu:
         return aot(options, config, sizes)
+    if config.unet.takes_vector:
+        raise SdjaxError(f"--model {options.model}: takes more than text, compiled alone, with --aot-tpu")
     with ExitStack() as stack:
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sdjax-benchmark-"))

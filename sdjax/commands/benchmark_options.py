@@ -44,4 +44,5 @@ def inputs(config, options: Options, size: int) -> dict[str, np.ndarray]:
         "x": draw(1, 2 * batch, side, side, config.unet.in_channels),
         "t": np.full(2 * batch, 500.0, np.float32),
         "context": draw(2, 2 * batch, config.text.length, config.unet.context_dim),
+        "vector": draw(3, 2 * batch, config.unet.vector or 1),
     }

@@ -16,29 +16,45 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
     import jax.numpy as jnp
 
     import sdjax
+    from sdjax.families.table import family_of
     from sdjax.model import functions as model
     from sdjax.networks.table import param_shapes
     from sdjax.tasks import program
+    from sdjax.tasks.engine import guide_of
     from sdjax.tasks.options import TaskOptions as Arguments
+    from sdjax.tasks.plans import plan_of
     from sdjax.tasks.request import check
+    from sdjax.types import Cond
 
     dtype = jnp.dtype(options.dtype)
     typed = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
-    params = {name: typed(param_shapes(getattr(config, name))) for name in ("text", "unet", "vae")}
+    params = {name: typed(param_shapes(getattr(config, name))) for name in family_of(config).parts}
     given = inputs(config, options, size)
+    vector = (given["vector"],) if config.unet.takes_vector else ()
     if part == "unet":
         return (
-            lambda *args: model.unet_output(*args, config.unet, dtype),
-            (params["unet"], given["x"], given["t"], given["context"]),
+            lambda params, x, t, context, *vector: model.unet_output(
+                params, x, t, context, config.unet, dtype, *vector
+            ),
+            (params["unet"], given["x"], given["t"], given["context"], *vector),
         )
     if part == "decode":
         return lambda *args: model.vae_pixels(*args, config.vae, dtype), (params["vae"], given["latents"])
     sd = sdjax.StableDiffusion(config, params, lambda prompts, **_: {"input_ids": [[1]] * len(prompts)}, dtype)
     arguments = Arguments(steps=options.steps, num_images=options.batch_size, height=size, width=size)
     request = check(config, "", arguments)
+    if vector:  # both sides are encoded before the program
+        cond, uncond = (
+            Cond(given["context"][::2], vector=vector[0][::2]),
+            Cond(given["context"][:1], vector=vector[0][:1]),
+        )
+        plan = plan_of(sd, arguments)
+        sides = cond, uncond, request.seeds, guide_of(config, request, plan), plan
+    else:
+        sides = program.program_inputs(sd, request)
     return (
         lambda *args: program.image_program(*args, config=config, dtype=dtype, shape=request.shape),
-        (params, *program.program_inputs(sd, request)),
+        (params, *sides),
     )
 
 
