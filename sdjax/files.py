@@ -69,21 +69,23 @@ def check_folder(folder: str | Path) -> None:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Returns the prompts in a UTF-8 text file with one prompt per line.
+    """Returns the prompts in a UTF-8 text file with one prompt per line, as `str.splitlines` has lines.
 
-    Blank lines are skipped, and a line that begins with "#" is a prompt like any other. SdjaxError: the file cannot be
-    read, is not UTF-8, or has no prompts.
+    Blank lines are skipped, a line that begins with "#" is a prompt like any other, and byte order marks are left out.
+    SdjaxError: the file cannot be read, is not UTF-8, has a NUL, or has no prompts.
     """
-    lines = []
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise SdjaxError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            lines.append(line.decode("utf-8").strip())
-        except UnicodeDecodeError:
-            raise SdjaxError(f"{path} line {number}: not UTF-8") from None
+    line_of = lambda head: len(f"{head}.".splitlines())
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SdjaxError(f"{path} line {line_of(data[: error.start].decode('utf-8'))}: not UTF-8") from None
+    if "\0" in text:
+        raise SdjaxError(f"{path} line {line_of(text[: text.index(chr(0))])}: a NUL is no letter, UTF-8 text expected")
+    lines = [line.strip() for line in text.replace("\ufeff", "").splitlines()]
     if not (prompts := [line for line in lines if line]):
         raise SdjaxError(f"{path}: no prompts there; one a line expected")
     return prompts

@@ -7,7 +7,7 @@ This file only lists the public names. The code is in sdjax/image/, sdjax/comman
 """
 
 from sdjax.commands.grid import grid_sheet, read_axes
-from sdjax.image.parameters import read_parameters
+from sdjax.image.metadata import read_parameters
 from sdjax.image.pixels import pil_to_pixels, pixels_to_pil
 from sdjax.image.png import save_png
 from sdjax.image.sheets import contact_sheet, labelled_sheet

@@ -20,7 +20,7 @@ from PIL.Image import Image
 
 from sdjax.errors import SdjaxError
 from sdjax.files import json_line, lock, writing
-from sdjax.image.parameters import read_parameters
+from sdjax.image.metadata import read_parameters
 from sdjax.image.png import save_png
 
 Draw = Callable[[list[str], int, Callable[[int, int], None]], list[Image]]

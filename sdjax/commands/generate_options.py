@@ -104,7 +104,7 @@ def settings_of_picture(options: Options) -> Options | None:
     """
     if options.from_ is None:
         return None
-    from sdjax.image.parameters import read_parameters
+    from sdjax.image.metadata import read_parameters
     from sdjax.tasks.parameters import understand
     from sdjax.weights.hub import is_hub_id
 
@@ -118,6 +118,11 @@ def settings_of_picture(options: Options) -> Options | None:
         found["model"] = source
     if "strength" in found and not (options.init_image or "init_image" in found):  # it is a web UI's hires pass
         rest["Denoising strength"] = found.pop("strength")
+    if "Sampler" in rest:
+        print(
+            f"--from {options.from_}: there is no sampler {rest['Sampler']!r} here; --sampler NAME names one",
+            file=sys.stderr,
+        )
     if rest:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
     instead = options.prompts_file or options.classes or options.layout
@@ -130,7 +135,8 @@ def settings_of_picture(options: Options) -> Options | None:
 
 def skips_of_picture(options: Options) -> bool:
     """Is clip_skip what the text of --from says in the web UI's field, which the web UI ignores for SDXL?"""
-    from sdjax.image.parameters import parse_parameters, read_parameters
+    from sdjax.image.metadata import read_parameters
+    from sdjax.image.parameters import parse_parameters
 
     if options.from_ is None or options.clip_skip == 1:
         return False

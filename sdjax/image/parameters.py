@@ -12,14 +12,13 @@ the text, because their noise is torch's.
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from sdjax.checks import DTYPES
-from sdjax.errors import SdjaxError
 
 FIELD = re.compile(r'\s*(\w[\w \-/]*): *("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-NEGATIVE = "Negative prompt: "
+NEGATIVE, STEPS = "Negative prompt: ", "Steps:"
+LATER = "Lines after the settings"  # a field's name that no line of settings has
 
 
 def parameters_text(prompt: str, negative_prompt: str = "", **settings) -> str:
@@ -33,32 +32,21 @@ def parameters_text(prompt: str, negative_prompt: str = "", **settings) -> str:
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
-    """Returns (prompt, negative prompt, the last line's fields). A last line without "Steps: " belongs to the prompt.
+    """Returns (prompt, negative prompt, the fields of the line of settings), as the web UI's own parser reads them.
 
-    It is the inverse of `parameters_text`, unless a line of the prompt begins with "Negative prompt:".
+    Lines are stripped. The last line is that of settings if it has at least three fields; else the last one that begins
+    with "Steps:" is, and what follows it is the field LATER; else there is none. All from a line that begins with
+    "Negative prompt:" on is negative.
     """
-    *lines, last = text.split("\n")
-    fields = {name: _unquoted(value.strip()) for name, value in FIELD.findall(last)}
-    if "Steps" not in fields:
-        lines, fields = [*lines, last], {}
-    at = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE.rstrip())), len(lines))
-    negative = "\n".join(lines[at:])[len(NEGATIVE) :]
-    return "\n".join(lines[:at]), negative, fields
-
-
-def read_parameters(path: str | Path) -> str:
-    """Returns the `parameters` text of a picture file. SdjaxError: names the file if it has none or is no picture."""
-    from PIL import Image  # imported late: the command line needs the rest of this file at once
-
-    try:
-        with Image.open(path) as image:
-            text = image.info.get("parameters")
-    except Exception as error:  # decoders raise what they like
-        reason = getattr(error, "strerror", None) or error
-        raise SdjaxError(f"{path}: not a readable picture ({reason})") from None
-    if not isinstance(text, str) or not text.strip():
-        raise SdjaxError(f"{path}: no `parameters` text there; a PNG of sample/generate.py or of a web UI has one")
-    return text
+    lines = [line.strip() for line in re.sub(r"\r\n?", "\n", text.strip()).split("\n")]
+    steps = [i for i, line in enumerate(lines) if line.startswith(STEPS)]
+    at = len(lines) - 1 if len(FIELD.findall(lines[-1])) >= 3 else steps[-1] if steps else len(lines)
+    later = "\n".join(lines[at + 1 :])
+    fields = {name: _unquoted(value.strip()) for name, value in FIELD.findall(lines[at])} if at < len(lines) else {}
+    lines = lines[:at]
+    first = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE.rstrip())), at)
+    negative = [line.removeprefix(NEGATIVE.rstrip()).strip() for line in lines[first:]]
+    return "\n".join(lines[:first]), "\n".join(negative), fields | ({LATER: later} if later else {})
 
 
 def _quoted(value: Any) -> str:
@@ -67,7 +55,7 @@ def _quoted(value: Any) -> str:
     if isinstance(value, tuple):
         value = (" " if all(isinstance(one, (int, float)) for one in value) else "\n").join(map(str, value))
     value = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]|^\s|\s$', value) else value
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n\r"]|^\s|\s$', value) else value
 
 
 def _unquoted(value: str) -> str:
@@ -79,9 +67,10 @@ def _unquoted(value: str) -> str:
 
 def read_sampler(value: str) -> dict[str, Any]:
     """Reads any spelling of a sampler's name into {"sampler"} and perhaps {"sigmas"}: lower case, + as p, spaces as
-    underscores, "Karras" taken off."""
+    underscores, "Karras" taken off, ComfyUI's names as ours."""
     name = re.sub(r"^k_|\W+", lambda m: "" if m[0] == "k_" else "_", value.lower().replace("+", "p"))
     plain = name.removesuffix("_karras")
+    plain = {"euler_ancestral": "euler_a", "uni_pc": "unipc"}.get(plain, plain)
     return {"sampler": plain} | ({"sigmas": "karras"} if plain != name else {})
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sdjax.checks import is_whole
+from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import parameters_text, parse_parameters, read_dtype
 from sdjax.tasks.option import Option
@@ -82,11 +84,12 @@ def describe(
 def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Parameters text -> (arguments of tasks, by name; the fields that stand for none).
 
+    A sampler that is not here, a seed outside 0 .. 2^32 - 1, and an eta for a sampler that takes none stand for none.
     SdjaxError: the text has no line of settings, or a field's value cannot be read; it names the field.
     """
     prompt, negative, fields = parse_parameters(text)
-    if not fields:
-        raise SdjaxError("no line of settings that begins with `Steps: `")
+    if "Steps" not in fields:
+        raise SdjaxError("no line of settings, as `Steps: 20, Sampler: ddim, Seed: 1`")
     arguments: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     rest = {}
     for name, value in fields.items():
@@ -98,6 +101,15 @@ def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
             rest[name] = value
         else:
             arguments |= found
+    sampler = samplers.get(arguments.get("sampler", "ddim"))
+    for name, field, fits in (
+        ("sampler", "Sampler", sampler is not None),
+        ("seed", "Seed", is_whole(arguments.get("seed", 0), 0, 2**32 - 1)),
+        ("eta", "Eta", sampler is None or sampler.eta is not None or not arguments.get("eta")),
+    ):
+        if not fits:
+            arguments.pop(name)
+            rest[field] = fields[field]
     return arguments, rest
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 import sdjax
 from sdjax.families.table import family_of
-from sdjax.image.parameters import parse_parameters, read_parameters
+from sdjax.image.metadata import read_parameters
+from sdjax.image.parameters import parse_parameters
 from sdjax.image.png import save_png
 from sdjax.text.bpe import train_bpe
 from tests.kinds import REFINER, SDXL

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,11 +7,19 @@ from PIL import Image
 
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
-from sdjax.image.parameters import parameters_text, parse_parameters, read_parameters
+from sdjax.image.metadata import read_parameters
+from sdjax.image.parameters import parameters_text, parse_parameters
 from sdjax.image.png import save_png
 from sdjax.tasks.parameters import FIELDS, describe, understand
 
 prompts = st.text(st.characters(codec="utf-8")).filter(lambda text: "Negative prompt:" not in text)
+
+
+def stripped(text: str) -> str:
+    """A prompt as the web UI reads it: every line stripped, and no blank lines before it."""
+    return "\n".join(line.strip() for line in re.split("\r\n?|\n", text)).lstrip()
+
+
 #: as AUTOMATIC1111's web UI writes it (modules/processing.py create_infotext)
 WEB_UI = """a (red:1.2) apple,
 BREAK on a table
@@ -29,7 +39,8 @@ def test_text():
 def test_round_trip(prompt, negative, model, scale):
     text = parameters_text(prompt, negative, Steps=20, Model=model, CFG_scale=scale)
     found = parse_parameters(text)
-    assert found[:2] == (prompt, negative) and set(found[2]) == {"Steps", "Model", "CFG scale"}
+    assert [part.strip() for part in found[:2]] == [stripped(prompt).strip(), stripped(negative).strip()]
+    assert set(found[2]) == {"Steps", "Model", "CFG scale"}
     assert found[2]["Model"] == model and float(found[2]["CFG scale"]) == scale
 
 
@@ -50,8 +61,12 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
         "sigmas": "karras" if samplers[sampler].karras else "default",
     } | ({} if eta is None else {"eta": eta})
     found, rest = understand(describe(arguments, seed, (64, 32), "emoji"))
-    assert {"sigmas": "default"} | found == arguments | {"seed": seed, "width": 64, "height": 32}
-    assert rest == {"Model": "emoji"}
+    if samplers[sampler].eta is None and arguments.pop("eta", None):
+        assert rest.pop("Eta")
+    arguments = {"eta": found.get("eta"), **arguments} if "eta" in found else arguments
+    found["prompt"], wanted = found["prompt"].strip(), arguments | {"prompt": stripped(prompt).strip()}
+    wanted |= {"seed": seed, "width": 64, "height": 32}
+    assert {"sigmas": "default"} | found == wanted and rest == {"Model": "emoji"}
 
 
 @pytest.mark.parametrize("embedding", [("a.pt",), ("b, c.pt", 'd".safetensors')])
@@ -69,7 +84,7 @@ def test_all_arguments_come_back(embedding):
         "prompt": "a",
         "negative_prompt": "",
         "steps": 9,
-        "sampler": "unipc",
+        "sampler": "euler_a",
         "guidance_scale": -1e-7,
         **{option.name: option.read("3") for option in FIELDS if not option.write and option.name not in skipped},
         **several,
@@ -161,3 +176,53 @@ def test_files(tmp_path):
     ]:
         with pytest.raises(SdjaxError, match=f"{name}: .*{message}"):
             read_parameters(tmp_path / name)
+
+
+# ---- as the web UI's parser, modules/infotext_utils.py parse_generation_parameters
+
+SETTINGS = "Steps: 20, Seed: 1, Size: 8x8"
+
+
+@pytest.mark.parametrize(
+    "text, prompt, negative, later",
+    [
+        (f"a cat\nNegative prompt:dog\n{SETTINGS}", "a cat", "dog", None),
+        (f"a cat\nNegative prompt: dog\nbird\n{SETTINGS}", "a cat", "dog\nbird", None),
+        (f"  a cat\n\tNegative prompt:\tdog \n {SETTINGS}", "a cat", "dog", None),
+        (f"a cat\r\nNegative prompt: dog\r\n{SETTINGS}\r\n", "a cat", "dog", None),
+        (f"a cat\rNegative prompt: dog\r{SETTINGS}", "a cat", "dog", None),
+        (f"a cat\n{SETTINGS}\n\n  \n", "a cat", "", None),
+        (f"\n\na cat\n{SETTINGS}", "a cat", "", None),
+        (f"a cat\n{SETTINGS}\nTemplate: a __pet__\nmore", "a cat", "", "Template: a __pet__\nmore"),
+        (f"Steps: up the hill\n{SETTINGS}", "Steps: up the hill", "", None),
+        (f"at 12:30, a cat\n{SETTINGS}", "at 12:30, a cat", "", None),
+        (f"Negative prompt: dog\n{SETTINGS}", "", "dog", None),
+        (f"a cat, not a Negative prompt: dog\n{SETTINGS}", "a cat, not a Negative prompt: dog", "", None),
+        (f"a cat\nNegative prompt: dog\nNegative prompt: bird\n{SETTINGS}", "a cat", "dog\nbird", None),
+        ("a cat\nSteps: 20", "a cat", "", None),
+        (SETTINGS, "", "", None),
+    ],
+)
+def test_lines_are_read_as_the_web_ui_reads_them(text, prompt, negative, later):
+    found, rest = understand(text)
+    assert (found["prompt"], found["negative_prompt"], found["steps"]) == (prompt, negative, 20)
+    assert rest == ({} if later is None else {"Lines after the settings": later})
+
+
+@pytest.mark.parametrize(
+    "fields, left, rest",
+    [
+        ("Seed: -1", {}, {"Seed": "-1"}),
+        ("Seed: 4294967296", {}, {"Seed": "4294967296"}),
+        ("Seed: 4294967295", {"seed": 2**32 - 1}, {}),
+        ("Sampler: Euler, Eta: 0.5", {"sampler": "euler"}, {"Eta": "0.5"}),
+        ("Sampler: Euler, Eta: 0", {"sampler": "euler", "eta": 0.0}, {}),
+        ("Sampler: DDIM, Eta: 0.5", {"sampler": "ddim", "eta": 0.5}, {}),
+        ("Eta: 0.5", {"eta": 0.5}, {}),
+        ("Sampler: DPM adaptive, Eta: 0.5", {"eta": 0.5}, {"Sampler": "DPM adaptive"}),
+        (r'Lora hashes: "a: 1, b: \"2\"", Seed: 3', {"seed": 3}, {"Lora hashes": 'a: 1, b: "2"'}),
+    ],
+)
+def test_what_is_not_ours_is_told_and_left_out(fields, left, rest):
+    found, told = understand(f"a cat\nSteps: 20, {fields}")
+    assert ({"prompt": "a cat", "negative_prompt": "", "steps": 20} | left, rest) == (found, told)
