@@ -74,6 +74,7 @@ class _Options(TypedDict, total=False):
     syntax: str
     preview: Callable[[int, list[int], list], None] | None
     preview_every: int
+    finished: Callable[[list[int], Any], None] | None
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
     guidance_fn: Callable | None

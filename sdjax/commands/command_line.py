@@ -59,11 +59,16 @@ def run(
 ) -> None:
     """Parses the command line, calls main(options), and turns every refusal into one line and exit status 2.
 
+    What the terminal cannot print is printed with escapes.
+
     main: its docstring is the text of --help.
     options: a dataclass.
     defaults: defaults(parsed) may return an instance with other defaults; the command line is then parsed again.
     arguments, program: see `parse`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     with reader_may_leave():
         _run(main, options, defaults, arguments, program)
 

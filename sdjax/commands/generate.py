@@ -102,8 +102,9 @@ class Task:
             text_tower_of(self.sd, own.clip_skip)
 
     def draw(self, prompts: list[str], progress, **changes) -> list:
-        """Returns the pictures of some prompts as they are saved."""
-        return self.finish(self.function(self.sd, self.asked(prompts), progress=progress, **self.arguments | changes))
+        """Returns the pictures of some prompts, as they are saved unless a function `finished` is given them before."""
+        images = self.function(self.sd, self.asked(prompts), progress=progress, **self.arguments | changes)
+        return images if "finished" in changes else self.finish(images)
 
     def finish(self, images: list) -> list:
         """Returns pictures as they are saved: black if --safety-checker flags them, with --watermark's bytes."""
@@ -194,23 +195,25 @@ def parts_of(options) -> dict[str, Path]:
 
 
 def draw(task: Task, prompts: list[str]) -> None:
-    """Draws and saves --num-images pictures of each line, and a sheet of them."""
-    from sdjax.image.png import save_png
+    """Draws --num-images pictures of each line, saves each as soon as it is done, and a sheet of them at the end."""
     from sdjax.image.sheets import contact_sheet
 
-    out, seed = task.options.out, task.options.seed
-    images = task.draw(prompts, Progress("step"))
-    for i, image in enumerate(images):
-        prompt = prompts[i // task.options.num_images]
-        print(save_next(image, out, seed + i, task.text(prompt, seed + i)))
+    out, seed, images = task.options.out, task.options.seed, {}
+
+    def save(numbers: list[int], pictures: list) -> None:
+        for i, image in zip(numbers, task.finish(pictures), strict=True):
+            images[i] = image
+            prompt = prompts[i // task.options.num_images]
+            print(save_next(image, out, seed + i, task.text(prompt, seed + i)))
+
+    task.draw(prompts, Progress("step"), finished=save)
     if len(images) > 1:
-        print(save_png(contact_sheet(images), out / "sheet.png"))
+        print(save_sheet(contact_sheet([images[i] for i in sorted(images)]), out))
 
 
 def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
     """Draws and saves one picture for each combination, and the labelled sheet."""
     from sdjax.commands.grid import cells, grid_sheet
-    from sdjax.image.png import save_png
 
     out, images, progress = task.options.out, [], Progress("picture")
     combinations = list(cells(axes))
@@ -221,7 +224,7 @@ def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
         images += task.draw([prompt], part, **changes)
         seed = changes.get("seed", task.options.seed)
         print(save_next(images[i], out, seed, task.text(prompt, seed, changes)))
-    print(save_png(grid_sheet(axes, images), out / "sheet.png"))
+    print(save_sheet(grid_sheet(axes, images), out))
 
 
 def draw_batch(task: Task, prompts: list[str]) -> None:
@@ -279,6 +282,14 @@ def read_picture(name: str, path: Path | None):
         return path and decode(open_file(path), under="black" if name == "mask" else "white")
     except Unreadable as error:
         raise SdjaxError(f"--{name.replace('_', '-')} {path}: {error}") from None
+
+
+def save_sheet(sheet, folder: Path) -> Path:
+    """Saves a sheet as sheet.png, or sheet-1.png and so on where there are others."""
+    from sdjax.image.png import save_png
+
+    names = ("sheet.png", *(f"sheet-{n}.png" for n in range(1, 10**6)))
+    return save_png(sheet, next(path for name in names if not (path := folder / name).exists()))
 
 
 def save_next(image, folder: Path, seed: int, text: str) -> Path:

@@ -33,6 +33,7 @@ from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
+from sdjax.tasks.plans import remark_beginning
 from sdjax.tasks.request import Request, refiner_request
 from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
@@ -126,6 +127,8 @@ def draw_request(
     sides: the request's prompts, if they were read before; None reads them.
     beside: what the task adds to both sides of guidance, one entry for each image.
     """
+    if not plan.signal:
+        remark_beginning(sd.config, request.options, plan)
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
@@ -135,6 +138,21 @@ def draw_request(
     models = [sd] if options.refiner is None else [sd, with_vae(options.refiner, sd)]
     rows, results = evaluations(plan), [None] * count
     params, where = None, None
+    weight = (
+        None if masks is None or options.output in ("latents", "trajectory") else each(feather_masks(masks, feather))
+    )
+
+    def in_form(places: np.ndarray):
+        """Returns the images `places`, which are drawn, in the form that options.output says."""
+        result = jax.tree.map(lambda *leaves: np.stack(leaves), *(results[place] for place in places))
+        if options.output == "trajectory":
+            x, x0 = (np.moveaxis(leaf, 1, 0) for leaf in (result.x, result.x0))
+            return Trajectory(plan.rows.sigma[:rows], x, x0, result.latents)
+        if weight is not None:
+            share, before = weight[places], whole.pictures[places]
+            result = np.where(share == 0, before, share * result + (1 - share) * before)
+        return pixels_to_pil(result) if options.output == "pil" else result
+
     for n, part in enumerate(work):
         asked, negatives = zip(*part.sides, strict=True)
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=asked)
@@ -147,14 +165,9 @@ def draw_request(
             images = draw_chunk(models, params, request, plan, chunk, negatives, report, stream)
         for i, place in enumerate(part.places[: part.length]):
             results[place] = jax.tree.map(itemgetter(i), images)
-    result = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
-    if options.output == "trajectory":
-        x, x0 = (np.moveaxis(leaf, 1, 0) for leaf in (result.x, result.x0))
-        return Trajectory(plan.rows.sigma[:rows], x, x0, result.latents)
-    if masks is not None and options.output != "latents":
-        weight = each(feather_masks(masks, feather))
-        result = np.where(weight == 0, whole.pictures, weight * result + (1 - weight) * whole.pictures)
-    return pixels_to_pil(result) if options.output == "pil" else result
+        if options.finished is not None:
+            options.finished([*map(int, part.places[: part.length])], in_form(part.places[: part.length]))
+    return in_form(np.arange(count))
 
 
 def report_step(

@@ -197,6 +197,13 @@ OPTIONS: tuple[Option, ...] = (
         right="a whole number of steps from 1 on",
     ),
     Option(
+        "finished",
+        None,
+        Callable[[list[int], Any], None] | None,
+        "Called with (image numbers, their results in the form of `output`) as soon as some images are done.",
+        **FUNCTION,
+    ),
+    Option(
         "guidance_rescale",
         0.0,
         float,

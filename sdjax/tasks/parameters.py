@@ -76,9 +76,10 @@ def describe(
             tail[option.text] = value
     size_and_model = {"Size": f"{size[0]}x{size[1]}", "Model": model}
     source = {"Source": source if source != model else None}
-    return parameters_text(
+    text = parameters_text(
         arguments["prompt"], arguments.get("negative_prompt", ""), **head, **size_and_model, **tail, **source
     )
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files need not be UTF-8
 
 
 def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:

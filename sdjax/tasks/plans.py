@@ -6,9 +6,9 @@ import numpy as np
 
 from sdjax.diffusion.plan import Plan
 from sdjax.diffusion.plan import plan as make_plan
-from sdjax.diffusion.schedule import make_schedule
+from sdjax.diffusion.schedule import make_schedule, sigma_to_t
 from sdjax.diffusion.tables import samplers
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.image.pixels import read_images
 from sdjax.model.value import StableDiffusion
@@ -34,6 +34,21 @@ def plan_of(sd: StableDiffusion, options: TaskOptions, strength: float | None = 
         options.spacing or own_spacing(sd.config, options),
         strength,
     )
+
+
+LATEST = 900  # of 1000 timesteps: a walk from noise alone that begins later misses what the first ones decide
+
+
+def remark_beginning(config: Config, options: TaskOptions, plan: Plan) -> None:
+    """Logs a line if a walk from noise alone begins far below the last timestep."""
+    last = config.schedule.timesteps - 1
+    t = float(sigma_to_t(make_schedule(config.schedule), np.float64(plan.rows.sigma[0])))
+    if t < LATEST / 1000 * (last + 1) - 0.5:
+        log.warning(
+            "steps %d: the walk of %s begins at t = %.0f of %d, where pictures of one colour turn grey; "
+            "spacing trailing (--spacing trailing) begins at %d",
+            *(options.steps, options.sampler, t, last, last),
+        )
 
 
 def own_spacing(config: Config, options: TaskOptions) -> str | None:

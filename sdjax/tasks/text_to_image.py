@@ -56,7 +56,7 @@ def hires(
         raise SdjaxError(f"upscale {upscale!r}: one of {', '.join(UPSCALE)}")
     first, second = plan_of(sd, options), plan_of(sd, options, given(strength))
     small = check(sd.config, prompt, options)
-    small = small._replace(options=replace(options, output=upscale))
+    small = small._replace(options=replace(options, output=upscale, finished=None))
     factor, multiple = sd.config.vae.factor, sd.config.unet.factor
     sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
     size = {"height": sides[0] * factor, "width": sides[1] * factor}

@@ -53,7 +53,7 @@ def test_text_of_a_png(add, want, tmp_path):
 def test_the_comment_of_exif(comment, kind, tmp_path):
     picture, exif = Image.new("RGB", (8, 8)), Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = comment
-    picture.save(tmp_path / f"a.{kind}", exif=exif)
+    picture.save(tmp_path / f"a.{kind}", exif=exif.tobytes())
     assert read_parameters(tmp_path / f"a.{kind}") == TEXT
 
 
