@@ -162,10 +162,16 @@ def test_one_run_at_a_time(tmp_path):
 def test_read_prompts(tmp_path):
     (tmp_path / "prompts").write_bytes("\ufeffa cat\r\n\n  a dog \n# one\n\t\nねこ".encode())
     assert read_prompts(tmp_path / "prompts") == ["a cat", "a dog", "# one", "ねこ"]
+    breaks = "\r", "\r\n", "\u2028", "\u2029", "\x85", "\f", "\v"
+    for mark in breaks:
+        (tmp_path / "breaks").write_text(f"a cat{mark}a dog{mark}\ufeffa bird", encoding="utf-8", newline="")
+        assert read_prompts(tmp_path / "breaks") == ["a cat", "a dog", "a bird"], repr(mark)
     (tmp_path / "latin").write_bytes(b"a cat\ncaf\xe9\n")
+    (tmp_path / "nul").write_bytes(b"a cat\ra \0dog\n")
     (tmp_path / "empty").write_bytes(b"\n \n")
     for name, message in [
         ("latin", "latin line 2: not UTF-8"),
+        ("nul", "nul line 2: a NUL is no letter"),
         ("empty", "no prompts"),
         ("none", "No such file"),
         ("", "Is a directory"),

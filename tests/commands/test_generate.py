@@ -4,6 +4,9 @@ They run inside of the tests' process, which has imported and compiled already; 
 tried in a fresh one.
 """
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from sdjax.commands.generate import save_next
+from sdjax.commands.generate import save_next, save_sheet
 from sdjax.commands.generate_options import Options, settings_of_picture
-from tests.scripts import CONFIG
+from tests.scripts import CONFIG, ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -206,3 +209,28 @@ def test_generate_with_an_embedding_a_checker_and_a_watermark(script, place, cap
     assert Image.open(first).text["parameters"].endswith("Safety checker: folder, Watermark: True")
     again = draw("safer", "--from", first, "--seed", 0)
     np.testing.assert_array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(first)))
+
+
+def test_names_and_terminals_that_are_not_utf_8(place, tmp_path):
+    """A name of Latin-1 bytes goes into a picture's text with escapes, and a path that the terminal lacks is printed
+    so; in a process of its own, because both belong to it."""
+    name = os.fsdecode("caf\xe9.png".encode("latin-1"))
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "plain.png")
+    os.rename(tmp_path / "plain.png", tmp_path / name)
+    command = [sys.executable, ROOT / "sample/generate.py", "a cat", "--model", place / "model", "--steps", "2"]
+    where = os.environ | {"PYTHONIOENCODING": "cp1252", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "SDJAX_CACHE": "off"}
+    more = ["--init-image", name, "--sampler", "euler", "--num-images", "2", "--out", "漢字"]
+    done = subprocess.run(command + more, cwd=tmp_path, env=where, capture_output=True, text=True, encoding="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "漢字").iterdir()) == [*names_of(2), "sheet.png"]
+    assert r"\u6f22\u5b57/00001-seed1.png" in done.stdout
+    assert r"Init image: caf\udce9.png" in Image.open(tmp_path / "漢字" / "00000-seed0.png").text["parameters"]
+
+
+def names_of(count):
+    return [f"{i:05d}-seed{i}.png" for i in range(count)]
+
+
+def test_a_second_sheet_does_not_replace_the_first(tmp_path):
+    sheet = Image.new("RGB", (4, 4))
+    assert [save_sheet(sheet, tmp_path).name for _ in range(3)] == ["sheet.png", "sheet-1.png", "sheet-2.png"]

@@ -4,7 +4,7 @@
     python tests/parity/full_sdxl.py --speed [--batch 2] [--calls 3]
 
 Both do not fit into 24 GB together: the weights (10.3 GB) are written to one file, which is mapped into memory, and
-each side reads it in a process of its own and writes what it computes. The limit is FACTS' 5e-6 of the largest number.
+each side reads it in a process of its own and writes what it computes. The limit is 5e-6 of the largest number.
 With --speed each side's base UNet runs alone, in the order A B A B: diffusers eager, sdjax compiled.
 """
 
