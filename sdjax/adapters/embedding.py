@@ -64,7 +64,8 @@ def of_towers(config: Config, tensors: Mapping[str, np.ndarray], path: str | Pat
     """
     parts = [tower.part for tower in family_of(config).towers]
     places = [family_of(config).parts[part].folder for part in parts]
-    names = [OF_TOWERS[place] for place in places] if {*OF_TOWERS.values()} & {*tensors} else [*tensors]
+    of_sdxl = family_of(config).vector == "sizes" and {*OF_TOWERS.values()} & {*tensors}
+    names = [OF_TOWERS[place] for place in places] if of_sdxl else [*tensors]
     if len(names) != len(parts) or not {*names} <= {*tensors}:
         given = ", ".join([*sorted(tensors)[:4], *["..."] * (len(tensors) > 4)])
         wanted = "one" if len(parts) == 1 else f"{' and '.join(OF_TOWERS[place] for place in places)}"
