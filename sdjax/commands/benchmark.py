@@ -22,7 +22,7 @@ import numpy as np
 from sdjax.commands.benchmark_options import PARTS, PROMPT, Options, inputs
 from sdjax.commands.benchmark_process import Worker
 from sdjax.commands.benchmark_tpu import aot, work_of
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 
 # ---- the two sides: (part, pixels a side) -> a function that computes the part and returns numpy arrays
 
@@ -39,6 +39,7 @@ def ours(folder: str, options: Options) -> Callable:
     from sdjax.types import Cond
 
     return_memory()
+    log.setLevel("ERROR")  # few steps are enough to time, and say so
     sd = sdjax.load(folder, dtype=options.dtype)
     sd = replace(sd, params=jax.tree.map(jax.device_put, sd.params))
 

@@ -1,6 +1,7 @@
 """What the tasks share: the plan of a walk and the pictures that it starts from."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -40,15 +41,19 @@ LATEST = 900  # of 1000 timesteps: a walk from noise alone that begins later mis
 
 
 def remark_beginning(config: Config, options: TaskOptions, plan: Plan) -> None:
-    """Logs a line if a walk from noise alone begins far below the last timestep."""
+    """Logs a line, once a process, if a walk from noise alone begins far below the last timestep."""
     last = config.schedule.timesteps - 1
     t = float(sigma_to_t(make_schedule(config.schedule), np.float64(plan.rows.sigma[0])))
     if t < LATEST / 1000 * (last + 1) - 0.5:
-        log.warning(
-            "steps %d: the walk of %s begins at t = %.0f of %d, where pictures of one colour turn grey; "
-            "spacing trailing (--spacing trailing) begins at %d",
-            *(options.steps, options.sampler, t, last, last),
+        say_once(
+            f"steps {options.steps}: the walk of {options.sampler} begins at t = {t:.0f} of {last}, where pictures of "
+            f"one colour turn grey; spacing trailing (--spacing trailing) begins at {last}"
         )
+
+
+@cache
+def say_once(line: str) -> None:
+    log.warning(line)
 
 
 def own_spacing(config: Config, options: TaskOptions) -> str | None:

@@ -7,10 +7,17 @@ import pytest
 
 import sdjax
 from sdjax.devices import placement
+from sdjax.tasks import plans
 from tests.kinds import LAYOUT, model
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "nothing_said")
+
+
+@pytest.fixture
+def nothing_said():
+    """As in a new process."""
+    plans.say_once.cache_clear()
 
 
 def test_pictures_are_given_as_they_are_done(monkeypatch):
@@ -65,7 +72,8 @@ def test_hires_and_inpaint_give_what_they_return():
 )
 def test_a_walk_that_begins_late_says_so(options, begins, caplog):
     with caplog.at_level(logging.WARNING, "sdjax"):
-        sdjax.txt2img(tiny(), "ab", output="latents", **options)
+        for _ in range(2):
+            sdjax.txt2img(tiny(), "ab", output="latents", **options)
         picture = np.zeros((16, 16, 3), np.float32)
         sdjax.img2img(tiny(), "ab", picture, strength=0.5, output="latents", **options | {"steps": 8})  # begins later
     lines = [line for line in caplog.messages if "begins at t" in line]
