@@ -116,7 +116,7 @@ def write_random(name: str, dtype: str, folder: str) -> None:
     import jax
 
     import sdjax
-    from sdjax.families.table import NAMED
+    from sdjax.families.table import NAMED, family_of
     from sdjax.model.load import bundled_tokenizer
     from sdjax.networks.table import param_shapes
 
@@ -126,7 +126,7 @@ def write_random(name: str, dtype: str, folder: str) -> None:
         scale = 1 / np.sqrt(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
         return (np.resize(noise * np.float32(scale), leaf.shape) + np.float32(len(leaf.shape) == 1)).astype(dtype)
 
-    params = {part: jax.tree.map(draw, param_shapes(getattr(config, part))) for part in ("text", "unet", "vae")}
+    params = {part: jax.tree.map(draw, param_shapes(getattr(config, part))) for part in family_of(config).parts}
     sdjax.save(sdjax.StableDiffusion(config, params, bundled_tokenizer(config.text)), folder)
 
 
