@@ -99,7 +99,7 @@ def test_models_without_text_that_take_pictures(script, place, models):
             ["--model", "nothing.safetensors", "--map", "map.png"],
             "--map map.png: tiny-nothing takes none, give nothing",
         ),
-        (["--model", "nothing.safetensors", "--config", "tiny"], "--model: config 'tiny': one of"),
+        (["--model", "nothing.safetensors", "--config", "tiny"], "--config 'tiny': one of"),
         (["--model", "sr.safetensors"], "--lowres: tiny-sr takes it in place of a prompt, as --lowres FILE"),
         (["--model", "sr.safetensors", "--lowres", "no.png"], "--lowres no.png: no such picture"),
         (["--model", "sr.safetensors", "--lowres", "map.png", "a cat"], "prompt 'a cat': tiny-sr takes none"),

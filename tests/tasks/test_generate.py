@@ -221,7 +221,16 @@ def test_parameters_are_cast_once_before_the_walk(watched, monkeypatch):
 
 def test_hires_says_once_what_a_prompt_says(caplog):
     with caplog.at_level("WARNING", "sdjax"):
-        hires(tiny(), "(cat", steps=3, output="latents", negative_prompt="a" * 40, scale=1.5, syntax="plain")
+        hires(
+            tiny(),
+            "(cat",
+            steps=3,
+            spacing="trailing",
+            output="latents",
+            negative_prompt="a" * 40,
+            scale=1.5,
+            syntax="plain",
+        )
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == len(set(lines)) == 1, lines
 
