@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 import sdjax
-from sdjax.families.sdxl import SDXL
+from sdjax.families import sdxl
 from sdjax.families.table import family_of
 from sdjax.networks.bert.config import LayoutConfig
 from sdjax.networks.clip.config import NormalizerConfig, VisionConfig
@@ -60,13 +60,13 @@ KINDS = {config.name.removeprefix("tiny-"): config for config in (PLAIN, CLASSES
 
 TEXT = replace(NARROW.text, back=1)
 XL = replace(
-    SDXL,
+    sdxl.SDXL,
     name="tiny-xl",
     text=TEXT,
     text_2=replace(TEXT, width=16, heads=2, mlp_width=32, activation="gelu", pad_token=0, projection=20),
     vae=replace(NARROW.vae, channels=(8,), blocks=1),
     unet=replace(
-        SDXL.unet,
+        sdxl.SDXL.unet,
         channels=(8,),
         blocks=1,
         attention=(True,),

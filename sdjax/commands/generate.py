@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sdjax.commands.command_line import Progress
 from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of, small_picture
-from sdjax.commands.generate_options import NAMES, PICTURES, Options, check_options, skips_of_picture
+from sdjax.commands.generate_options import NAMES, PARTS, PICTURES, Options, check_options, skips_of_picture
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
 from sdjax.devices.host import return_memory
 from sdjax.errors import SdjaxError, flags_of, loading, prefixed
@@ -168,7 +168,8 @@ def main(options: Options) -> None:
     start_processes(options.coordinator, options.num_processes, options.process_id)
     return_memory()
     with loading():
-        sd = sdjax.load(options.model, dtype=options.dtype, config=options.config, **parts_of(options))
+        parts = {name: getattr(options, name) for name in PARTS}
+        sd = sdjax.load(options.model, dtype=options.dtype, config=options.config, **parts)
     with prefixed("--refiner: "):
         refiner = options.refiner and sdjax.load(options.refiner, dtype=options.dtype)
     with prefixed("--embedding "):
@@ -184,14 +185,6 @@ def main(options: Options) -> None:
             draw_grid(task, prompts[0], axes)
         else:
             draw(task, prompts)
-
-
-PARTS = ("unet", "vae")  # options whose files take the place of the model's parts
-
-
-def parts_of(options) -> dict[str, Path]:
-    """Returns the files that take the place of a model's parts, by their names in `sdjax.load`."""
-    return {name: path for name in PARTS if (path := getattr(options, name)) is not None}
 
 
 def draw(task: Task, prompts: list[str]) -> None:

@@ -16,6 +16,8 @@ from sdjax.tasks.options import OPTIONS
 FLAGS = tuple(option for option in OPTIONS if option.flag is not None)
 NAMES = tuple(option.name for option in FLAGS)
 
+PARTS = ("unet", "vae")  # options whose files take the place of the model's parts
+
 #: Options that name a picture's file.
 PICTURES = ("init_image", "mask", "map", "depth", "lowres", "image")
 
@@ -127,7 +129,7 @@ def settings_of_picture(options: Options) -> Options | None:
         print(f"--from {options.from_}: not used: {', '.join(f'{k}: {v}' for k, v in rest.items())}", file=sys.stderr)
     instead = options.prompts_file or options.classes or options.layout
     found["prompt"] = () if instead else (found["prompt"],)
-    files = (*PICTURES, "safety_checker", "unet", "vae")
+    files = (*PICTURES, *PARTS, "safety_checker")
     found |= {name: Path(found[name]) for name in files if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})

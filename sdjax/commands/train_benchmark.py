@@ -33,7 +33,7 @@ from sdjax.networks.table import make_rows
 from sdjax.training.diffusion import diffusion_loss, on_text, zero_null
 from sdjax.training.loop import build
 from sdjax.training.options import TrainOptions, check_channels, picture_size
-from sdjax.training.sizes import takes_sizes, view_sizes
+from sdjax.training.sizes import is_base, view_sizes
 from sdjax.types import Batch
 from sdjax.weights.convert import to_file_tensors
 from sdjax.weights.folder_json import folder_configs
@@ -117,7 +117,7 @@ def random_batch(config: Config, count: int) -> Batch:
     moments = rng.normal(size=(count, side, side, 2 * config.vae.latent_channels)).astype(np.float16)
     context = rng.normal(size=(count, config.text.length, config.unet.context_dim)).astype(np.float16)
     batch = Batch(moments, context, np.arange(count, dtype=np.uint32))
-    if not takes_sizes(config):
+    if not is_base(config):
         return batch
     pooled = rng.normal(size=(count, config.text_2.projection)).astype(np.float32)
     features = np.broadcast_to(size_features(own_sizes(config)), (count, 6 * FEATURES))

@@ -11,9 +11,9 @@ from sdjax.families.table import family_of
 
 FEATURES = 256  # of each number
 
-SCORE, NEGATIVE_SCORE = 6.0, 2.5  # the refiner's aesthetic score, and the negative prompt's: SGM and diffusers
+SCORE = 6.0  # the refiner's aesthetic score, if none is given: SGM and diffusers
 
-#: The numbers in the order in which a model takes them: its own name -> (how many, the least value).
+#: The pairs of numbers in the order in which a model takes them -> the least value of each.
 PAIRS = {"original_size": 1, "crop": 0, "target_size": 1}
 
 
@@ -38,26 +38,24 @@ def sizes_of(
     crop: tuple[int, int] = (0, 0),
     target_size: tuple[int, int] | None = None,
     aesthetic_score: float | None = None,
-    prefix: str = "",
 ) -> np.ndarray:
     """Returns the numbers that a model takes, float64 [6], or [5] of the refiner.
 
     They are (height, width) of the original, (top, left) of the crop, and (height, width) of the target or the
     aesthetic score. A size of None is the model's own; a score of None is SCORE.
-    prefix: of the arguments' names in messages.
     SdjaxError: no pair of whole numbers, no number, or what the model does not take.
     """
     own, found = (config.size, config.size), []
     for name, pair in (("original_size", original_size), ("crop", crop), ("target_size", target_size)):
         least, pair = PAIRS[name], own if pair is None else pair
-        check_pair(prefix + name, pair, least)
+        check_pair(name, pair, least)
         found += pair
     if not takes_score(config):
         if aesthetic_score is not None:
-            raise SdjaxError(f"{prefix}aesthetic_score {aesthetic_score!r}: {config.name} takes none, the refiner does")
+            raise SdjaxError(f"aesthetic_score {aesthetic_score!r}: {config.name} takes none, the refiner does")
         return np.array(found, np.float64)
     if aesthetic_score is not None and not is_number(aesthetic_score):
-        raise SdjaxError(f"{prefix}aesthetic_score {aesthetic_score!r}: a finite number")
+        raise SdjaxError(f"aesthetic_score {aesthetic_score!r}: a finite number")
     return np.array([*found[:4], SCORE if aesthetic_score is None else aesthetic_score], np.float64)
 
 

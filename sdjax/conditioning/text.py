@@ -27,9 +27,14 @@ def text_context(
     The tower and `emphasise` are two jitted functions and not one, so that states which `emphasise` does not change
     are the tower's output to the bit.
     """
-    rows = lambda a: a.reshape(-1, config.length)
-    states = emphasise(text_states(params, rows(tokens.ids), config, dtype, vectors), rows(tokens.weights))
+    ids = tokens.ids.reshape(-1, config.length)
+    return as_context(text_states(params, ids, config, dtype, vectors), tokens)
+
+
+def as_context(states: Array, tokens: prompt.Tokens) -> Cond:
+    """Returns a tower's states of all chunks, [B P K, length, D], weighted by the tokens, as a Cond."""
     b, p, k, length = tokens.ids.shape
+    states = emphasise(states, tokens.weights.reshape(-1, length))
     if p == 1:
         return Cond(states.reshape(b, k * length, -1))
     return Cond(states.reshape(b, p, k * length, -1), tokens.mix)

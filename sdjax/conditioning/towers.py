@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.conditioning.sizes import size_features, sizes_of, takes_sizes
-from sdjax.conditioning.text import embedded, read_prompts, skipping, text_context, text_tower_of
+from sdjax.conditioning.text import as_context, embedded, read_prompts, skipping, text_context, text_tower_of
 from sdjax.errors import SdjaxError
 from sdjax.families.table import family_of
-from sdjax.model.functions import pooled_text
+from sdjax.model.functions import states_and_pooled, text_states
 from sdjax.model.value import StableDiffusion
 from sdjax.text import prompt
 from sdjax.types import Cond
@@ -44,7 +44,8 @@ def encode_prompt(
     What is cut or not understood is logged as a warning to "sdjax". SdjaxError: an unknown syntax, no such layer.
     """
     config, vectors = text_tower_of(sd, clip_skip)
-    refuse_second(sd, "prompt_2", prompt_2)
+    if prompt_2 is not None and sd.config.text_2 is None:
+        raise SdjaxError(f"prompt_2 {prompt_2!r}: {sd.config.name} has no second text tower")
     if takes_sizes(sd.config):
         sizes = sizes_of(sd.config, original_size, crop, target_size, aesthetic_score)
         found = read_towers(sd, prompts, prompt_2, syntax)
@@ -60,12 +61,6 @@ def encode_prompt(
     if not found:
         return Cond(jnp.zeros((0, config.length, config.width)))
     return text_context(sd.params["text"], prompt.stack(found, config), config, sd.dtype, vectors)
-
-
-def refuse_second(sd: StableDiffusion, name: str, value: str | Sequence[str] | None) -> None:
-    """SdjaxError: text for a second tower is given as argument `name`, and the model has one tower."""
-    if value is not None and sd.config.text_2 is None:
-        raise SdjaxError(f"{name} {value!r}: {sd.config.name} has no second text tower")
 
 
 Read = tuple[prompt.Prompt, ...]  # what each tower of a model is given, of one picture
@@ -114,16 +109,19 @@ def encode_towers(
     shape: the number of composed parts and of chunks; None: the most that a prompt has.
     """
     shape = shape or tuple(max(sizes) for sizes in zip(*map(shape_of, found), strict=True))
-    contexts, vectors, names = [], embedded(sd), [tower.part for tower in family_of(sd.config).towers]
-    for place, name in enumerate(names):
-        config, own = skipping(getattr(sd.config, name), clip_skip), vectors.get(name)
+    contexts, pooled, vectors = [], None, embedded(sd)
+    for place, tower in enumerate(family_of(sd.config).towers):
+        config, params = skipping(getattr(sd.config, tower.part), clip_skip), sd.params[tower.part]
         tokens = prompt.stack([read[place] for read in found], config, shape)
-        contexts.append(text_context(sd.params[name], tokens, config, sd.dtype, own))
-    first = tokens.ids[:, :, 0]  # of each part's first chunk
-    ids = first.reshape(-1, first.shape[-1])
-    pooled = pooled_text(sd.params[name], ids, getattr(sd.config, name), sd.dtype, own)
+        rows, own = tokens.ids.reshape(-1, config.length), vectors.get(tower.part)
+        if config.projection is None:
+            states = text_states(params, rows, config, sd.dtype, own)
+        else:
+            states, pooled = states_and_pooled(params, rows, config, sd.dtype, own)
+            pooled = pooled.reshape(-1, shape[1], config.projection)[:, 0]  # of each part's first chunk
+        contexts.append(as_context(states, tokens))
     numbers = size_features(sizes)
-    numbers = np.repeat(np.broadcast_to(numbers, (len(found), numbers.shape[-1])), first.shape[1], axis=0)
+    numbers = np.repeat(np.broadcast_to(numbers, (len(found), numbers.shape[-1])), shape[0], axis=0)
     vector = jnp.concatenate([pooled, jnp.asarray(numbers)], axis=1)
     context = jnp.concatenate([cond.context for cond in contexts], axis=-1)
     if context.ndim == 4:

@@ -16,9 +16,12 @@ one from a table over steps, and `in_interval` limits a number or such a functio
 """
 
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from sdjax.diffusion.prediction import PREDICTIONS, add_noise
 from sdjax.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, sigma_to_t
@@ -32,11 +35,14 @@ Predictor = Callable[..., Array]  # (x [B, h, w, C], sigma [] or [B], and a Cond
 Level = Array | float | Callable[[Array], Array]  # a number, or a function of sigma
 
 
-def timesteps_of(schedule: NoiseSchedule, sigma: Array) -> Array:
-    """Returns the timesteps t that a model is called with at noise level sigma, in the shape of sigma."""
-    t = sigma_to_t(schedule, sigma, jnp)
-    whole = jnp.round(t)  # float32 logarithms miss whole timesteps by 1e-4, and models were trained on whole ones
-    return jnp.where(jnp.abs(t - whole) < 1e-3, whole, t)
+def timesteps_of(schedule: NoiseSchedule, sigma: ArrayLike, xp: ModuleType = jnp) -> Any:
+    """Returns the timesteps t that a model is called with at noise level sigma, in the shape of sigma.
+
+    xp: jax.numpy, or numpy outside of traces.
+    """
+    t = sigma_to_t(schedule, sigma, xp)
+    whole = xp.round(t)  # float32 logarithms miss whole timesteps by 1e-4, and models were trained on whole ones
+    return xp.where(xp.abs(t - whole) < 1e-3, whole, t)
 
 
 def at_timesteps(config: ScheduleConfig, predict: Callable[..., Array]) -> Predictor:

@@ -54,20 +54,13 @@ def text_states(
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
-def pooled_text(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32, vectors: Array | None = None) -> Array:
-    """Text parameters of a tower with a projection, int32 ids [B, L] -> float32 pooled embeddings [B, projection].
-
-    vectors: see `text_states`.
-    """
+def states_and_pooled(
+    params: Params, ids: Array, config: TextConfig, dtype=FLOAT32, vectors: Array | None = None
+) -> tuple[Array, Array]:
+    """Text parameters of a tower with a projection, int32 ids [B, L] -> (`text_states`, float32 pooled embeddings [B,
+    projection]), of one run of the tower."""
     with precise(dtype):
-        return TextTower(config, dtype).apply({"params": params}, ids, vectors)[1]
-
-
-@partial(jax.jit, static_argnames=("config", "dtype"))
-def states_and_pooled(params: Params, ids: Array, config: TextConfig, dtype=FLOAT32) -> tuple[Array, Array]:
-    """Returns `text_states` and `pooled_text` of a tower with a projection, which runs once for both."""
-    with precise(dtype):
-        return TextTower(config, dtype).apply({"params": params}, ids)
+        return TextTower(config, dtype).apply({"params": params}, ids, vectors)
 
 
 @partial(jax.jit, static_argnames="dtype")

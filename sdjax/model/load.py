@@ -96,7 +96,7 @@ def load_whole(
     config: str | None,
     variant: str | None,
 ) -> StableDiffusion:
-    """Loads a model with its own parts; see `load`."""
+    """Loads a model with its own parts; see `load`, which sets the prediction of a folder's."""
     dtype, prediction = FLOAT32 if dtype is None else known_dtype(dtype), known_prediction(prediction)
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
         raise SdjaxError(f"variant is {variant!r}, should be a part of files' names, such as fp16")
@@ -112,7 +112,7 @@ def load_whole(
     config, params, tokenizer = read_folder(path, name, variant)
     if prefer_ema:
         log.warning("%s: a diffusers folder has one UNet, which is used; prefer_ema is for single files", source)
-    return StableDiffusion(predicting(config, prediction) if prediction else config, params, tokenizer, dtype)
+    return StableDiffusion(config, params, tokenizer, dtype)
 
 
 def described(config: str | Path) -> tuple[Config, Any]:

@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw
 
 from sdjax.conditioning.text import read_prompts
 from sdjax.conditioning.towers import encode_prompt
-from sdjax.diffusion.schedule import make_schedule, sigma_to_t
+from sdjax.diffusion.guidance import timesteps_of
+from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError
 from sdjax.image.sheets import contact_sheet
 from sdjax.model.functions import check_pictures
@@ -60,8 +61,7 @@ def attention_maps(
     if t is None:
         if not hasattr(x, "sigma"):
             raise SdjaxError('t is None: latents need their timesteps; only a walk (output="trajectory") knows them')
-        steps, at = x.x, sigma_to_t(make_schedule(sd.config.schedule), np.asarray(x.sigma, np.float64))
-        at = np.where(np.abs(at - np.round(at)) < 1e-3, np.round(at), at)  # as timesteps_of in guidance.py does
+        steps, at = x.x, timesteps_of(make_schedule(sd.config.schedule), np.asarray(x.sigma, np.float64), np)
     elif hasattr(x, "sigma"):
         raise SdjaxError("t: x is a walk, which knows its timesteps; leave t out")
     else:

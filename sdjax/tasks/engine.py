@@ -34,7 +34,7 @@ from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
 from sdjax.tasks.plans import remark_beginning
-from sdjax.tasks.request import Request, refiner_request
+from sdjax.tasks.request import Request
 from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
 from sdjax.text.prompt import Tokens
@@ -77,8 +77,8 @@ def plan_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = 
     """
     work = []
     groups = [[group] for group in grouped(sd, request, sides)]
-    if (other := refiner_request(request)) is not None:
-        others = grouped(request.options.refiner, other, sides.refiner)
+    if sides.refiner is not None:
+        others = grouped(request.options.refiner, *sides.refiner)
         groups = [[group, other] for (group,) in groups for other in others]
     for models in groups:
         inside = reduce(np.intersect1d, [group.places for group in models])

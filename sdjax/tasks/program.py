@@ -32,7 +32,7 @@ from sdjax.tasks.engine import Chunk, guide_of, prepare
 from sdjax.tasks.options import OPTIONS, TaskOptions
 from sdjax.tasks.plans import plan_of
 from sdjax.tasks.request import Request, check
-from sdjax.text.prompt import Tokens, group
+from sdjax.text.prompt import Tokens, stack
 from sdjax.text.tokenizer import as_list
 from sdjax.types import Array, Params
 
@@ -83,7 +83,7 @@ def program_inputs(sd: StableDiffusion, request: Request) -> tuple:
         raise SdjaxError(
             f"prompt: longer than the {text.length - 2} tokens of a program, or composed with AND; txt2img takes it"
         )
-    ((_, tokens, null),) = group(found, negative, text)
+    tokens, null = stack(found, text), stack([negative], text)
     if max(tokens.ids.max(), null.ids.max()) >= text.vocab_size:
         raise SdjaxError("prompt: a program has no words of add_embedding; txt2img takes it")
     return tokens, null, request.seeds, guide_of(sd.config, request, plan), plan

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from sdjax.conditioning.sizes import PAIRS, check_pair, sizes_of, takes_score, takes_sizes
+from sdjax.diffusion.guidance import timesteps_of
 from sdjax.diffusion.plan import Plan
-from sdjax.diffusion.schedule import make_schedule, sigma_to_t
+from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
@@ -104,6 +105,5 @@ def turn_of(plan: Plan, config: Config, start: float) -> int:
     diffusers counts so with denoising_end, and AUTOMATIC1111 for each evaluation.
     """
     schedule = make_schedule(config.schedule)
-    t = sigma_to_t(schedule, plan.rows.sigma[np.asarray(plan.rows.live)].astype(np.float64))
-    t = np.where(np.abs(t - np.round(t)) < 1e-3, np.round(t), t)
+    t = timesteps_of(schedule, plan.rows.sigma[np.asarray(plan.rows.live)].astype(np.float64), np)
     return int(np.sum(t >= round(schedule.timesteps * (1 - start))))

@@ -33,7 +33,7 @@ class Sides(NamedTuple):
 
     prompts: Asked
     negative: Prompt | Read | Cond  # of one image, or of B
-    refiner: "Sides | None" = None  # of the refiner's request
+    refiner: "tuple[Request, Sides] | None" = None  # what the refiner is asked for, and both sides of that
 
 
 ONE = np.array([0])
@@ -48,7 +48,7 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
     found = read_own(sd, request)
     if (other := refiner_request(request)) is None:
         return found
-    return found._replace(refiner=read_own(request.options.refiner, other))
+    return found._replace(refiner=(other, read_own(request.options.refiner, other)))
 
 
 def remark(config: Config, request: Request) -> None:

@@ -103,8 +103,7 @@ def denoiser(
     config = sd.config
     uncond = uncond and with_zero_vector(config, uncond, cond)
     if config.unet.guidance:  # it takes the scale itself
-        level = guidance_scale
-        features = lambda x, sigma: embedded_scale(sd, jnp.broadcast_to(at(level, sigma), len(x)), len(x))
+        features = lambda x, sigma: embedded_scale(sd, jnp.broadcast_to(at(guidance_scale, sigma), len(x)), len(x))
     else:
         features = lambda x, sigma: None
     at_times = lambda x, t, cond, guidance: unet_output(

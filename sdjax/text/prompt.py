@@ -161,20 +161,3 @@ def stack(prompts: Sequence[Prompt], config: TextShape, shape: tuple[int, int] |
                 weights[b, i, j, 1:end] = [value for _, value in chunk]
                 ids[b, i, j, end] = config.eos_token
     return Tokens(ids, weights, mix)
-
-
-def group(prompts: Sequence[Prompt], negative: Prompt, config: TextShape) -> list[tuple[np.ndarray, Tokens, Tokens]]:
-    """Groups prompts by shape. Each group is (their indices in `prompts`, their Tokens, the negative prompt's Tokens).
-
-    The negative prompt's Tokens have a batch of 1. A prompt and the negative one get the number of chunks of the longer
-    of the two. Other prompts in the list do not change this, so no picture depends on them.
-    """
-    shapes = [(p, max(k, negative.shape[1])) for p, k in (prompt.shape for prompt in prompts)]
-    return [
-        (
-            np.flatnonzero([shape == found for found in shapes]),
-            stack([prompt for prompt, found in zip(prompts, shapes, strict=True) if found == shape], config, shape),
-            stack([negative], config, (1, shape[1])),
-        )
-        for shape in dict.fromkeys(shapes)
-    ]

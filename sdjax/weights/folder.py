@@ -127,12 +127,19 @@ def read_params(folder: str | Path, config: Config, variant: str | None = None) 
     ):
         raise SdjaxError(f"variant {variant!r}: {folder} has no weights of that variant")
     for part, place in parts.items():
-        path, module, own = folder / place.folder, getattr(config, part), place.part.own
         layers = config.text.layers if part == "text" else -1
-        tensors = read_weights(path, stems_of(place), SPELLED.get(part, part), variant)
-        rows, shapes = make_rows(module), param_shapes(module)
-        params[part] = from_file_tensors(tensors, rows, shapes, source=str(path), text_layers=layers, own=own)
+        params[part] = read_part(folder / place.folder, part, place, getattr(config, part), variant, layers)
     return params
+
+
+def read_part(
+    folder: Path, part: str, place: Place, module: Any, variant: str | None = None, text_layers: int = -1
+) -> Params:
+    """Returns the parameters of one network, of config `module`, in its own folder. The rest as for `read_weights` and
+    `from_file_tensors`."""
+    tensors = read_weights(folder, stems_of(place), SPELLED.get(part, part), variant)
+    rows, shapes, own = make_rows(module), param_shapes(module), place.part.own
+    return from_file_tensors(tensors, rows, shapes, source=str(folder), text_layers=text_layers, own=own)
 
 
 def read_folder(folder: str | Path, name: str | None = None, variant: str | None = None) -> tuple[Config, Params, Any]:

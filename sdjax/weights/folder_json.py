@@ -224,8 +224,9 @@ def folder_configs(config: Config) -> dict[str, dict[str, Any]]:
             safety_checker=[None, None],
         )
     if family.vector == "sizes":
-        score = len(family.towers) == 1
-        index |= {ZERO: config.zero_negative, SCORE: score} if score else {ZERO: config.zero_negative}
+        index[ZERO] = config.zero_negative
+        if len(family.towers) == 1:
+            index[SCORE] = True
         index |= {name: [None, None] for name in ("text_encoder", "tokenizer")}
     for part, place in family.parts.items():
         if part == "text" and place.folder == "bert":

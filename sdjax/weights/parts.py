@@ -18,7 +18,7 @@ from sdjax.networks.fields import Fields
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.types import Params
 from sdjax.weights.convert import from_file_tensors
-from sdjax.weights.folder import read_weights, stems_of
+from sdjax.weights.folder import read_part
 from sdjax.weights.spellings import renamed
 
 #: part -> a tensor that it has, by diffusers' name and by CompVis' without the prefix
@@ -53,9 +53,7 @@ def read_folder(config: Config, part: str, path: Path) -> tuple[Any, Params]:
     fields = Fields(folder / "config.json")
     fields.values.pop("sample_size", None)
     found = place.part.read(fields)
-    tensors = read_weights(folder, stems_of(place), part)
-    rows, shapes = make_rows(found), param_shapes(found)
-    return found, from_file_tensors(tensors, rows, shapes, source=str(folder), own=place.part.own)
+    return found, read_part(folder, part, place, found)
 
 
 def read_file(config: Config, part: str, path: Path) -> tuple[Any, Params]:
