@@ -15,7 +15,9 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
 import hashlib
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from sdjax.commands.command_line import Progress
@@ -34,11 +36,13 @@ class Task:
         import sdjax
         from sdjax.conditioning.sizes import takes_sizes
         from sdjax.image import watermark
+        from sdjax.image.masks import read_masks
         from sdjax.image.pixels import read_images
         from sdjax.tasks.options import TaskOptions as Arguments
         from sdjax.tasks.request import check_size
 
         self.sd, self.options, self.checker, self.sized = sd, options, None, takes_sizes(sd.config)
+        self.mask = mask
         self.arguments = {name: getattr(options, name) for name in NAMES}
         if self.sized and skips_of_picture(options):
             self.arguments["clip_skip"] = 1
@@ -63,7 +67,8 @@ class Task:
                 if self.arguments[name] == getattr(self, name):
                     self.arguments[name] = None
         if mask is not None:
-            self.arguments |= {"mask": mask, "feather": options.feather}
+            masks = read_masks(mask, (self.height, self.width), image)
+            self.arguments |= {"mask": masks, "feather": options.feather, "mask_cells": options.mask_cells}
         if options.strength is not None:
             self.arguments["strength"] = options.strength
         if options.watermark and self.width * self.height < watermark.PIXELS:
@@ -129,12 +134,21 @@ class Task:
 
         save_png(contact_sheet(self.finish(pictures)), self.options.out / "preview.png")
 
-    def text(self, prompt: str, seed: int, changes: dict | None = None) -> str:
-        """Returns the parameters text of a picture."""
+    @cached_property
+    def model_hash(self) -> str | None:
+        """The hash of the model's file, computed when the first picture is saved, or None if it cannot be."""
+        from sdjax.model.load import find_source
+        from sdjax.weights.hashes import model_hash
+
+        with suppress(SdjaxError, OSError):
+            return model_hash(find_source(self.options.model)[0])
+
+    def text(self, prompt: str, seed: int, changes: dict | None = None, **sheet) -> str:
+        """Returns the parameters text of a picture, or of a `sheet` whose first one it is, with its own arguments."""
         from sdjax.tasks.parameters import describe
 
         others = (*PICTURES, *PARTS, "noise_level", "config", "refiner", "embedding", "safety_checker", "watermark")
-        others = {name: getattr(self.options, name) for name in (*others, "dtype")}
+        others = {name: getattr(self.options, name) for name in (*others, "dtype")} | {"num_images": 1} | sheet
         own = self.arguments | (changes or {})
         if self.sized:  # whose clip skip means another layer than the web UI's
             others |= {"clip_skip": 1, "sdxl_clip_skip": own["clip_skip"]}
@@ -147,6 +161,7 @@ class Task:
             (self.width, self.height),
             self.sd.config.name,
             self.options.model,
+            self.model_hash,
         )
 
 
@@ -175,7 +190,9 @@ def main(options: Options) -> None:
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    with flags_of((*NAMES, "refiner", "strength", "feather", "mask", "classes", "layout", "noise_level", *FILES)):
+    with flags_of(
+        (*NAMES, "refiner", "strength", "feather", "mask_cells", "mask", "classes", "layout", "noise_level", *FILES)
+    ):
         prompts = lines_of(sd.config, options, lines)
         task = Task(sd, options, image, mask, refiner)
         task.take_size(prompts)
@@ -201,7 +218,8 @@ def draw(task: Task, prompts: list[str]) -> None:
 
     task.draw(prompts, Progress("step"), finished=save)
     if len(images) > 1:
-        print(save_sheet(contact_sheet([images[i] for i in sorted(images)]), out))
+        text = task.text(prompts[0], seed, num_images=task.options.num_images)
+        print(save_sheet(contact_sheet([images[i] for i in sorted(images)]), out, text))
 
 
 def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
@@ -217,7 +235,8 @@ def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
         images += task.draw([prompt], part, **changes)
         seed = changes.get("seed", task.options.seed)
         print(save_next(images[i], out, seed, task.text(prompt, seed, changes)))
-    print(save_sheet(grid_sheet(axes, images), out))
+    text = task.text(prompt, task.options.seed, grid=task.options.grid)
+    print(save_sheet(grid_sheet(axes, images), out, text))
 
 
 def draw_batch(task: Task, prompts: list[str]) -> None:
@@ -228,6 +247,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     from sdjax.commands.batch import run_batch
     from sdjax.devices.placement import chunk_size, copy_over
     from sdjax.devices.processes import agree, device_errors
+    from sdjax.image.pixels import to_rgb
     from sdjax.model.value import digest
     from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 
@@ -245,7 +265,12 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     if "refiner" in task.arguments:
         settings |= {"refiner": digest(task.arguments["refiner"].params)}
     settings |= {} if options.noise_level is None else {"noise_level": options.noise_level}
-    settings |= {name: digest(np.asarray(task.arguments[name])) for name in ("image", "mask") if name in task.arguments}
+    if "image" in task.arguments:
+        settings |= {"image": digest(np.asarray(task.arguments["image"]))}
+    if task.mask is not None:
+        settings |= {"mask": digest(np.asarray(to_rgb(task.mask, "black")))}
+    if options.mask_cells != Options.mask_cells:
+        settings |= {"mask_cells": options.mask_cells}
     settings |= {"embeddings": digest(dict(sd.embeddings), repr([*sd.embeddings]))} if sd.embeddings else {}
     settings |= {"safety_checker": digest(task.checker.params)} if task.checker else {}
     settings |= {"watermark": True} if options.watermark else {}
@@ -268,21 +293,21 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
 
 
 def read_picture(name: str, path: Path | None):
-    """Reads the picture of an option as RGB, or returns None. Transparent parts of a mask become black (kept)."""
-    from sdjax.data.picture import Unreadable, decode, open_file
+    """Reads the picture of an option as RGB, a mask as it is, or returns None."""
+    from sdjax.data.picture import Unreadable, decode, decode_as_is, open_file
 
     try:
-        return path and decode(open_file(path), under="black" if name == "mask" else "white")
+        return path and (decode_as_is if name == "mask" else decode)(open_file(path))
     except Unreadable as error:
         raise SdjaxError(f"--{name.replace('_', '-')} {path}: {error}") from None
 
 
-def save_sheet(sheet, folder: Path) -> Path:
-    """Saves a sheet as sheet.png, or sheet-1.png and so on where there are others."""
+def save_sheet(sheet, folder: Path, text: str) -> Path:
+    """Saves a sheet, with its settings, as sheet.png, or sheet-1.png and so on where there are others."""
     from sdjax.image.png import save_png
 
     names = ("sheet.png", *(f"sheet-{n}.png" for n in range(1, 10**6)))
-    return save_png(sheet, next(path for name in names if not (path := folder / name).exists()))
+    return save_png(sheet, next(path for name in names if not (path := folder / name).exists()), text)
 
 
 def save_next(image, folder: Path, seed: int, text: str) -> Path:

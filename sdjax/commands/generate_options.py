@@ -73,6 +73,8 @@ class Options(Sampling):
     """Picture of --init-image's size; what is white in it is painted anew."""
     feather: float = 0.0
     """Pixels inside of --mask's border over which old and new are blended."""
+    mask_cells: Literal["corner", "any"] = "corner"
+    """A latent is painted anew if the corner of its square is white in --mask, or if any of its pixels is."""
     safety_checker: Path | None = None
     """Folder of a diffusers model or of its safety_checker; pictures that it flags become black."""
     watermark: bool = False
@@ -116,7 +118,7 @@ def settings_of_picture(options: Options) -> Options | None:
         raise SdjaxError(f"--from {options.from_}: {str(error).removeprefix(f'{options.from_}: ')}") from None
     source = rest.get("Source", rest.get("Model", ""))
     if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
-        rest = {name: value for name, value in rest.items() if name not in ("Source", "Model")}
+        rest = {name: value for name, value in rest.items() if name not in ("Source", "Model", "Model hash")}
         found["model"] = source
     if "strength" in found and not (options.init_image or "init_image" in found):  # it is a web UI's hires pass
         rest["Denoising strength"] = found.pop("strength")
@@ -169,10 +171,11 @@ def check_options(options: Options) -> None:
         ("strength", "init_image"),
         ("mask", "init_image"),
         ("feather", "mask"),
+        ("mask_cells", "mask"),
         ("batch_size", "prompts_file"),
         ("coordinator", "prompts_file"),
     ):
-        if getattr(options, name) not in (None, 0.0) and not getattr(options, needed):
+        if getattr(options, name) not in (None, 0.0, Options.mask_cells) and not getattr(options, needed):
             raise SdjaxError(f"--{name} {getattr(options, name)}: needs --{needed}".replace("_", "-"))
     if options.noise_level is not None and not (options.lowres or options.image):
         raise SdjaxError(f"--noise-level {options.noise_level}: needs --lowres or --image")

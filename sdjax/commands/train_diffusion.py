@@ -20,6 +20,7 @@ from sdjax.data.source import Pictures
 from sdjax.devices.processes import is_primary, local_part
 from sdjax.errors import SdjaxError, prefixed
 from sdjax.families.table import NAMED
+from sdjax.tasks.parameters import describe
 from sdjax.training.captions import Table, batch_shapes, hold_out, validation_batches
 from sdjax.training.conditions import (
     CONDITIONS,
@@ -182,13 +183,21 @@ def main(options: Options) -> None:
         trained = merged(sd, options.condition, params)
         prompt = asked(params)
         many = options.sample_prompts if prompt is None else 1
-        run.save_sheet(
-            step, sdjax.txt2img(trained, prompt, steps=20, num_images=many, seed=options.seed, syntax="plain")
-        )  # "plain", as the captions were encoded
+        settings = {"steps": 20, "num_images": many, "seed": options.seed, "syntax": "plain"}  # as captions are encoded
+        pictures = sdjax.txt2img(trained, prompt, **settings)
+        run.save_sheet(step, pictures, samples_text(trained.config, prompt, settings, pictures[0].size, step))
 
     name_batch = lambda step: [source.files[i] for i in choose(step).rows]
     params = fit(options, params, loss_fn, lambda start: read_ahead(batch, start), on_sample, name_batch, validation)
     export(options, merged(sd, options.condition, params))
+
+
+def samples_text(config, prompt, settings: dict, size: tuple[int, int], step: int) -> str:
+    """Returns the parameters text of a sheet of samples: its first picture's, with all captions and the step."""
+    captions = prompt if isinstance(prompt, list) else [""]
+    settings = settings | {"prompt": captions[0], "sampler": "ddim", "guidance_scale": config.guidance_scale}
+    more = {"Prompts": tuple(captions) if len(captions) > 1 else None, "Training step": step}
+    return describe(settings, settings["seed"], size, config.name, **more)
 
 
 def samples(sd, table: Table, source: Pictures, options: Options) -> Callable:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.checks import is_whole
 from sdjax.errors import SdjaxError
 from sdjax.families.table import family_of
 from sdjax.image import bicubic
@@ -16,7 +15,8 @@ def encode_depth(sd: StableDiffusion, depth: Any, height: int | None = None, wid
     """Returns the Cond of B depth maps, with concat float32 [B, h, w, 1].
 
     depth: numbers [B, H, W], or [H, W] for one, of any scale and size; MiDaS' maps are larger where it is nearer.
-    height, width: of the pictures in pixels, multiples of sd.config.multiple; None: the map's own, rounded down to one.
+    height, width: of the pictures in pixels, multiples of sd.config.unit; None: the map's own, rounded down to a
+        multiple of sd.config.multiple.
     Each map is resized bicubically to the latents' size, then stretched to [-1, 1] by its own smallest and largest
     value (Stability `ddpm.py`, LatentDepth2ImageDiffusion). A flat map becomes -1.
     SdjaxError: the model takes no depth, or a shape or a size that does not fit.
@@ -33,8 +33,7 @@ def encode_depth(sd: StableDiffusion, depth: Any, height: int | None = None, wid
     multiple, factor = config.multiple, config.vae.factor
     sides = []
     for name, side, own in (("height", height, maps.shape[1]), ("width", width, maps.shape[2])):
-        if side is not None and (not is_whole(side, multiple) or side % multiple):
-            raise SdjaxError(f"{name} {side!r}: a positive multiple of {multiple} pixels for {config.name}")
+        config.check_side(name, side)
         sides.append((side or max(own // multiple, 1) * multiple) // factor)
     return Cond(concat=normalised(bicubic.resize(maps, *sides))[..., None])
 

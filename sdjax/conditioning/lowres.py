@@ -32,8 +32,8 @@ def noise_from(seed: int, shape: tuple[int, ...], stream: int) -> Array:
 def encode_lowres(sd: StableDiffusion, pictures: Any, noise_level: int = 20, seed: int = 0) -> Cond:
     """Returns the Cond of B small pictures, with concat float32 [B, h, w, 3] and, for the x4 upscaler, vector [B, 1].
 
-    pictures: PIL, a list of them, or float [B, h, w, 3] in [-1, 1]. The sides are multiples of sd.config.unet.factor
-        (PIL pictures are rounded down to them); what is drawn is sd.config.vae.factor times as large.
+    pictures: PIL, a list of them, or float [B, h, w, 3] in [-1, 1]. PIL pictures are rounded down to multiples of
+        sd.config.unet.factor; what is drawn is sd.config.vae.factor times as large.
     noise_level: 0 to 350: how much noise the x4 upscaler's small pictures get, x = sqrt(abar) picture + sqrt(1 - abar)
         eps, abar of its own schedule. bsr_sr takes pictures without noise.
     seed: picture i gets the noise of seed + i.
@@ -42,7 +42,7 @@ def encode_lowres(sd: StableDiffusion, pictures: Any, noise_level: int = 20, see
     family, multiple = family_of(sd.config), sd.config.unet.factor
     if family.concat != "lowres":
         raise SdjaxError(f"pictures: {sd.config.name} takes no small pictures")
-    small = read_images(pictures, None, None, multiple, 3)
+    small = read_images(pictures, None, None, multiple, 3, sd.config.unet.unit)
     if family.vector is None:
         return Cond(concat=jnp.asarray(small))
     if not is_whole(noise_level, 0, min(MOST_LEVEL, sd.config.unet.labels - 1)):

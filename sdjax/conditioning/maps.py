@@ -16,7 +16,7 @@ from sdjax.types import Array, Cond, Params
 def encode_map(sd: StableDiffusion, maps: Any) -> Cond:
     """Returns the Cond of B semantic maps, with concat float32 [B, h, w, C]. Pictures get the maps' size.
 
-    maps: ids of classes, int [B, H, W], or [H, W] for one. The sides are multiples of sd.config.multiple.
+    maps: ids of classes, int [B, H, W], or [H, W] for one. The sides are multiples of sd.config.unit.
     SdjaxError: a model that takes no maps, an id out of range, a shape that does not fit.
     """
     config = sd.config.map
@@ -24,9 +24,9 @@ def encode_map(sd: StableDiffusion, maps: Any) -> Cond:
         raise SdjaxError(f"maps: {sd.config.name} takes none")
     ids = np.asarray(maps)
     ids = ids[None] if ids.ndim == 2 else ids
-    multiple = sd.config.multiple
-    if ids.ndim != 3 or 0 in ids.shape or ids.shape[1] % multiple or ids.shape[2] % multiple:
-        raise SdjaxError(f"maps of shape {list(ids.shape)}: [B, H, W] expected, sides multiples of {multiple}")
+    unit = sd.config.unit
+    if ids.ndim != 3 or 0 in ids.shape or ids.shape[1] % unit or ids.shape[2] % unit:
+        raise SdjaxError(f"maps of shape {list(ids.shape)}: [B, H, W] expected, sides multiples of {unit}")
     if ids.dtype.kind not in "iu":
         raise SdjaxError(f"maps are {ids.dtype}: whole numbers expected, the ids of classes")
     for value in (ids.min(), ids.max()):

@@ -71,6 +71,11 @@ def decode(opened: BinaryIO | Image.Image, under: str = "white") -> Image.Image:
     return _read(opened, partial(to_rgb, under=under))
 
 
+def decode_as_is(opened: BinaryIO | Image.Image) -> Image.Image:
+    """An open file -> a Pillow image of the file's own mode. Raises Unreadable."""
+    return _read(opened, lambda image: image.copy())
+
+
 def measure(opened: BinaryIO | Image.Image) -> tuple[int, int]:
     """Returns (height, width) as `decode` will have them, read from the file's head. Raises Unreadable."""
 

@@ -22,6 +22,13 @@ def keep_programs() -> None:
                 sys.modules["jax"].config.update(name, value)
 
 
+def programs_folder() -> str | None:
+    """Returns the folder in which this process keeps compiled programs, or None if it keeps none."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or (
+        sys.modules["jax"].config.jax_compilation_cache_dir if "jax" in sys.modules else None
+    )
+
+
 def open_more_files() -> None:
     """Raises this process' limit of open files, often 1,024, towards the system's limit, up to 65,536. Training needs
     it, because the files of caches stay open."""

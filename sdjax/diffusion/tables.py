@@ -255,6 +255,7 @@ class Sampler(NamedTuple):
     scaled: bool = False  # True: the first x is noise times s of the first level; False: unit noise
     karras: bool = False  # does it take sigmas="karras"?
     infinite: bool = True  # may it start at an infinite sigma (zero terminal SNR)? not if it extrapolates eps
+    label: str = ""  # its name in AUTOMATIC1111's web UI, which pictures' texts have; "": `name`
 
 
 WHOLE = {"leading": leading_timesteps, "trailing": trailing_timesteps, "linspace": linspace_timesteps}
@@ -268,17 +269,17 @@ samplers: Mapping[str, Sampler] = MappingProxyType(
     {
         sampler.name: sampler
         for sampler in (
-            Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False),
-            Sampler("plms", plms_rows, WHOLE, clean=False, infinite=False),
-            Sampler("ddpm", ddim_rows, WHOLE, eta=1.0),
-            Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True),
-            Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True),
-            Sampler("heun", heun_rows, EVEN, scaled=True, karras=True, infinite=False),
-            Sampler("lms", lms_rows, EVEN, scaled=True, karras=True, infinite=False),
-            Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True),
-            Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True),
-            Sampler("unipc", unipc_rows, OPEN, karras=True),
-            Sampler("lcm", lcm_rows, {"lcm": lcm_timesteps}),
+            Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False, label="DDIM"),
+            Sampler("plms", plms_rows, WHOLE, clean=False, infinite=False, label="PLMS"),
+            Sampler("ddpm", ddim_rows, WHOLE, eta=1.0, label="DDPM"),
+            Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True, label="Euler"),
+            Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True, label="Euler a"),
+            Sampler("heun", heun_rows, EVEN, scaled=True, karras=True, infinite=False, label="Heun"),
+            Sampler("lms", lms_rows, EVEN, scaled=True, karras=True, infinite=False, label="LMS"),
+            Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True, label="DPM++ 2M"),
+            Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True, label="DPM++ 2M SDE"),
+            Sampler("unipc", unipc_rows, OPEN, karras=True, label="UniPC"),
+            Sampler("lcm", lcm_rows, {"lcm": lcm_timesteps}, label="LCM"),
         )
     }
 )

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from sdjax.checks import is_whole
 from sdjax.diffusion.schedule import ScheduleConfig
+from sdjax.errors import SdjaxError
 from sdjax.networks.bert.config import BertTextConfig, LayoutConfig
 from sdjax.networks.clip.config import NormalizerConfig, TextConfig, VisionConfig
 from sdjax.networks.labels.network import ClassConfig
@@ -50,5 +52,15 @@ class Config:
 
     @property
     def multiple(self) -> int:
-        """The number of pixels that a picture's sides must be multiples of."""
+        """The number of pixels that a picture's sides are rounded down to multiples of, where no size is asked for."""
         return self.vae.factor * self.unet.factor
+
+    @property
+    def unit(self) -> int:
+        """The number of pixels that a size which is asked for must be a multiple of."""
+        return self.vae.factor * self.unet.unit
+
+    def check_side(self, name: str, side: int | None) -> None:
+        """SdjaxError: `side`, an argument of this name, is a size in pixels that the model does not take."""
+        if side is not None and (not is_whole(side, self.unit) or side % self.unit):
+            raise SdjaxError(f"{name} {side!r}: a positive multiple of {self.unit} pixels for {self.name}")

@@ -3,11 +3,12 @@
 
     a red apple
     Negative prompt: blurry
-    Steps: 20, Sampler: euler_a, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 64x64, Model: emoji
+    Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 64x64, Model hash: 5a9aa0a2ed, \
+    Model: emoji, Version: sdjax 0.1.0
 
-A value with a comma, a colon or a line break is written as a JSON string. One rule turns the web UI's sampler names
-into ours ("DPM++ 2M SDE Karras" is dpmpp_2m_sde with karras sigmas). The web UI's pictures cannot be reproduced from
-the text, because their noise is torch's.
+A value with a comma, a colon or a line break is written as a JSON string. Samplers and schedules have the web UI's
+names; one rule turns them into ours ("DPM++ 2M SDE Karras" is dpmpp_2m_sde with karras sigmas). The web UI's pictures
+cannot be reproduced from the text, because their noise is torch's.
 """
 
 import json
@@ -77,6 +78,10 @@ def read_sampler(value: str) -> dict[str, Any]:
 def read_schedule(value: str) -> dict[str, Any] | None:
     """Reads the web UI's "Schedule type" into {"sigmas"}, or {} for the sampler's own. None: we have no such type."""
     return {"karras": {"sigmas": "karras"}, "automatic": {}, "uniform": {}}.get(value.lower())
+
+
+#: What the web UI's "Automatic" means for a sampler of ours (since its version 1.9); for others it means "Uniform".
+AUTOMATIC = {"dpmpp_2m": "Karras", "dpmpp_2m_sde": "Exponential"}
 
 
 def read_interval(value: str) -> tuple[float, float]:

@@ -93,7 +93,9 @@ def pil_to_pixels(
     return np.asarray(image, np.float32)[None] / 127.5 - 1.0
 
 
-def read_images(image, height: int | None, width: int | None, multiple: int, channels: int = 4) -> np.ndarray:
+def read_images(
+    image, height: int | None, width: int | None, multiple: int, channels: int = 4, unit: int | None = None
+) -> np.ndarray:
     """Reads what image tasks start from: pixels or latents.
 
     Returns float32 pixels [Q, H, W, 3], clipped to [-1, 1], or scaled latents [Q, h, w, channels].
@@ -101,7 +103,8 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
     image: a PIL image, a list of them, or a float array [H, W, 3] or [Q, H, W, 3] in [-1, 1]. An array [Q, h, w,
         channels] is taken as scaled latents, unless `channels` is 3: three channels are always pixels.
     height, width: PIL images are resized to these. If a side is None, the picture's own is rounded down to a
-        `multiple`. Arrays of pixels must have this size already.
+        `multiple`. Arrays of pixels must have this size already, or, if a side is None, a multiple of `unit`.
+    unit: None is `multiple`.
     SdjaxError: another type, shape or range.
     """
     pictures = image if isinstance(image, (list, tuple)) else [image]
@@ -132,13 +135,14 @@ def read_images(image, height: int | None, width: int | None, multiple: int, cha
         )
     if array.shape[3] != 3:
         return array
-    fit = lambda side: max(side // multiple, 1) * multiple
+    unit = unit or multiple
+    fit = lambda side: max(side // unit, 1) * unit
     size = tuple(
         fit(side) if wanted is None else wanted for wanted, side in zip((height, width), array.shape[1:3], strict=True)
     )
     if array.shape[1:3] != size:
         raise SdjaxError(
             f"image of shape {np.shape(image)}: {size[0]} x {size[1]} pixels expected, arrays are not "
-            f"resized (sides are multiples of {multiple}; PIL images are)"
+            f"resized (sides are multiples of {unit}; PIL images are)"
         )
     return np.clip(array, -1.0, 1.0)

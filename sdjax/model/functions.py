@@ -146,8 +146,8 @@ def predict(
     if cond.concat is not None:
         channels -= np.shape(cond.concat)[-1]
         concat = check_pictures("cond.concat", cond.concat, config.in_channels - sd.config.vae.latent_channels, 1)
-        x = beside(check_pictures("x", x, channels, config.factor), concat)
-    x = check_pictures("x", x, config.in_channels, config.factor)
+        x = beside(check_pictures("x", x, channels, config.unit), concat)
+    x = check_pictures("x", x, config.in_channels, config.unit)
     t = jnp.asarray(t)
     if t.shape not in ((), (len(x),)):
         raise SdjaxError(f"t has shape {list(t.shape)}, should be [{len(x)}] or one number")

@@ -162,12 +162,15 @@ class Conv3x3(nn.Module):
     def of(self, channels: int) -> Callable[..., Array]:
         """Creates the parameters and returns a function that convolves x [B, H, W, channels]; see `Dense`.
 
-        Without `enlarge` the function also takes before (it convolves before(x)) and padding (by default its own).
+        With `enlarge` the function also takes the size of its result, see `convolve_enlarged`; without it `before` (it
+        convolves before(x)) and padding (by default its own).
         """
         kernel = parameter(self, "kernel", self.kernel_init, (3, 3, channels, self.features)).astype(self.dtype)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
         if self.enlarge:
-            return lambda x: split_by_batch(convolve_enlarged, x.astype(self.dtype), whole=(kernel, bias))
+            return lambda x, size=None: split_by_batch(
+                partial(convolve_enlarged, size=size), x.astype(self.dtype), whole=(kernel, bias)
+            )
         return lambda x, before=None, padding=self.padding: convolve(
             x.astype(self.dtype), kernel, bias, self.stride, padding, before
         )

@@ -68,7 +68,7 @@ def attention_maps(
         steps, at = [x], [t]
     config, total = sd.config.unet, 0.0
     for x, t in zip(steps, at, strict=True):
-        x = check_pictures("x", x, config.in_channels, config.factor)
+        x = check_pictures("x", x, config.in_channels, config.unit)
         if len(cond.context) not in (1, len(x)) or np.shape(t) not in ((), (len(x),)):
             raise SdjaxError(f"{len(cond.context)} prompts, t of shape {list(np.shape(t))}: one, or {len(x)} as x has")
         context = jnp.broadcast_to(cond.context, (len(x), *cond.context.shape[1:]))

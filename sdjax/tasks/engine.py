@@ -58,6 +58,7 @@ class Chunk(NamedTuple):
     noise: np.ndarray | None = None  # [B, h, w, C], replaces the noise that seeds draw first
     pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
     masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
+    cells: np.ndarray | None = None  # [B, h, w, 1], the same for latents
     beside: Cond | None = None  # what the task adds to both sides of guidance: concat, vector
 
 
@@ -112,6 +113,7 @@ def draw_request(
     pictures=None,
     masks=None,
     feather: float = 0.0,
+    cells=None,
     stream: int | None = None,
     before: int = 0,
     after: int = 0,
@@ -122,6 +124,7 @@ def draw_request(
 
     pictures, masks: float32 arrays as `read_images` and `read_masks` return them, one for all images or one for each.
     feather: see `feather_masks`.
+    cells: the masks for latents, see `cells_of`.
     stream: see `noise.image_draws`.
     before, after: evaluations of other walks before and after this one, which `progress` counts too.
     sides: the request's prompts, if they were read before; None reads them.
@@ -132,7 +135,7 @@ def draw_request(
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
-    whole = Chunk((), request.seeds, latents, each(pictures), each(masks), beside)
+    whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside)
     whole = jax.tree.map(np.asarray, whole)
     work = plan_work(sd, request, sides or read_sides(sd, request))
     models = [sd] if options.refiner is None else [sd, with_vae(options.refiner, sd)]
@@ -322,10 +325,9 @@ def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
     if x0.shape[3] == 3:
         x0 = encode(x0) if plan.signal or not inpainting else None
     if chunk.masks is not None:
-        small = chunk.masks[:, :: config.vae.factor, :: config.vae.factor]
         if inpainting:
             hidden = encode(hide(family.mask, chunk.pictures, chunk.masks))
-            concat = mask_channels(family.mask, small, hidden)
+            concat = mask_channels(family.mask, chunk.cells, hidden)
         else:
-            known = stages.Known(x0, noise, small, plan.rows.sigma[0])
+            known = stages.Known(x0, noise, chunk.cells, plan.rows.sigma[0])
     return x0, concat, known

@@ -6,7 +6,7 @@ import numpy as np
 
 from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError
-from sdjax.image.masks import read_masks
+from sdjax.image.masks import cells_of, read_masks
 from sdjax.image.pixels import read_images
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.engine import draw_request
@@ -50,18 +50,20 @@ def inpaint(
     mask,
     strength: float = 1.0,
     feather: float = 0.0,
+    mask_cells: str = "corner",
     options: TaskOptions = None,
 ):
     """Returns `image` repainted where `mask` is white; pixels where it is black stay exactly those of `image`.
 
     The results have the form of txt2img's. An inpainting model (9 channels) gets the mask and the rest of the picture
-    beside x; with any other model the known region is put back, with noise, before each step. The mask is reduced to
-    the latents' size by taking the top left pixel of each latent's square, as diffusers does.
+    beside x; with any other model the known region is put back, with noise, before each step.
     image: as for img2img, but no latents.
-    mask: a PIL image, a list of them, or an array [H, W] or [B, H, W] (bool, 0 .. 1, uint8), of any size; values of at
-        least half are white. One for all images, or one for each.
+    mask: a PIL image, a list of them, or an array [H, W] or [B, H, W] (bool, 0 .. 1, whole numbers), of any size;
+        values of at least half are white, transparent pixels are not. One for all images, or one for each.
     strength: 1 fills the hole from noise; below 1 it starts from what was there, as img2img does.
     feather: width in pixels of the zone inside the mask's border in which old and new are blended.
+    mask_cells: "corner": a latent is repainted if the top left pixel of its square is white, as in diffusers; "any": if
+        any pixel of it is, so that nothing white is too thin.
     """
     config = sd.config
     check_beside(config, prompt, "mask")
@@ -70,14 +72,15 @@ def inpaint(
     options, pictures = read(config, image, options)
     if pictures.shape[3] != 3:
         raise SdjaxError("image: pixels [B, H, W, 3] expected, inpaint does not take latents")
-    masks = read_masks(mask, pictures.shape[1:3])
+    masks = read_masks(mask, pictures.shape[1:3], image)
     count = max(len(pictures), len(masks))
     if len(masks) not in (1, count) or len(pictures) not in (1, count):
         raise SdjaxError(f"mask: {len(masks)} masks for {len(pictures)} images, one or {len(pictures)} expected")
     request = check(config, prompt, options, count)
     full = is_number(strength) and strength == 1  # x then starts as noise, in the known region too, as in diffusers
     plan = plan_of(sd, options, None if full else given(strength))
-    return draw_request(sd, request, plan, pictures, masks, feather)
+    cells = cells_of(masks, config.vae.factor, mask_cells)
+    return draw_request(sd, request, plan, pictures, masks, feather, cells)
 
 
 @takes_options
@@ -91,6 +94,7 @@ def outpaint(
     bottom: int = 0,
     strength: float = 1.0,
     feather: float = 0.0,
+    mask_cells: str = "corner",
     options: TaskOptions = None,
 ):
     """Returns `image` on a larger canvas: `inpaint` paints what is added, and the picture itself stays as it is.
@@ -98,7 +102,7 @@ def outpaint(
     image: as for inpaint, but never resized: the canvas must have a size that the model takes.
     left, right, top, bottom: whole numbers of pixels to add on each side.
     strength: as for inpaint; below 1 the added part starts from the picture's border pixels, repeated outwards.
-    feather: as for inpaint.
+    feather, mask_cells: as for inpaint.
     """
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     for name, side in sides.items():
@@ -112,14 +116,14 @@ def outpaint(
     pictures = read_images(image, None, None, 1)
     if pictures.shape[3] != 3:
         raise SdjaxError("image: pixels [B, H, W, 3] expected, outpaint does not take latents")
-    multiple = sd.config.multiple
+    unit = sd.config.unit
     pads = ((0, 0), (top, bottom), (left, right), (0, 0))
     canvas = np.pad(pictures, pads, mode="edge")
     for name, size in (("bottom", canvas.shape[1]), ("right", canvas.shape[2])):
-        if size % multiple:
-            more = sides[name] + -size % multiple
+        if size % unit:
+            more = sides[name] + -size % unit
             raise SdjaxError(
-                f"{name} {sides[name]}: the canvas would have {size} pixels, {more} make it a multiple of {multiple}"
+                f"{name} {sides[name]}: the canvas would have {size} pixels, {more} make it a multiple of {unit}"
             )
     mask = np.pad(np.zeros(pictures.shape[1:3], np.float32), pads[1:3], constant_values=1.0)
-    return inpaint(sd, prompt, canvas, mask, strength, feather, **vars(options))
+    return inpaint(sd, prompt, canvas, mask, strength, feather, mask_cells, **vars(options))

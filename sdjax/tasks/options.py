@@ -20,6 +20,12 @@ from sdjax.tasks.option import FUNCTION, SEED, SHARE, Option, one_of
 from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 from sdjax.text.syntax import SYNTAXES
 
+
+def label_of(sampler: str) -> str:
+    """Returns the web UI's name of a sampler."""
+    return (sampler in samplers and samplers[sampler].label) or str(sampler)
+
+
 OUTPUTS = ("pil", "pixels", "latents", "trajectory")
 MOST_IMAGES = 2**20  # largest num_images: prompts and seeds of all images are listed before the first is drawn
 
@@ -42,7 +48,7 @@ OPTIONS: tuple[Option, ...] = (
         flag=str,
         text="Sampler",
         read=read_sampler,
-        write=str,
+        write=label_of,
         place=2,
         axis=str,
     ),
@@ -94,6 +100,9 @@ OPTIONS: tuple[Option, ...] = (
         check=lambda value: is_whole(value, 1, MOST_IMAGES),
         right=f"a whole number from 1 to {MOST_IMAGES}",
         flag=int,
+        text="Images",
+        read=int,
+        place=52,
         program=False,
     ),
     Option(

@@ -1,13 +1,15 @@
 """The `parameters` text in a PNG <-> the arguments that drew the picture. OPTIONS and OTHERS define both ways."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from sdjax.checks import is_whole
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
-from sdjax.image.parameters import parameters_text, parse_parameters, read_dtype
-from sdjax.tasks.option import Option
+from sdjax.image.masks import CELLS
+from sdjax.image.parameters import AUTOMATIC, parameters_text, parse_parameters, read_dtype, read_sampler
+from sdjax.tasks.option import Option, one_of
 from sdjax.tasks.options import OPTIONS
 
 #: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
@@ -33,6 +35,17 @@ OTHERS: tuple[Option, ...] = (
         read=float,
         place=22,
     ),
+    Option(
+        "mask_cells",
+        "corner",
+        str,
+        "corner or any: of a latent's square, which pixel must be white for it to be painted anew.",
+        **one_of(CELLS),
+        flag=str,
+        text="Mask cells",
+        read=str,
+        place=34,
+    ),
     Option("embedding", (), tuple, "", text="Embeddings", read=lambda value: tuple(value.split("\n")), place=18),
     Option("init_image", None, str, "", text="Init image", read=str, place=20),
     Option("mask", None, str, "", text="Mask", read=str, place=21),
@@ -46,6 +59,7 @@ OTHERS: tuple[Option, ...] = (
     Option("unet", None, str, "", text="UNet", read=str, place=32),
     Option("vae", None, str, "", text="VAE file", read=str, place=33),
     Option("refiner", None, str, "", text="Refiner", read=str, place=51),
+    Option("grid", (), tuple, "", text="Grid", read=lambda value: tuple(value.split("\n")), place=53),
     Option("safety_checker", None, str, "", text="Safety checker", read=str, place=23),
     Option("watermark", False, bool, "", text="Watermark", read="True".__eq__, place=24),
     Option("dtype", "float32", str, "Of the computation.", text="Dtype", read=read_dtype, place=25),
@@ -56,7 +70,13 @@ FIELDS = tuple(sorted((o for o in (*OPTIONS, *OTHERS) if o.text is not None), ke
 
 
 def describe(
-    arguments: Mapping[str, Any], seed: int, size: tuple[int, int], model: str, source: str | None = None
+    arguments: Mapping[str, Any],
+    seed: int,
+    size: tuple[int, int],
+    model: str,
+    source: str | None = None,
+    model_hash: str | None = None,
+    **more: Any,
 ) -> str:
     """Returns the parameters text of one picture.
 
@@ -66,6 +86,8 @@ def describe(
     size: (width, height) in pixels.
     model: the model's name.
     source: what sdjax.load was given; it is written if it differs from `model`.
+    model_hash: as `sdjax.weights.hashes.model_hash` gives it.
+    more: further fields, which no argument stands for.
     """
     head, tail = {}, {}  # fields that are always written, and those that differ from their default
     for option in FIELDS:
@@ -74,16 +96,19 @@ def describe(
             head[option.text] = option.write(value)
         elif value != option.default:
             tail[option.text] = value
-    size_and_model = {"Size": f"{size[0]}x{size[1]}", "Model": model}
-    source = {"Source": source if source != model else None}
+    sampler = samplers.get(arguments.get("sampler", "ddim"))
+    if head["Schedule type"] is None and sampler is not None and sampler.karras:
+        head["Schedule type"] = "Uniform"  # the web UI would take its own default
+    size_and_model = {"Size": f"{size[0]}x{size[1]}", "Model hash": model_hash, "Model": model}
+    last = {"Source": source if source != model else None} | more | {"Version": f"sdjax {version('sdjax')}"}
     text = parameters_text(
-        arguments["prompt"], arguments.get("negative_prompt", ""), **head, **size_and_model, **tail, **source
+        arguments["prompt"], arguments.get("negative_prompt", ""), **head, **size_and_model, **tail, **last
     )
     return text.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files need not be UTF-8
 
 
 def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters text -> (arguments of tasks, by name; the fields that stand for none).
+    """Parameters text -> (arguments of tasks, by name; the fields that stand for none, but for the version).
 
     A sampler that is not here, a seed outside 0 .. 2^32 - 1, and an eta for a sampler that takes none stand for none.
     SdjaxError: the text has no line of settings, or a field's value cannot be read; it names the field.
@@ -93,7 +118,12 @@ def understand(text: str) -> tuple[dict[str, Any], dict[str, str]]:
         raise SdjaxError("no line of settings, as `Steps: 20, Sampler: ddim, Seed: 1`")
     arguments: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     rest = {}
+    if fields.get("Schedule type", "").lower() == "automatic":
+        sampler = read_sampler(fields.get("Sampler", "ddim"))["sampler"]
+        fields["Schedule type"] = AUTOMATIC.get(sampler, fields["Schedule type"])
     for name, value in fields.items():
+        if name == "Version":
+            continue
         try:
             found = read_field(name, value)
         except ValueError:

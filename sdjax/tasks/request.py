@@ -127,11 +127,9 @@ def sized_by(config: Config, prompt: list[str] | Cond, options: TaskOptions) -> 
 
 
 def check_size(config: Config, options: TaskOptions) -> tuple[int, int]:
-    """Returns (height, width) in pixels, the model's own size for None. SdjaxError: no multiple of config.multiple."""
-    multiple = config.multiple
+    """Returns (height, width) in pixels, the model's own size for None. SdjaxError: no multiple of config.unit."""
     for name, side in (("height", options.height), ("width", options.width)):
-        if side is not None and (not is_whole(side, multiple) or side % multiple):
-            raise SdjaxError(f"{name} {side!r}: a positive multiple of {multiple} pixels for {config.name}")
+        config.check_side(name, side)
     return tuple(config.size if side is None else int(side) for side in (options.height, options.width))
 
 

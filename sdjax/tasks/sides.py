@@ -52,7 +52,7 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
 
 
 def remark(config: Config, request: Request) -> None:
-    """Logs a line for each option that means something else, or nothing, to a distilled model."""
+    """Logs a line for each option that means something else, or nothing, to this model."""
     steps, scales = request.options.steps, request.scales
     if config.few_steps is not None and steps > config.few_steps:
         many = "1 step" if config.few_steps == 1 else f"at most {config.few_steps} steps"
@@ -63,6 +63,10 @@ def remark(config: Config, request: Request) -> None:
         log.warning(
             "guidance_scale %g: 1 is the prompt alone for %s, which model cards call 0.0", scales.min(), config.name
         )
+    elif not config.unet.guidance and config.null and not np.any(scales):
+        own = config.guidance_scale
+        others = "1 is the prompt alone" + (f", {own:g} {config.name}'s own" if own != 1 else "")
+        log.warning("guidance_scale 0: what is asked for has no effect; %s", others)
 
 
 def read_own(sd: StableDiffusion, request: Request) -> Sides:

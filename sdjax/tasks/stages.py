@@ -7,6 +7,7 @@ also for the new size. Guidance, eta, seeds, strength and the sampler itself are
 plan keeps its padded length (see `sdjax.sampling.plan`).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
@@ -178,7 +179,7 @@ def unet_denoiser(
         output = lambda x: unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector, scales)
         if not enlarges:
             return output(x)
-        return in_tiles(output, x, TILE, OVERLAP, config.unet.factor, TILE * TILE)
+        return in_tiles(output, x, TILE, OVERLAP, math.gcd(config.unet.factor, *x.shape[1:3]), TILE * TILE)
 
     scale = in_interval(by_level(guide.levels, guide.scales), guide.low, guide.high)
     if guidance is None:

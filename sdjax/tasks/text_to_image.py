@@ -1,5 +1,6 @@
 """The tasks that start from text alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,7 +45,8 @@ def hires(
     A model composes a picture well only near the size that it was trained at; the second walk adds the detail. The
     results have the form of txt2img's; output "trajectory" is the second walk's. The second walk draws its own noise
     from the same seeds.
-    scale: how many times larger the sides become, from 1 on.
+    scale: how many times larger the sides become, from 1 on; they are rounded to what the first walk's are multiples
+        of, up to sd.config.multiple.
     strength: of the second walk, as for img2img.
     upscale: "latents", bicubic, is soft until it is refined and needs a strength from about 0.5 on; "pixels" decodes,
         enlarges with Lanczos and encodes again, which keeps edges sharp at a lower strength too.
@@ -57,7 +59,7 @@ def hires(
     first, second = plan_of(sd, options), plan_of(sd, options, given(strength))
     small = check(sd.config, prompt, options)
     small = small._replace(options=replace(options, output=upscale, finished=None))
-    factor, multiple = sd.config.vae.factor, sd.config.unet.factor
+    factor, multiple = sd.config.vae.factor, math.gcd(sd.config.unet.factor, *small.shape[:2])
     sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
     size = {"height": sides[0] * factor, "width": sides[1] * factor}
     large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))

@@ -41,7 +41,7 @@ def upscale(
     for name in ("height", "width"):
         if getattr(options, name) is not None:
             raise SdjaxError(f"{name} {getattr(options, name)!r}: None, it follows from the pictures' size")
-    small = read_images(pictures, None, None, config.unet.factor, 3)
+    small = read_images(pictures, None, None, config.unet.factor, 3, config.unet.unit)
     height, width = (side * config.vae.factor for side in small.shape[1:3])
     options = replace(options, height=height, width=width)
     if prompt is None and config.text is None:

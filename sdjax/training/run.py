@@ -136,10 +136,10 @@ class Run:
                     self._board.add_scalar(name, value, step)
         return record
 
-    def save_sheet(self, step: int, pictures: list[Image.Image]) -> None:
-        """Writes the pictures as one sheet, samples/<step>.png."""
+    def save_sheet(self, step: int, pictures: list[Image.Image], text: str | None = None) -> None:
+        """Writes the pictures as one sheet, samples/<step>.png, with `text` as its parameters."""
         sheet = contact_sheet(pictures)
-        save_png(sheet, self.folder / "samples" / f"{step}.png")
+        save_png(sheet, self.folder / "samples" / f"{step}.png", text)
         if self._board:
             self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 

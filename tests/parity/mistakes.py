@@ -1,7 +1,9 @@
 """Mistakes of the kind that reimplementations make, to be injected one at a time: see test_modules.py."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,16 @@ from sdjax.networks.clip import network as clip
 from sdjax.networks.unet import network as unet
 from sdjax.networks.vae import network as vae
 from sdjax.nn import layers, transformer
-from sdjax.nn.kernels import attention
+from sdjax.nn.kernels import attention, convolution
 from sdjax.weights import convert
 from tests.narrow import NARROW, NARROW_V2
 from tests.parity import peers
 
 UNET, TEXT, VAE = 5e-6, 5e-6, 1e-5  # the limits of FACTS.md section 9
+
+
+def odd_error(config):
+    return peers.unet_error(config, size=(9, 13))
 
 
 def changed(cls, **fixed):
@@ -53,9 +59,33 @@ def padded(wrong):
 def enlarged(wrong):
     def make(*args, enlarge=False, **kwargs):
         conv = layers.conv3x3(*args, **kwargs)
-        return (lambda x: conv(wrong(x))) if enlarge else conv
+        return Enlarged(lambda x, size=None: conv(wrong(x))) if enlarge else conv
 
     return make
+
+
+class Enlarged(NamedTuple):
+    """A stand-in for a Conv3x3 that enlarges."""
+
+    function: Callable
+
+    def __call__(self, x):
+        return self.function(x)
+
+    def of(self, channels):
+        return self.function
+
+
+def cropped_late(x, kernel, bias, size=None):
+    """The last row and column are left out after the convolution, which has seen them."""
+    y = convolution.convolve_enlarged(x, kernel, bias)
+    return y[:, : size[0], : size[1]] if size else y
+
+
+def squeezed(x, kernel, bias, size=None):
+    """Resized bilinearly to the size of the skip."""
+    y = convolution.convolve_enlarged(x, kernel, bias)
+    return jax.image.resize(y, (len(y), *(size or y.shape[1:3]), y.shape[3]), "bilinear")
 
 
 def shim(**wrong):
@@ -181,6 +211,8 @@ MISTAKES = {
     "attention not scaled": (scaled_by(lambda width, heads: (width // heads) ** 0.5), peers.unet_error, UNET),
     "attention scaled by the whole width": (scaled_by(lambda width, heads: heads**-0.5), peers.unet_error, UNET),
     "upsampled by tiles": ([(unet, "conv3x3", enlarged(lambda x: jnp.tile(x, (1, 2, 2, 1))))], peers.unet_error, UNET),
+    "cropped after the convolution": ([(layers, "convolve_enlarged", cropped_late)], odd_error, UNET),
+    "squeezed to the skip": ([(layers, "convolve_enlarged", squeezed)], odd_error, UNET),
     "upsampled bilinearly": ([(vae, "conv3x3", enlarged(bilinear))], peers.decode_error, VAE),
     "VAE attention of two heads": (
         [(vae, "Attention", changed(transformer.Attention, heads=2))],

@@ -78,12 +78,12 @@ def rng_normal(*shape, seed=0) -> np.ndarray:
 
 
 @cache
-def unet_case(config: Config, size: int = 16):
+def unet_case(config: Config, size: tuple[int, int] = (16, 16)):
     """(file tensors, inputs of ours, torch's output)."""
     torch.manual_seed(0)
     peer = perturb(UNet2DConditionModel(**fields(config, "unet/config.json")))
     unet = config.unet
-    x, context = rng_normal(2, size, size, unet.in_channels), rng_normal(2, 7, unet.context_dim, seed=1)
+    x, context = rng_normal(2, *size, unet.in_channels), rng_normal(2, 7, unet.context_dim, seed=1)
     t = np.array([981.0, 17.0], np.float32)
     reference = peer(nchw(x), torch.from_numpy(t).double(), torch.from_numpy(context).double()).sample
     return file_tensors(peer, "unet"), (x, t, context), nhwc(reference)
@@ -148,8 +148,8 @@ def run(function, *args, config):
     return jax.jit(partial(function.__wrapped__, config=config))(*args)
 
 
-def unet_error(config: Config, ours: Config | None = None) -> float:
-    tensors, inputs, reference = unet_case(config)
+def unet_error(config: Config, ours: Config | None = None, size: tuple[int, int] = (16, 16)) -> float:
+    tensors, inputs, reference = unet_case(config, size)
     params = export(tensors, config.unet)
     return error(run(model.unet_output, params, *inputs, config=(ours or config).unet), reference)
 

@@ -35,6 +35,13 @@ def test_unet(config, record):
     record(peers.unet_error(config), UNET)
 
 
+@pytest.mark.parametrize("size", [(9, 13), (5, 8), (1, 3), (18, 31)], ids=str)
+@pytest.mark.parametrize("config", [NARROW, EMOJI, *LIKE], ids=lambda config: config.name)
+def test_unet_of_any_size(config, size, record):
+    """diffusers enlarges to the size of the skip that comes next."""
+    record(peers.unet_error(config, size=size), UNET)
+
+
 @CONFIGS
 def test_vae_encode(config, record):
     record(peers.encode_error(config), VAE)

@@ -27,16 +27,17 @@ def make(config, tokenizer):
 
 def pictures(path, noise, **settings):
     """(ours, diffusers') as 8-bit arrays."""
+    height, width = (8 * side for side in noise.shape[1:3])
     sd = sdjax.load(path)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    ours = sdjax.txt2img(sd, PROMPTS, steps=20, sampler="ddim", guidance_scale=7.5, latents=noise, **settings)
+    ours = sdjax.txt2img(sd, PROMPTS, steps=20, sampler="ddim", guidance_scale=7.5, latents=noise, height=height, width=width, **settings)
     theirs = pipe(
         PROMPTS,
         num_inference_steps=20,
         guidance_scale=7.5,
-        height=64,
-        width=64,
+        height=height,
+        width=width,
         latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),
     ).images
     return tuple(np.stack([np.asarray(image, int) for image in images]) for images in (ours, theirs))
@@ -45,8 +46,12 @@ def pictures(path, noise, **settings):
 @pytest.mark.parametrize("config", [LIKE_SD15, LIKE_SD21], ids=lambda config: config.name)
 def test_same_pictures(config, tmp_path):
     sdjax.save(make(config, train_bpe(captions(), 580, tmp_path / "tokenizer")), tmp_path / "model")
-    noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
-    ours, theirs = pictures(tmp_path / "model", noise)
+    for sides in ((8, 8), (9, 13)):  # 72 x 104 pixels: every level of the UNet has an odd side
+        noise = np.random.default_rng(0).standard_normal((2, *sides, 4)).astype(np.float32)
+        compare(*pictures(tmp_path / "model", noise))
+
+
+def compare(ours, theirs):
     difference = np.abs(ours - theirs)
     print(
         f"equal {100 * (difference == 0).mean():.3f}%, most {difference.max()}; spread {theirs.std():.0f}, "

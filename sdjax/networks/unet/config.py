@@ -53,5 +53,11 @@ class UNetConfig:
 
     @property
     def factor(self) -> int:
-        """The number that the sides of the latents must be multiples of."""
+        """How many latents along a side make one position of the lowest level."""
         return 2 ** (len(self.channels) - 1)
+
+    @property
+    def unit(self) -> int:
+        """The number that the sides of the latents must be multiples of. Where single convolutions change the
+        resolution, h gets the size of the skip that it meets, and any size goes."""
+        return self.factor if self.updown else 1

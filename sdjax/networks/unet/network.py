@@ -120,11 +120,13 @@ class UNet(nn.Module):
             channels, shape = config.channels[level], (config.groups, 1e-5, dtype, True, config.scale_shift, resize)
             return Res(channels, *shape, name=name)(h, time, shifts.get(name))
 
-        def between(name, h, level, direction):
+        def between(name, h, level, size=None):
+            """To the level below, or with the size of the skip that h meets next, (rows, columns), to the one above."""
             if config.updown:
-                return res(name, h, level, direction)
-            how = {"stride": 2} if direction == "down" else {"enlarge": True}
-            return conv3x3(config.channels[level], name, dtype, **how)(h)
+                return res(name, h, level, "up" if size else "down")
+            how = {"enlarge": True} if size else {"stride": 2}
+            convolved = conv3x3(config.channels[level], name, dtype, **how).of(h.shape[-1])
+            return convolved(h, size) if size else convolved(h)
 
         def attend(name, h, level, depth):
             heads = config.heads[level]
@@ -160,7 +162,7 @@ class UNet(nn.Module):
                     h = attend(f"down_{level}_attn_{i}", h, level, config.depths[level])
                 skips.append(h)
             if level != levels[-1]:
-                h = between(f"down_{level}_downsample", h, level, "down")
+                h = between(f"down_{level}_downsample", h, level)
                 skips.append(h)
 
         h = res("mid_res_0", h, -1)
@@ -174,7 +176,7 @@ class UNet(nn.Module):
                 if config.attention[level]:
                     h = attend(f"up_{level}_attn_{i}", h, level, config.depths_up[level][i])
             if level != 0:
-                h = between(f"up_{level}_upsample", h, level, "up")
+                h = between(f"up_{level}_upsample", h, level, skips[-1].shape[1:3])
 
         h = nn.silu(GroupNorm(config.groups, 1e-5, name="norm_out")(h))
         h = conv3x3(config.out_channels, "conv_out", dtype, init=nn.initializers.zeros_init())(h)

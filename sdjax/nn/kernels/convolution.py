@@ -46,8 +46,13 @@ def convolve(
     return by_platform(x, kernel, cpu=cpu, tpu=whole if fills_a_tpu(b) else columns, default=whole) + bias
 
 
-def convolve_enlarged(x: Array, kernel: Array, bias: Array) -> Array:
-    """`upsample_nearest`, then `convolve` with kernel [3, 3, C, D] and bias [D]: [B, H, W, C] -> [B, 2H, 2W, D]."""
+def convolve_enlarged(x: Array, kernel: Array, bias: Array, size: tuple[int, int] | None = None) -> Array:
+    """`upsample_nearest`, then `convolve` with kernel [3, 3, C, D] and bias [D]: [B, H, W, C] -> [B, 2H, 2W, D].
+
+    size: of the result, (2H or 2H - 1, 2W or 2W - 1); the last row or column is left out before the convolution.
+    """
+    if size is not None and size != (2 * x.shape[1], 2 * x.shape[2]):
+        return convolve(upsample_nearest(x)[:, : size[0], : size[1]], kernel, bias)
     enlarged = lambda way: lambda x, kernel, bias: convolve(way(x), kernel, bias)
     whole, b, h, w = enlarged(upsample_nearest), *x.shape[:3]
     return by_platform(

@@ -1,0 +1,59 @@
+"""Hashes of files, by which other programs know a model again."""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from sdjax.devices.host import programs_folder
+from sdjax.errors import SdjaxError
+from sdjax.files import written_whole
+from sdjax.weights.folder import FOLDERS, file_names, shard_names, weights_file
+
+DIGITS = 10  # of the SHA-256, as in AUTOMATIC1111's web UI
+
+
+def model_hash(path: str | Path, variant: str | None = None) -> str | None:
+    """Returns the first ten digits of the SHA-256 of a model's file; of a folder, of its UNet's file (the first shard
+    of several). None: there is no such file.
+
+    path: as `find_source` gives it. variant: see `sdjax.load`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = path / "unet"
+        name = weights_file(file_names(folder), FOLDERS["unet"], variant)
+        with contextlib.suppress(SdjaxError):
+            name = shard_names(folder / name)[0] if name and name.endswith(".json") else name
+        path = folder / (name or "")
+    return file_hash(path)[:DIGITS] if path.is_file() else None
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file as hexadecimal digits.
+
+    It is computed once for a path, a size and a time of writing, and kept in hashes.json beside the compiled programs.
+    """
+    path = Path(path).resolve()
+    stat = path.stat()
+    key, folder = [stat.st_size, stat.st_mtime_ns], programs_folder()
+    kept = folder and Path(folder) / "hashes.json"
+    known = read_hashes(kept)
+    if (there := known.get(str(path))) and there[:2] == key:
+        return there[2]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if kept:
+        with contextlib.suppress(SdjaxError), written_whole(kept) as scratch:  # it only saves time
+            scratch.write_text(json.dumps(read_hashes(kept) | {str(path): [*key, found]}, indent=0), "utf-8")
+    return found
+
+
+def read_hashes(kept: Path | None) -> dict[str, list]:
+    """Returns what hashes.json holds, path -> [size, time, hash], without what is broken in it."""
+    try:
+        found = json.loads(kept.read_text("utf-8")) if kept else {}
+    except (OSError, ValueError):
+        return {}
+    whole = lambda entry: isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], str)
+    return {path: entry for path, entry in found.items() if whole(entry)} if isinstance(found, dict) else {}
