@@ -22,10 +22,13 @@ def model_hash(path: str | Path, variant: str | None = None) -> str | None:
     path = Path(path)
     if path.is_dir():
         folder = path / "unet"
-        name = weights_file(file_names(folder), FOLDERS["unet"], variant)
-        with contextlib.suppress(SdjaxError):
-            name = shard_names(folder / name)[0] if name and name.endswith(".json") else name
-        path = folder / (name or "")
+        name = weights_file(file_names(folder), FOLDERS["unet"], variant) or ""
+        if name.endswith(".json"):
+            try:
+                name = shard_names(folder / name)[0]
+            except SdjaxError:
+                return None
+        path = folder / name
     return file_hash(path)[:DIGITS] if path.is_file() else None
 
 

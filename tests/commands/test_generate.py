@@ -4,10 +4,12 @@ They run inside of the tests' process, which has imported and compiled already; 
 tried in a fresh one.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,15 @@ from safetensors.numpy import save_file
 from sdjax.commands.generate import save_next, save_sheet
 from sdjax.commands.generate_options import Options, settings_of_picture
 from tests.scripts import CONFIG, ROOT
+
+VERSION = f"Version: sdjax {version('sdjax')}"
+
+
+def MODEL(place):
+    """The fields that name the model: its hash is that of its UNet's file."""
+    content = (place / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    return f"Model hash: {hashlib.sha256(content).hexdigest()[:10]}, Model: model"
+
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -45,7 +56,7 @@ def test_generate(script, place, capfd):
     names = {"00012-seed0.png", "00013-seed1.png", "sheet.png"}
     assert {path.name for path in (place / "drawn").iterdir()} == names | {"00011-seed5.png"}
     image = Image.open(place / "drawn" / "00013-seed1.png")
-    assert image.size == (8, 8) and image.text["parameters"].startswith("a red apple\nSteps: 2, Sampler: ddim")
+    assert image.size == (8, 8) and image.text["parameters"].startswith("a red apple\nSteps: 2, Sampler: DDIM")
     assert {Path(line).name for line in capfd.readouterr().out.split()} == names
 
 
@@ -75,7 +86,8 @@ def test_generate_from_a_picture(script, place, capfd):
     draw("third", "--from", again, "--guidance-scale", 5, "a cat")
     text = Image.open(place / "third" / "00000-seed3.png").text["parameters"]
     assert text == (
-        "a cat\nSteps: 2, Sampler: euler_a, Schedule type: Karras, CFG scale: 5, Seed: 3, Size: 8x8, Model: model"
+        "a cat\nSteps: 2, Sampler: Euler a, Schedule type: Karras, CFG scale: 5, Seed: 3, Size: 8x8, "
+        f"{MODEL(place)}, {VERSION}"
     )
     capfd.readouterr()
     info = PngInfo()
@@ -88,7 +100,7 @@ def test_generate_from_a_picture(script, place, capfd):
     draw("web", "--from", "web-ui.png", "--model", "model")
     assert Image.open(place / "web" / "00000-seed9.png").size == (8, 16)
     said = capfd.readouterr().err.splitlines()[0]
-    assert said == "--from web-ui.png: not used: Model hash: 6ce0161689, Model: v1-5, Version: v1.6.0"
+    assert said == "--from web-ui.png: not used: Model hash: 6ce0161689, Model: v1-5"
     draw("half", "a cat", "--model", "model", "--steps", 2, "--dtype", "bfloat16")
     draw("halves", "--from", "half/00000-seed0.png")
     half, halves = (place / name / "00000-seed0.png" for name in ("half", "halves"))
@@ -151,7 +163,13 @@ def test_generate_grid_and_tasks(script, place, capfd):
     draw("grid", "--grid", "guidance-scale=1,7.5", "--grid", "sampler=ddim,euler_a", "--grid", "seed=3..4")
     names = {f"{i:05d}-seed{3 + i % 2}.png" for i in range(8)}
     assert {path.name for path in (place / "grid").iterdir()} == {*names, "sheet.png"}
-    assert text("grid", 3) == "Steps: 2, Sampler: euler_a, CFG scale: 1, Seed: 4, Size: 8x8, Model: model"
+    assert text("grid", 3) == (
+        "Steps: 2, Sampler: Euler a, Schedule type: Uniform, CFG scale: 1, Seed: 4, Size: 8x8, "
+        f"{MODEL(place)}, {VERSION}"
+    )
+    draw("grid again", "--from", place / "grid" / "sheet.png")
+    again = [(place / out / "sheet.png").read_bytes() for out in ("grid", "grid again")]
+    assert again[0] == again[1], "with the settings in it"
     draw("grid", "--sampler", "euler_a", "--guidance-scale", 1, "--seed", 4, "--preview", 1)
     assert Image.open(place / "grid" / "preview.png").size == (12, 12)
     again = place / "grid" / "00008-seed4.png"
@@ -165,8 +183,8 @@ def test_generate_grid_and_tasks(script, place, capfd):
     assert not (place / "tasks" / "preview.png").exists(), "one step has nothing on its way"
     draw("tasks", "--init-image", first, "--mask", "mask.png")
     assert text("tasks", 0) == (
-        "Steps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 0, Size: 8x8, Model: model, "
-        f"Denoising strength: 0.5, Init image: {first}"
+        f"Steps: 2, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 8x8, {MODEL(place)}, "
+        f"Denoising strength: 0.5, Init image: {first}, {VERSION}"
     )
     old, like, new = (np.asarray(Image.open(path)) for path in (first, *sorted((place / "tasks").iterdir())))
     assert (old[:, :4] == new[:, :4]).all() and (old[:, 4:] != new[:, 4:]).any() and (old[:, :4] != like[:, :4]).any()
@@ -190,7 +208,8 @@ def test_generate_with_an_embedding_a_checker_and_a_watermark(script, place, cap
     changed = draw("with", *short, *words)
     assert (np.asarray(Image.open(changed)) != np.asarray(Image.open(plain))).any()
     last = Image.open(changed).text["parameters"].splitlines()[-1]
-    assert last.endswith('Guidance rescale: 0.5, Guidance interval: 0.2 30.0, Embeddings: "learned, here.safetensors"')
+    more = 'Guidance rescale: 0.5, Guidance interval: 0.2 30.0, Embeddings: "learned, here.safetensors"'
+    assert last.endswith(f"{more}, {VERSION}")
     assert draw("again", "--from", changed).read_bytes() == changed.read_bytes()
 
     monkeypatch.setattr("sdjax.tasks.safety.load_safety_checker", lambda folder: object())  # tests/tasks
@@ -206,7 +225,7 @@ def test_generate_with_an_embedding_a_checker_and_a_watermark(script, place, cap
     assert not np.asarray(Image.open(black)).any()
     np.testing.assert_array_equal(np.asarray(Image.open(first))[:, ::-1], np.asarray(Image.open(plain)))
     assert "--safety-checker: 1 of 2 pictures made black" in capfd.readouterr().err
-    assert Image.open(first).text["parameters"].endswith("Safety checker: folder, Watermark: True")
+    assert Image.open(first).text["parameters"].endswith(f"Safety checker: folder, Watermark: True, {VERSION}")
     again = draw("safer", "--from", first, "--seed", 0)
     np.testing.assert_array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(first)))
 
@@ -231,6 +250,39 @@ def names_of(count):
     return [f"{i:05d}-seed{i}.png" for i in range(count)]
 
 
+def test_a_sheet_has_its_settings(script, place, capfd):
+    """--from draws all of it again; a picture's own text says nothing of the others."""
+    draw = lambda out, *more: script("sample/generate.py", "--model", "model", "--out", out, "--no-cache", *more)
+    assert draw("sheets", "a cat", "--steps", 2, "--num-images", 3, "--seed", 5) == 0
+    sheet = place / "sheets" / "sheet.png"
+    text = Image.open(sheet).text["parameters"]
+    assert text.startswith("a cat\nSteps: 2, ") and "Seed: 5, " in text and "Images: 3" in text
+    assert "Images" not in Image.open(place / "sheets" / "00000-seed5.png").text["parameters"]
+    assert draw("sheets again", "--from", sheet) == 0
+    assert (place / "sheets again" / "sheet.png").read_bytes() == sheet.read_bytes()
+    assert "not used" not in capfd.readouterr().err
+
+
+def test_the_cells_of_a_mask(script, place, capfd):
+    """A mask whose white misses every square's corner paints with --mask-cells any; --from repeats it."""
+    Image.new("RGB", (32, 32), "red").save(place / "red.png")
+    dots = np.zeros((32, 32), np.uint8)
+    dots[1::4, 1::4] = 255
+    Image.fromarray(dots).save(place / "dots.png")
+    common = "--model", "emoji", "--no-cache", "--out"
+    first = "a cat", "--init-image", "red.png", "--mask", "dots.png", "--steps", 2
+    assert script("sample/generate.py", *common, "dots", *first) == 0
+    assert "100% of its white is not repainted" in capfd.readouterr().err
+    assert script("sample/generate.py", *common, "dots", *first, "--mask-cells", "any") == 0
+    assert "not repainted" not in capfd.readouterr().err
+    assert script("sample/generate.py", *common, "dots", "--from", "dots/00001-seed0.png") == 0
+    corner, cells, again = (np.asarray(Image.open(path)) for path in sorted((place / "dots").iterdir()))
+    assert (corner[dots == 0] == (255, 0, 0)).all() and (cells[dots == 0] == (255, 0, 0)).all()
+    assert (cells != corner).any() and (again == cells).all()
+    assert script("sample/generate.py", *common, "dots", "a cat", "--mask-cells", "any") == 2
+    assert "--mask-cells any: needs --mask" in capfd.readouterr().err
+
+
 def test_a_second_sheet_does_not_replace_the_first(tmp_path):
     sheet = Image.new("RGB", (4, 4))
-    assert [save_sheet(sheet, tmp_path).name for _ in range(3)] == ["sheet.png", "sheet-1.png", "sheet-2.png"]
+    assert [save_sheet(sheet, tmp_path, "a").name for _ in range(3)] == ["sheet.png", "sheet-1.png", "sheet-2.png"]

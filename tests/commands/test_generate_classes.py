@@ -5,6 +5,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.weights import single
+from sdjax.weights.hashes import file_hash
 from tests.kinds import CLASSES as TINY
 from tests.kinds import model
 
@@ -28,8 +29,11 @@ def test_one_picture_of_each_class(script, place, classes):
     two = draw(script, place, "two", *of, "--classes", "1, 4", "--seed", 3)
     assert [text.splitlines()[0] for text in two.values()] == ["1", "4"]
     assert list(two) == ["00000-seed3.png", "00001-seed4.png"]
-    last = "Steps: 2, Sampler: ddim, CFG scale: 3, Seed: 3, Size: 16x16, Model: tiny-classes, "
-    assert two["00000-seed3.png"].splitlines()[1] == last + "Source: classes.safetensors"
+    model = f"Model hash: {file_hash(place / 'classes.safetensors')[:10]}, Model: tiny-classes"
+    last = (
+        f"Steps: 2, Sampler: DDIM, CFG scale: 3, Seed: 3, Size: 16x16, {model}, Source: classes.safetensors, Version: "
+    )
+    assert two["00000-seed3.png"].splitlines()[1].startswith(last)
     four = draw(script, place, "four", *of, "--classes", "1,4", "--num-images", 2)
     assert [text.splitlines()[0] for text in four.values()] == ["1", "1", "4", "4"]
     again = draw(script, place, "again", "--from", "two/00001-seed4.png")

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from sdjax.errors import SdjaxError
-from sdjax.image.masks import feather_masks, read_masks
+from sdjax.image.masks import read_masks
 from sdjax.image.pixels import pil_to_pixels, pixels_to_pil, read_images
 from sdjax.image.png import save_png
 from sdjax.image.sheets import contact_sheet
@@ -66,60 +66,3 @@ def test_a_file_that_is_cut_off_is_said(tmp_path):
     ]:
         with pytest.raises(SdjaxError, match=f"^{name}: not readable .image file is truncated"):
             read(Image.open(path))
-
-
-MASK = np.zeros((16, 16), bool)
-MASK[3:11, 5:16] = True
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        MASK,
-        np.uint8(MASK),
-        Image.fromarray(np.uint8(MASK)),
-        MASK[..., None],
-        MASK[None],
-        MASK[None, ..., None].astype(np.float32),
-        np.uint8(MASK) * 255,
-        0.4 * MASK + 0.2,
-        Image.fromarray(MASK),
-        Image.fromarray(np.uint8(MASK) * 200),
-        [Image.fromarray(MASK).convert("RGBA")],
-        Image.merge("LA", [Image.new("L", (16, 16), 255), Image.fromarray(np.uint8(MASK) * 255)]),
-        MASK.repeat(3, 0).repeat(5, 1),
-        Image.fromarray(np.uint8(MASK) * 128).resize((160, 48), 0),
-    ],
-)
-def test_masks(mask):
-    """White, or half and more, is 1, and nothing that is transparent; resized by the nearest pixel."""
-    found = read_masks(mask, (16, 16))
-    assert found.shape == (1, 16, 16, 1) and found.dtype == np.float32
-    np.testing.assert_array_equal(found[0, ..., 0], MASK)
-
-
-def test_masks_without_white_are_told(caplog):
-    for mask in (np.zeros((8, 8)), Image.fromarray(np.int32(MASK) * 255)):  # mode I holds 16 bits
-        caplog.clear()
-        assert not read_masks(mask, (8, 8)).any() and "nothing in it is white" in caplog.text
-
-
-def test_feathering_stays_inside():
-    mask = np.zeros((1, 32, 32, 1), np.float32)
-    mask[:, 8:, 4:28] = 1
-    np.testing.assert_array_equal(feather_masks(mask, 0), mask)
-    soft = feather_masks(mask, 4)[0, ..., 0]
-    assert (soft[mask[0, ..., 0] == 0] == 0).all() and soft.max() == 1
-    np.testing.assert_allclose(soft[20, 4:9], [1 / 8, 3 / 8, 5 / 8, 7 / 8, 1])
-    assert soft[31, 10] == 1, "the picture's own edge is no border"
-    assert (feather_masks(np.ones((1, 8, 8, 1), np.float32), 3) == 1).all()
-
-
-def test_feathering_leaves_small_holes():
-    """What is narrower than twice the feather is painted all the same, most where it is deepest."""
-    mask = np.zeros((2, 32, 32, 1), np.float32)
-    mask[0, 10:22, 10:22] = mask[1, :, 4:8] = 1
-    soft = feather_masks(mask, 8)[..., 0]
-    np.testing.assert_allclose(soft[0, 16, 10:22] * 16, [1, 3, 5, 7, 9, 11, 11, 9, 7, 5, 3, 1])
-    np.testing.assert_allclose(soft[1, 0, 3:9] * 16, [0, 1, 3, 3, 1, 0])
-    np.testing.assert_allclose(feather_masks(mask, 1e10)[..., 0] * 1e10, soft * 8, rtol=1e-6)

@@ -31,7 +31,9 @@ def pictures(path, noise, **settings):
     sd = sdjax.load(path)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    ours = sdjax.txt2img(sd, PROMPTS, steps=20, sampler="ddim", guidance_scale=7.5, latents=noise, height=height, width=width, **settings)
+    ours = sdjax.txt2img(
+        sd, PROMPTS, steps=20, sampler="ddim", guidance_scale=7.5, latents=noise, height=height, width=width, **settings
+    )
     theirs = pipe(
         PROMPTS,
         num_inference_steps=20,

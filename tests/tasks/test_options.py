@@ -75,9 +75,9 @@ SHARED = [  # refused by every task
     ({"stepz": 20}, "got an unexpected keyword argument 'stepz'; it takes sd, prompt"),
 ]
 OWN = [
-    ("txt2img", {"height": 15}, "height 15: a positive multiple of 4 pixels"),
+    ("txt2img", {"height": 15}, "height 15: a positive multiple of 2 pixels"),
     ("txt2img", {"width": 0}, "width 0"),
-    ("hires", {"height": 6}, "height 6: a positive multiple of 4 pixels"),
+    ("hires", {"height": 0}, "height 0: a positive multiple of 2 pixels"),
     ("hires", {"scale": 0.5}, "scale 0.5: a number from 1 on"),
     ("hires", {"strength": 0}, "strength 0: a number above 0"),
     ("hires", {"upscale": "esrgan"}, "upscale 'esrgan': one of latents, pixels"),
@@ -98,7 +98,7 @@ OWN = [
     ("img2img", {"image": PIXELS + 255}, "found 255 (of 0 .. 255 take x / 127.5 - 1)"),
     ("img2img", {"image": PIXELS * NAN}, "image: pixels in [-1, 1] expected, found nan"),
     ("img2img", {"image": PIXELS[..., 0]}, "image of shape (16, 16): [H, W, 3] or [B, H, W, 3] expected"),
-    ("img2img", {"image": PIXELS[:15]}, "image of shape (15, 16, 3): 12 x 16 pixels expected, arrays are not resized"),
+    ("img2img", {"image": PIXELS[:15]}, "image of shape (15, 16, 3): 14 x 16 pixels expected, arrays are not resized"),
     ("img2img", {"image": PIXELS, "height": 24}, "24 x 16 pixels expected"),
     ("img2img", {"image": np.zeros((1, 8, 8, 4), np.float32), "width": 24}, "width 24: the latents of image (1, 8, 8,"),
     ("img2img", {"image": Image.new("RGB", (3, 99))}, "image of 3 x 99 pixels: at least 4 x 4 needed"),
@@ -107,7 +107,11 @@ OWN = [
     ("inpaint", {"mask": None}, "mask is NoneType: a PIL image"),
     ("inpaint", {"mask": "m.png"}, "mask is str: a PIL image"),
     ("inpaint", {"mask": np.zeros(16)}, "mask of shape (16,): [H, W], [B, H, W] or [B, H, W, 1] expected"),
-    ("inpaint", {"mask": np.full((16, 16), 255.0)}, "mask: values from 0 (keep) to 1 (repaint), or uint8, expected"),
+    (
+        "inpaint",
+        {"mask": np.full((16, 16), 255.0)},
+        "mask: values from 0 (keep) to 1 (repaint), or whole numbers from 0 on, expected",
+    ),
     ("inpaint", {"mask": np.full((16, 16), NAN)}, "mask: values from 0"),
     ("inpaint", {"mask": np.zeros((2, 16, 16)), "image": np.stack([PIXELS] * 3)}, "2 masks for 3 images, one or 3"),
     ("inpaint", {"image": np.zeros((1, 8, 8, 4), np.float32)}, "pixels [B, H, W, 3] expected, inpaint does"),
@@ -116,7 +120,7 @@ OWN = [
     ("outpaint", {"left": 0}, "left, right, top, bottom: at least one of them must be above 0"),
     ("outpaint", {"left": -4}, "left -4: a whole number of pixels from 0 on"),
     ("outpaint", {"top": 1.5}, "top 1.5: a whole"),
-    ("outpaint", {"left": 3}, "right 0: the canvas would have 19 pixels, 1 make it a multiple of 4"),
+    ("outpaint", {"left": 3}, "right 0: the canvas would have 19 pixels, 1 make it a multiple of 2"),
     ("outpaint", {"height": 64}, "height 64: None, outpaint's canvas is the image and its sides"),
 ]
 
@@ -143,8 +147,8 @@ def test_every_task_shows_the_shared_options():
     own = {
         "txt2img": [],
         "img2img": ["image", "strength"],
-        "inpaint": ["image", "mask", "strength", "feather"],
-        "outpaint": ["image", "left", "right", "top", "bottom", "strength", "feather"],
+        "inpaint": ["image", "mask", "strength", "feather", "mask_cells"],
+        "outpaint": ["image", "left", "right", "top", "bottom", "strength", "feather", "mask_cells"],
         "hires": ["scale", "strength", "upscale"],
     }
     for task, names in own.items():

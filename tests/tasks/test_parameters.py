@@ -1,4 +1,5 @@
 import re
+from importlib.metadata import version
 
 import pytest
 from hypothesis import given
@@ -93,7 +94,8 @@ def test_all_arguments_come_back(embedding):
     assert arguments.items() <= found.items() and rest == {"Model": "m", "Source": "folder, of: models"}
     assert understand(describe({"prompt": "", "sdxl_clip_skip": 2}, 0, (8, 8), "m"))[0]["clip_skip"] == 2
     defaults = {option.name: option.default for option in FIELDS if not option.write}
-    assert describe(arguments | defaults, 0, (8, 8), "m", "m").endswith("Seed: 0, Size: 8x8, Model: m")
+    last = f"Seed: 0, Size: 8x8, Model hash: 0123456789, Model: m, Version: sdjax {version('sdjax')}"
+    assert describe(arguments | defaults, 0, (8, 8), "m", "m", "0123456789").endswith(last)
 
 
 def test_a_web_ui_s_text():
@@ -114,7 +116,6 @@ def test_a_web_ui_s_text():
         "Model hash": "45dee52b",
         "Model": "v1-5-pruned",
         "Lora hashes": "one: 12ab, two: 34cd",
-        "Version": "v1.6.0",
     }
 
 
@@ -137,9 +138,31 @@ def test_a_web_ui_s_text():
 )
 @pytest.mark.parametrize("schedule", ["", " Karras", ", Schedule type: Karras", ", Schedule type: Automatic"])
 def test_sampler_names(written, ours, schedule):
+    """ "Automatic" means karras for DPM++ 2M and exponential, which there is not, for DPM++ 2M SDE, as in the web UI
+    (modules/sd_samplers_kdiffusion.py since version 1.9)."""
     found, rest = understand(f"a cat\nSteps: 20, Sampler: {written}{schedule}, Seed: 1")
-    assert found["sampler"] == ours and ours in samplers and not rest
-    assert found.get("sigmas", "default") == ("karras" if "Karras" in schedule else "default")
+    lost = "Automatic" in schedule and ours == "dpmpp_2m_sde"
+    karras = "Karras" in schedule or ("Automatic" in schedule and ours == "dpmpp_2m")
+    assert found["sampler"] == ours and ours in samplers and rest == ({"Schedule type": "Exponential"} if lost else {})
+    assert found.get("sigmas", "default") == ("karras" if karras else "default")
+
+
+#: of modules/sd_samplers_kdiffusion.py, sd_samplers_timesteps.py and sd_samplers_lcm.py; DDPM is Forge's
+WEB_UI_LABELS = {"DPM++ 2M", "DPM++ 2M SDE", "Euler a", "Euler", "LMS", "Heun", "DDIM", "PLMS", "UniPC", "LCM", "DDPM"}
+
+
+@pytest.mark.parametrize("sigmas", ["default", "karras"])
+@pytest.mark.parametrize("sampler", samplers)
+def test_labels(sampler, sigmas):
+    """What the web UI reads back: its own label, and a schedule that it would not take by itself."""
+    settings = {"prompt": "a", "sampler": sampler, "sigmas": sigmas, "guidance_scale": 7.5}
+    text = describe(settings, 1, (8, 8), "m")
+    fields = parse_parameters(text)[2]
+    assert fields["Sampler"] == samplers[sampler].label != "" and fields["Sampler"] in WEB_UI_LABELS
+    wanted = "Karras" if sigmas == "karras" else "Uniform" if samplers[sampler].karras else None
+    assert fields.get("Schedule type") == wanted
+    found, rest = understand(text)
+    assert found["sampler"] == sampler and found.get("sigmas", "default") == sigmas and rest == {"Model": "m"}
 
 
 def test_what_cannot_be_understood_is_named():

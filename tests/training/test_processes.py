@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from sdjax.tasks.parameters import understand
 from tests.devices.test_layouts import free_port
 from tests.scripts import ROOT
 
@@ -73,6 +75,10 @@ def test_samples_in_the_middle_and_at_the_end(place, tmp_path, layout):
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"3.png", "4.png"}
+    text = Image.open(tmp_path / "samples" / "3.png").text["parameters"]
+    found, rest = understand(text)
+    assert (found["steps"], found["sampler"], found["syntax"]) == (20, "ddim", "plain")
+    assert rest["Training step"] == "3" and found["prompt"] == rest["Prompts"].split("\n")[0] != ""
     assert (tmp_path / "export" / "model_index.json").is_file()
 
 
