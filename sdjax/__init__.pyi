@@ -22,6 +22,7 @@ from sdjax.conditioning.pictures import encode_picture as encode_picture
 from sdjax.conditioning.text import tokenize as tokenize
 from sdjax.conditioning.towers import encode_prompt as encode_prompt
 from sdjax.devices.host import keep_programs as keep_programs
+from sdjax.diffusion.tables import Sampler
 from sdjax.diffusion.tables import samplers as samplers
 from sdjax.errors import SdjaxError as SdjaxError
 from sdjax.image import watermark as watermark
@@ -57,9 +58,9 @@ _Walk = Literal["trajectory"]
 _Prompt = str | Sequence[str] | Cond | None
 
 class _Options(TypedDict, total=False):
-    negative_prompt: str | Cond
+    negative_prompt: str | Sequence[str] | Cond
     steps: int
-    sampler: str
+    sampler: str | Sampler
     guidance_scale: float | Sequence[float] | Callable[[int], float] | None
     eta: float | None
     seed: int
@@ -111,6 +112,7 @@ def hires(
     scale: float = 2.0,
     strength: float = 0.6,
     upscale: str = "latents",
+    hires_steps: int | None = None,
     *,
     output: _Pil = ...,
     **options: Unpack[_Options],
@@ -122,6 +124,7 @@ def hires(
     scale: float = 2.0,
     strength: float = 0.6,
     upscale: str = "latents",
+    hires_steps: int | None = None,
     *,
     output: _Array,
     **options: Unpack[_Options],
@@ -133,6 +136,7 @@ def hires(
     scale: float = 2.0,
     strength: float = 0.6,
     upscale: str = "latents",
+    hires_steps: int | None = None,
     *,
     output: _Walk,
     **options: Unpack[_Options],

@@ -8,6 +8,7 @@ import numpy as np
 from sdjax.errors import SdjaxError
 
 DTYPES = ("float32", "bfloat16", "float16")  # the dtypes that a model can compute in
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}  # their other names
 
 
 def is_whole(value: Any, low: int, high: float = math.inf) -> bool:

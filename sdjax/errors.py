@@ -1,6 +1,7 @@
 """The one exception of this package, its messages in commands, and the test for JAX's out-of-memory error."""
 
 import contextlib
+import difflib
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,12 @@ class SdjaxError(ValueError):
 
     The message is one line (or one list) that names the file, key or argument, and says what would be right.
     """
+
+
+def did_you_mean(value: object, names: Iterable[str]) -> str:
+    """Returns the end of a refusal, "; did you mean NAME?", or "" if no name is near."""
+    near = difflib.get_close_matches(str(value), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -3,17 +3,21 @@
 import contextlib
 import gc
 import io
+import logging
 import os
+import platform
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from typing import TypeVar
 
+from sdjax.checks import SHORT
 from sdjax.devices.host import keep_programs
-from sdjax.errors import SdjaxError, out_of_memory, with_flags
+from sdjax.errors import SdjaxError, log, out_of_memory, with_flags
 
 Options = TypeVar("Options")
 
@@ -34,15 +38,33 @@ def parse(
     """
     import tyro
 
-    captured = io.StringIO()
+    from sdjax.commands.groups import flat, grouped, nested
+
+    captured, shape = io.StringIO(), grouped(options)
+    arguments = spelled(sys.argv[1:] if arguments is None else arguments)
     try:
         with contextlib.redirect_stderr(captured):
-            default = {} if default is None else {"default": default}
-            return tyro.cli(options, description=description, args=arguments, prog=program, **default)
+            default = {} if default is None else {"default": nested(shape, default)}
+            config = (tyro.conf.OmitArgPrefixes,)
+            found = tyro.cli(shape, description=description, args=arguments, prog=program, config=config, **default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         refuse(with_flags(_one_line(captured.getvalue()), flag_names(options)))
+    try:
+        return flat(options, found)
+    except SdjaxError as error:
+        refuse(with_flags(str(error), flag_names(options)))
+
+
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """Returns the words of a command line with torch's names of dtypes as ours: --dtype fp16 is --dtype float16."""
+    found = []
+    for word in arguments:
+        flag, equals, value = word.partition("=") if word.startswith("--dtype=") else ("", "", word)
+        after = equals or (found and found[-1] == "--dtype")
+        found.append(f"{flag}{equals}{SHORT.get(value, value)}" if after else word)
+    return found
 
 
 def flag_names(options: type) -> set[str]:
@@ -90,6 +112,11 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def _run(main, options, defaults, arguments, program) -> None:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["--version"]:
+        print("\n".join(versions("--verbose" in arguments)))
+        return
+    log_to_stderr()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch was not found
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF, palettes, sizes: what matters is refused by name
     gc.set_threshold(50_000)  # imports and traces make millions of lasting objects: collecting took a tenth of the time
@@ -119,6 +146,35 @@ def _run(main, options, defaults, arguments, program) -> None:
             signal.signal(name, handler)
 
 
+class ToStderr(logging.Handler):
+    """Prints the package's messages on standard error, above a bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(record.getMessage(), file=sys.stderr)
+        else:
+            print(record.getMessage(), file=sys.stderr)
+
+
+def log_to_stderr() -> None:
+    """Prints what the package logs from INFO on: what is loaded and compiled, and what may not be meant."""
+    if not any(isinstance(handler, ToStderr) for handler in log.handlers):
+        log.addHandler(ToStderr())
+    log.setLevel(logging.INFO)
+
+
+def versions(verbose: bool) -> list[str]:
+    """Returns the lines of --version; with --verbose also those of Python, the libraries and the devices."""
+    lines = [f"sdjax {version('sdjax')}"]
+    if verbose:
+        import jax
+
+        lines.append(f"Python {platform.python_version()}, {platform.platform()}")
+        lines.append(", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "optax", "numpy")))
+        lines.append(f"{jax.default_backend()}: {', '.join(device.device_kind for device in jax.devices())}")
+    return lines
+
+
 def refuse(message: str) -> None:
     """Prints `error: message` in one line and exits with status 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
@@ -134,6 +190,13 @@ class Progress:
     def __init__(self, unit: str):
         self.unit, self.bar = unit, None
 
+    def say(self, line: object) -> None:
+        """Prints a line, above the bar if there is one."""
+        if self.bar is None:
+            print(line)
+        else:
+            self.bar.write(str(line), file=sys.stdout)
+
     def __call__(self, done: float, total: int) -> None:
         """Shows `done` of `total`; `done` may be a fraction. The time left is reckoned from the first call on."""
         if self.bar is None:
@@ -147,8 +210,13 @@ class Progress:
 
 
 def _one_line(box: str) -> str:
-    """Returns the sentences inside tyro's box, without escapes, borders, its title and the hint below its rule."""
-    text = re.split(r"\n│ ─+ │\n", re.sub(r"\x1b\[[0-9;]*m", "", box))[0]
+    """Returns the sentences inside tyro's box, without escapes, borders, its title and the hint below its rule; of an
+    option that there is not, its name and the nearest one."""
+    parts = re.split(r"\n│ ─+ │\n", re.sub(r"\x1b\[[0-9;]*m", "", box))
+    text = parts[0]
+    if unknown := re.search(r"Unrecognized options: (-\S+?)(?=,|\s|$)", text):
+        near = re.search(r"Perhaps you meant:.*?(--[\w-]+)", " ".join(parts[1:]), re.DOTALL)
+        return f"no option {unknown[1]}; " + (f"did you mean {near[1]}?" if near else "see --help")
     lines = [line for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     sentence = " ".join(" ".join(re.sub(r"[─-╿]+", " ", line) for line in lines).split())
     sentence = re.sub(r"^Error parsing \w+: ", "", sentence)  # the dataclass refused, and named the argument itself

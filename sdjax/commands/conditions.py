@@ -139,6 +139,17 @@ def small_picture(sd, path: Path):
     return small[None, :height, :width]
 
 
+def with_negative(line: str) -> tuple[str, str | None]:
+    """Returns (prompt, negative prompt) of a line of --prompts-file, which may end in " --negative TEXT"; None: it has
+    none."""
+    prompt, flag, negative = line.partition(NEGATIVE)
+    if flag and not prompt.strip():
+        raise SdjaxError(f"prompts_file: {line[:80]!r} has no prompt before --negative")
+    return (prompt.rstrip(), negative.strip()) if flag else (line, None)
+
+
+NEGATIVE = " --negative "
+
 #: What stands beside x: the flag -> the Cond of the files' names. The same words as in Family.concat, of which "lowres"
 #: is made by its task.
 BESIDE = {"map": map_cond, "depth": depth_cond, "image": image_cond}

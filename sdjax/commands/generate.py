@@ -13,17 +13,27 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
 """
 
 import hashlib
-import re
 import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 from sdjax.commands.command_line import Progress
-from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of, small_picture
-from sdjax.commands.generate_options import NAMES, PARTS, PICTURES, Options, check_options, skips_of_picture
+from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of, small_picture, with_negative
+from sdjax.commands.generate_options import (
+    NAMES,
+    PARTS,
+    PICTURES,
+    SIDES,
+    Options,
+    canvas,
+    check_options,
+    read_sides,
+    skips_of_picture,
+    with_names,
+)
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
+from sdjax.commands.saving import read_picture, save_next, save_sheet
 from sdjax.devices.host import return_memory
 from sdjax.errors import SdjaxError, flags_of, loading, prefixed
 from sdjax.files import check_folder
@@ -54,7 +64,16 @@ class Task:
             self.arguments |= {"preview": self.preview, "preview_every": options.preview}
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
         self.height, self.width = check_size(sd.config, Arguments(height=options.height, width=options.width))
-        if image is not None:
+        if options.hires is not None:
+            self.function = sdjax.hires
+            names = {"scale": "hires", "strength": "hires_strength", "upscale": "hires_upscale"}
+            self.arguments |= {name: getattr(options, flag) for name, flag in names.items()}
+            self.arguments["hires_steps"] = options.hires_steps
+        if options.outpaint is not None:
+            self.function, sides = sdjax.outpaint, dict(zip(SIDES, read_sides(options.outpaint), strict=True))
+            self.arguments |= sides | {"image": image, "feather": options.feather, "mask_cells": options.mask_cells}
+            self.height, self.width = canvas(image, **sides)
+        elif image is not None:
             with prefixed(f"--init-image {options.init_image}: "):
                 self.arguments["image"] = read_images(image, options.height, options.width, sd.config.multiple)
             self.height, self.width = self.arguments["image"].shape[1:3]
@@ -82,7 +101,19 @@ class Task:
 
     def asked(self, lines: list[str]):
         """Returns what the task is called with for some lines; see commands/conditions.py."""
-        return asked(self.sd, lines, self.options)
+        return asked(self.sd, [self.split(line)[0] for line in lines], self.options)
+
+    def split(self, line: str) -> tuple[str, str | None]:
+        """Returns the prompt and the negative prompt of a line of --prompts-file; None: it has none of its own."""
+        of_text = self.options.prompts_file is not None and self.sd.config.text is not None
+        return with_negative(line) if of_text else (line, None)
+
+    def negatives(self, lines: list[str]) -> dict[str, list[str]]:
+        """Returns the argument negative_prompt if some lines have one of their own."""
+        found = [self.split(line)[1] for line in lines]
+        if not any(negative is not None for negative in found):
+            return {}
+        return {"negative_prompt": [self.arguments["negative_prompt"] if one is None else one for one in found]}
 
     def take_size(self, lines: list[str]) -> None:
         """Takes the size of the pictures from what stands beside them, if anything does."""
@@ -100,6 +131,7 @@ class Task:
         arguments = self.arguments | changes
         if "strength" in changes and "image" not in arguments:
             raise SdjaxError("--grid strength: needs --init-image")
+        arguments = arguments | self.negatives(prompts)
         own = Arguments(**{name: arguments[name] for name in (*NAMES, "refiner") if name in arguments})
         check(self.sd.config, self.asked(prompts), own)
         plan_of(self.sd, own, arguments.get("strength"))
@@ -108,7 +140,8 @@ class Task:
 
     def draw(self, prompts: list[str], progress, **changes) -> list:
         """Returns the pictures of some prompts, as they are saved unless a function `finished` is given them before."""
-        images = self.function(self.sd, self.asked(prompts), progress=progress, **self.arguments | changes)
+        arguments = self.arguments | self.negatives(prompts) | changes
+        images = self.function(self.sd, self.asked(prompts), progress=progress, **arguments)
         return images if "finished" in changes else self.finish(images)
 
     def finish(self, images: list) -> list:
@@ -126,6 +159,22 @@ class Task:
             content = family_of(self.sd.config).watermark(self.sd.config)
             images = [watermark.embed(image, content) for image in images]
         return images
+
+    def steps(self) -> float:
+        """Returns how many steps an evaluation of the model is: heun takes two evaluations for most of its steps."""
+        from sdjax.diffusion.plan import steps_of
+        from sdjax.tasks.engine import evaluations
+        from sdjax.tasks.options import TaskOptions as Arguments
+        from sdjax.tasks.plans import plan_of
+
+        own, strength = Arguments(**{name: self.arguments[name] for name in NAMES}), self.arguments.get("strength")
+        walks = [(own, None if strength == 1 else strength)]
+        if self.options.hires is not None:
+            walks = [(own, None), (replace(own, steps=self.options.hires_steps or own.steps), strength)]
+        elif strength is None and self.function.__name__ == "img2img":
+            walks = [(own, 0.75)]
+        asked = sum(one.steps if share is None else steps_of(share, one.steps) for one, share in walks)
+        return asked / sum(evaluations(plan_of(self.sd, one, share)) for one, share in walks)
 
     def preview(self, step: int, numbers: list[int], pictures: list) -> None:
         """Writes OUT/preview.png."""
@@ -147,9 +196,12 @@ class Task:
         """Returns the parameters text of a picture, or of a `sheet` whose first one it is, with its own arguments."""
         from sdjax.tasks.parameters import describe
 
+        prompt, negative = self.split(prompt)
+        changes = (changes or {}) | ({} if negative is None else {"negative_prompt": negative})
         others = (*PICTURES, *PARTS, "noise_level", "config", "refiner", "embedding", "safety_checker", "watermark")
+        others = (*others, "hires", "hires_upscale", "hires_steps", "outpaint")
         others = {name: getattr(self.options, name) for name in (*others, "dtype")} | {"num_images": 1} | sheet
-        own = self.arguments | (changes or {})
+        own = self.arguments | changes
         if self.sized:  # whose clip skip means another layer than the web UI's
             others |= {"clip_skip": 1, "sdxl_clip_skip": own["clip_skip"]}
         if self.sd.config.text is None:  # the prompt's place has it
@@ -170,6 +222,7 @@ def main(options: Options) -> None:
     from sdjax.commands.grid import read_axes
     from sdjax.files import read_prompts
 
+    options = with_names(options)
     check_options(options)
     with prefixed("--"):
         axes = read_axes(options.grid)
@@ -190,9 +243,8 @@ def main(options: Options) -> None:
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
-    with flags_of(
-        (*NAMES, "refiner", "strength", "feather", "mask_cells", "mask", "classes", "layout", "noise_level", *FILES)
-    ):
+    own = ("refiner", "strength", "feather", "mask_cells", "mask", "hires_steps", "classes", "layout", "noise_level")
+    with flags_of((*NAMES, *own, *FILES)):
         prompts = lines_of(sd.config, options, lines)
         task = Task(sd, options, image, mask, refiner)
         task.take_size(prompts)
@@ -208,15 +260,16 @@ def draw(task: Task, prompts: list[str]) -> None:
     """Draws --num-images pictures of each line, saves each as soon as it is done, and a sheet of them at the end."""
     from sdjax.image.sheets import contact_sheet
 
-    out, seed, images = task.options.out, task.options.seed, {}
+    out, seed, images, progress = task.options.out, task.options.seed, {}, Progress("step")
 
     def save(numbers: list[int], pictures: list) -> None:
         for i, image in zip(numbers, task.finish(pictures), strict=True):
             images[i] = image
             prompt = prompts[i // task.options.num_images]
-            print(save_next(image, out, seed + i, task.text(prompt, seed + i)))
+            progress.say(save_next(image, out, seed + i, task.text(prompt, seed + i)))
 
-    task.draw(prompts, Progress("step"), finished=save)
+    share = task.steps()
+    task.draw(prompts, lambda done, total: progress(done * share, round(total * share)), finished=save)
     if len(images) > 1:
         text = task.text(prompts[0], seed, num_images=task.options.num_images)
         print(save_sheet(contact_sheet([images[i] for i in sorted(images)]), out, text))
@@ -234,7 +287,7 @@ def draw_grid(task: Task, prompt: str, axes: dict[str, list]) -> None:
         part = lambda step, total, i=i: progress(i + step / total, len(combinations))
         images += task.draw([prompt], part, **changes)
         seed = changes.get("seed", task.options.seed)
-        print(save_next(images[i], out, seed, task.text(prompt, seed, changes)))
+        progress.say(save_next(images[i], out, seed, task.text(prompt, seed, changes)))
     text = task.text(prompt, task.options.seed, grid=task.options.grid)
     print(save_sheet(grid_sheet(axes, images), out, text))
 
@@ -254,7 +307,8 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     sd, options = task.sd, task.options
     prompts = [prompt for prompt in prompts for _ in range(options.num_images)]
     task.check(prompts, num_images=1)
-    size, devices = chunk_size(len(prompts), task.height * task.width // sd.config.vae.factor**2)
+    large = (options.hires or 1) ** 2  # the second walk's pictures
+    size, devices = chunk_size(len(prompts), int(task.height * task.width * large) // sd.config.vae.factor**2)
     settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
     for option in SDXL_OPTIONS:  # left out, as by runs before there were any
         if settings.get(option.name, option.default) == option.default:
@@ -269,8 +323,9 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
         settings |= {"image": digest(np.asarray(task.arguments["image"]))}
     if task.mask is not None:
         settings |= {"mask": digest(np.asarray(to_rgb(task.mask, "black")))}
-    if options.mask_cells != Options.mask_cells:
-        settings |= {"mask_cells": options.mask_cells}
+    for name in ("mask_cells", "hires", "hires_strength", "hires_upscale", "hires_steps", "outpaint"):
+        if getattr(options, name) != getattr(Options, name):  # else left out, as by runs before there were any
+            settings |= {name: getattr(options, name)}
     settings |= {"embeddings": digest(dict(sd.embeddings), repr([*sd.embeddings]))} if sd.embeddings else {}
     settings |= {"safety_checker": digest(task.checker.params)} if task.checker else {}
     settings |= {"watermark": True} if options.watermark else {}
@@ -290,42 +345,3 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     print(f"{options.out}: {made} pictures drawn")
     with device_errors():
         agree(made)  # waits for the other processes: at its end JAX would wait for only 100 s
-
-
-def read_picture(name: str, path: Path | None):
-    """Reads the picture of an option as RGB, a mask as it is, or returns None."""
-    from sdjax.data.picture import Unreadable, decode, decode_as_is, open_file
-
-    try:
-        return path and (decode_as_is if name == "mask" else decode)(open_file(path))
-    except Unreadable as error:
-        raise SdjaxError(f"--{name.replace('_', '-')} {path}: {error}") from None
-
-
-def save_sheet(sheet, folder: Path, text: str) -> Path:
-    """Saves a sheet, with its settings, as sheet.png, or sheet-1.png and so on where there are others."""
-    from sdjax.image.png import save_png
-
-    names = ("sheet.png", *(f"sheet-{n}.png" for n in range(1, 10**6)))
-    return save_png(sheet, next(path for name in names if not (path := folder / name).exists()), text)
-
-
-def save_next(image, folder: Path, seed: int, text: str) -> Path:
-    """Saves a picture under the number after the highest one in the folder, and returns its path.
-
-    Other runs may draw into the same folder, so an empty file reserves the name until the picture replaces it.
-    """
-    from sdjax.image.png import save_png
-
-    while True:
-        numbers = (int(m[1]) + 1 for path in folder.iterdir() if (m := re.match(r"(\d{5,})-", path.name)))
-        path = folder / f"{max(numbers, default=0):05d}-seed{seed}.png"
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        try:
-            return save_png(image, path, text)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise

@@ -3,14 +3,17 @@
 import sys
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from sdjax.commands.conditions import flagged_lines, refuse_no_prompt
+from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
+from sdjax.image.parameters import read_sampler
 from sdjax.tasks.option import Option
 from sdjax.tasks.options import OPTIONS
+from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 
 #: The rows of OPTIONS that have a flag: the arguments of txt2img, img2img and inpaint.
 FLAGS = tuple(option for option in OPTIONS if option.flag is not None)
@@ -24,7 +27,8 @@ PICTURES = ("init_image", "mask", "map", "depth", "lowres", "image")
 
 def flagged(option: Option) -> tuple[str, Any, Any]:
     """Returns a row of OPTIONS as a field of a dataclass that tyro reads."""
-    return option.name, Annotated[option.flag, tyro.conf.arg(help=option.help)], field(default=option.default)
+    arg = tyro.conf.arg(help=option.help, aliases=option.aliases)
+    return option.name, Annotated[option.flag, arg], field(default=option.default)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,18 @@ Sampling.__module__ = __name__
 
 @dataclass(frozen=True)
 class Options(Sampling):
+    GROUPS: ClassVar = {
+        "from a picture": ("init_image", "strength", "mask", "feather", "mask_cells", "outpaint"),
+        "large picture": ("hires", "hires_strength", "hires_upscale", "hires_steps"),
+        "sampling": (
+            *("eta", "sigmas", "spacing", "clip_skip", "syntax", "guidance_rescale", "guidance_interval"),
+            *("variation_seed", "variation_strength"),
+        ),
+        "model": ("config", "unet", "vae", "embedding", "dtype", "safety_checker", "watermark"),
+        "SDXL": tuple(option.name for option in SDXL_OPTIONS),
+        "conditioning": ("classes", "layout", "map", "depth", "lowres", "image", "noise_level"),
+        "batch run": ("prompts_file", "batch_size", "coordinator", "num_processes", "process_id"),
+    }
     classes: str | None = None
     """Classes in place of a prompt, for a model of classes: 207,360; one picture each, or --num-images of each."""
     layout: Path | None = None
@@ -75,13 +91,23 @@ class Options(Sampling):
     """Pixels inside of --mask's border over which old and new are blended."""
     mask_cells: Literal["corner", "any"] = "corner"
     """A latent is painted anew if the corner of its square is white in --mask, or if any of its pixels is."""
+    outpaint: str | None = None
+    """LEFT,TOP,RIGHT,BOTTOM: pixels by which the canvas of --init-image is larger; what is added is painted."""
+    hires: float | None = None
+    """From 1 on: draw at --height and --width, enlarge so many times, and go over it once more."""
+    hires_strength: float = 0.6
+    """Above 0, to 1: how much the second time may change."""
+    hires_upscale: Literal["latents", "pixels"] = "latents"
+    """What is enlarged: latents (bicubic, softer) or pixels (Lanczos, sharper)."""
+    hires_steps: int | None = None
+    """Of the second time; those of the first if left out."""
     safety_checker: Path | None = None
     """Folder of a diffusers model or of its safety_checker; pictures that it flags become black."""
     watermark: bool = False
     """Hide StableDiffusionV1 (SDV2 for 2.x) in each picture, as the original scripts do; from 256 x 256 pixels on."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the computation."""
-    out: Path = Path("out")
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("out")
     """Folder for the pictures, made if need be."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Repeat this picture from its `parameters` text."""
@@ -120,8 +146,12 @@ def settings_of_picture(options: Options) -> Options | None:
     if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
         rest = {name: value for name, value in rest.items() if name not in ("Source", "Model", "Model hash")}
         found["model"] = source
-    if "strength" in found and not (options.init_image or "init_image" in found):  # it is a web UI's hires pass
-        rest["Denoising strength"] = found.pop("strength")
+    if "strength" in found and not (options.init_image or "init_image" in found):
+        strength = found.pop("strength")
+        if "hires" in found:
+            found["hires_strength"] = strength
+        else:
+            rest["Denoising strength"] = strength
     if "Sampler" in rest:
         print(
             f"--from {options.from_}: there is no sampler {rest['Sampler']!r} here; --sampler NAME names one",
@@ -135,6 +165,28 @@ def settings_of_picture(options: Options) -> Options | None:
     found |= {name: Path(found[name]) for name in files if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
+
+
+SIDES = ("left", "top", "right", "bottom")
+
+
+def read_sides(text: str) -> list[int]:
+    """Reads --outpaint. SdjaxError: not four whole numbers from 0 on."""
+    sides = [side.strip() for side in text.split(",")]
+    if len(sides) != len(SIDES) or not all(side.isdecimal() for side in sides):
+        raise SdjaxError(f"--outpaint {text}: LEFT,TOP,RIGHT,BOTTOM expected, whole numbers of pixels, as 64,0,64,0")
+    return [int(side) for side in sides]
+
+
+def canvas(image, left: int, top: int, right: int, bottom: int) -> tuple[int, int]:
+    """Returns (height, width) of a picture with so many pixels more on each side."""
+    return image.height + top + bottom, image.width + left + right
+
+
+def with_names(options: Options) -> Options:
+    """Returns the options with web UIs' names of samplers as ours: "DPM++ 2M Karras" is dpmpp_2m with karras sigmas."""
+    found = {} if options.sampler in samplers else read_sampler(options.sampler)
+    return replace(options, **found) if found.get("sampler") in samplers else options
 
 
 def skips_of_picture(options: Options) -> bool:
@@ -170,13 +222,31 @@ def check_options(options: Options) -> None:
     for name, needed in (
         ("strength", "init_image"),
         ("mask", "init_image"),
-        ("feather", "mask"),
-        ("mask_cells", "mask"),
+        ("outpaint", "init_image"),
+        ("hires_strength", "hires"),
+        ("hires_upscale", "hires"),
+        ("hires_steps", "hires"),
         ("batch_size", "prompts_file"),
         ("coordinator", "prompts_file"),
     ):
-        if getattr(options, name) not in (None, 0.0, Options.mask_cells) and not getattr(options, needed):
+        if getattr(options, name) != getattr(Options, name) and not getattr(options, needed):
             raise SdjaxError(f"--{name} {getattr(options, name)}: needs --{needed}".replace("_", "-"))
+    for name in ("feather", "mask_cells"):
+        if getattr(options, name) != getattr(Options, name) and not (options.mask or options.outpaint):
+            raise SdjaxError(f"--{name.replace('_', '-')} {getattr(options, name)}: needs --mask or --outpaint")
+    if options.outpaint is not None:
+        read_sides(options.outpaint)
+        for name in ("mask", "height", "width"):
+            if getattr(options, name) is not None:
+                raise SdjaxError(f"--outpaint: instead of --{name}, not beside it")
+    if options.hires is not None:
+        for name in ("init_image", "lowres"):
+            if getattr(options, name) is not None:
+                raise SdjaxError(f"--hires: a picture of text alone, not with --{name.replace('_', '-')}")
+        if options.hires < 1:
+            raise SdjaxError(f"--hires {options.hires}: a number from 1 on")
+        if not 0 < options.hires_strength <= 1:
+            raise SdjaxError(f"--hires-strength {options.hires_strength}: a number above 0, to 1")
     if options.noise_level is not None and not (options.lowres or options.image):
         raise SdjaxError(f"--noise-level {options.noise_level}: needs --lowres or --image")
     if options.grid and (options.prompts_file or options.num_images != 1):

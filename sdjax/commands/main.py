@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from sdjax.commands.command_line import reader_may_leave, run
+from sdjax.commands.command_line import reader_may_leave, run, versions
 
 #: words -> (module of this folder with `main`, `Options` and perhaps `defaults`; what the command does)
 COMMANDS = {
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if arguments[:1] == ["--version"]:
+        return print("\n".join(versions("--verbose" in arguments)))
     words = arguments[: 2 if arguments[:1] == ["train"] else 1]
     name = " ".join(words)
     if not words or words[-1] in ("-h", "--help"):

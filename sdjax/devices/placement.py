@@ -64,14 +64,18 @@ POSITIONS = 2**13  # latent positions that a CPU takes at once: 32 guided pictur
 def chunk_size(count: int, positions: int) -> tuple[int, list]:
     """Returns how many pictures to compute at once, and the devices that share them evenly.
 
+    Each device gets a power of two of them, so that few shapes are compiled for, or as many as it takes at once, if
+    that is less.
+
     count: the number of pictures.
     positions: the latent positions of one picture, h w, if the model is called twice a step (a prompt and guidance);
         more calls count in proportion.
     """
     devices = jax.local_devices()[:count]
-    most = max(1, positions_at_once(devices[0]) // positions) * len(devices)
-    size = math.ceil(count / math.ceil(count / most))
-    return math.ceil(size / len(devices)) * len(devices), devices
+    most = max(1, positions_at_once(devices[0]) // positions)
+    times = math.ceil(count / (most * len(devices)))
+    share = math.ceil(count / (times * len(devices)))
+    return min(most, 1 << (share - 1).bit_length()) * len(devices), devices
 
 
 def positions_at_once(device: jax.Device) -> int:

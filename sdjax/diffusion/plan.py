@@ -13,7 +13,7 @@ from sdjax.checks import is_number, is_whole
 from sdjax.diffusion.process import alpha_s
 from sdjax.diffusion.schedule import NoiseSchedule, karras_sigmas, sigma_to_t, t_to_sigma
 from sdjax.diffusion.tables import HISTORY, Grid, Row, Sampler, samplers
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, did_you_mean
 
 
 class Plan(NamedTuple):
@@ -29,7 +29,7 @@ SIGMAS = ("default", "karras")
 
 
 def plan(
-    name: str,
+    name: str | Sampler,
     schedule: NoiseSchedule,
     steps: int,
     eta: float | None = None,
@@ -37,7 +37,7 @@ def plan(
     spacing: str | None = None,
     strength: float | None = None,
 ) -> Plan:
-    """Returns the Plan of a walk with the sampler `samplers[name]`.
+    """Returns the Plan of a walk with the sampler `samplers[name]`, or with a Sampler of the caller's own.
 
     schedule: the model's noise schedule, of N timesteps.
     steps: number of steps, 1 .. N.
@@ -51,15 +51,16 @@ def plan(
     `steps` alone, not on the sampler or the strength, and there are few different lengths.
     SdjaxError: an unknown name, a value out of its range, or an option that the sampler does not take.
     """
-    if not isinstance(name, str) or name not in samplers:
-        raise SdjaxError(f"sampler {name!r}: unknown, one of {', '.join(samplers)}")
+    sampler = name if isinstance(name, Sampler) else samplers.get(name) if isinstance(name, str) else None
+    if sampler is None:
+        raise SdjaxError(f"sampler {name!r}: unknown, one of {', '.join(samplers)}{did_you_mean(name, samplers)}")
+    name = sampler.name
     if not is_whole(steps, 1, schedule.timesteps):
         raise SdjaxError(f"steps {steps!r}: a whole number from 1 to {schedule.timesteps}")
     if eta is not None and not is_number(eta, 0, 1):
         raise SdjaxError(f"eta {eta!r}: a number from 0 to 1")
     if not isinstance(sigmas, str) or sigmas not in SIGMAS:
         raise SdjaxError(f"sigmas {sigmas!r}: one of {', '.join(SIGMAS)}")
-    sampler = samplers[name]
     takers = lambda takes: ", ".join(s.name for s in samplers.values() if takes(s))
     if eta and sampler.eta is None:
         raise SdjaxError(

@@ -75,6 +75,7 @@ def load(
         then fp16, then bf16, then whatever there is.
     SdjaxError: a file, field or tensor does not fit; the message names it.
     """
+    log.info("loading %s", source)
     found = load_whole(source, dtype, prediction, prefer_ema, config, variant)
     for part, other in (("unet", unet), ("vae", vae)):
         if other is not None:

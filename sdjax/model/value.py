@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.checks import DTYPES
+from sdjax.checks import DTYPES, SHORT
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.types import Params
@@ -39,16 +39,21 @@ class StableDiffusion:
         object.__setattr__(self, "dtype", known_dtype(self.dtype))
 
     def __repr__(self) -> str:
+        """One line; `config` has the rest."""
         stored = sorted({np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(self.params)})
+        count = lambda tree: f"{sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) / 1e6:.3g} M"
+        parts = ", ".join(f"{part} {count(tree)}" for part, tree in self.params.items())
         return (
-            f"StableDiffusion(config={self.config!r}, dtype={self.dtype.name}, parameters={'/'.join(stored) or 'none'})"
+            f"<StableDiffusion {self.config.name}: {self.config.size} px, {parts or 'no'} parameters in "
+            f"{'/'.join(stored) or 'no'}, computes in {self.dtype.name}>"
         )
 
 
 def known_dtype(dtype: Any) -> jnp.dtype:
-    """Returns a dtype that models compute in, from its name or itself. SdjaxError: any other."""
+    """Returns a dtype that models compute in, from itself or a name, fp16 and bf16 too. SdjaxError: any other."""
     with contextlib.suppress(TypeError):
-        if dtype is not None and (found := jnp.dtype(dtype)).name in DTYPES:
+        named = SHORT.get(dtype, dtype) if isinstance(dtype, str) else dtype
+        if dtype is not None and (found := jnp.dtype(named)).name in DTYPES:
             return found
     raise SdjaxError(f"dtype is {dtype!r}, should be one of {', '.join(DTYPES)}")
 

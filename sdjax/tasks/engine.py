@@ -33,7 +33,7 @@ from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
-from sdjax.tasks.plans import remark_beginning
+from sdjax.tasks.remarks import announce, remark_beginning
 from sdjax.tasks.request import Request
 from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
@@ -164,6 +164,7 @@ def draw_request(
         if part.devices != where:  # once for all chunks
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
         chunk = split_over(chunk, part.devices)
+        announce(models, request, plan, chunk, part.devices)
         with over(part.devices), here():
             images = draw_chunk(models, params, request, plan, chunk, negatives, report, stream)
         for i, place in enumerate(part.places[: part.length]):

@@ -126,4 +126,5 @@ def outpaint(
                 f"{name} {sides[name]}: the canvas would have {size} pixels, {more} make it a multiple of {unit}"
             )
     mask = np.pad(np.zeros(pictures.shape[1:3], np.float32), pads[1:3], constant_values=1.0)
-    return inpaint(sd, prompt, canvas, mask, strength, feather, mask_cells, **vars(options))
+    size = {"height": canvas.shape[1], "width": canvas.shape[2]}
+    return inpaint(sd, prompt, canvas, mask, strength, feather, mask_cells, **vars(options) | size)

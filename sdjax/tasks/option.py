@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sdjax.checks import is_number, is_whole
+from sdjax.diffusion.tables import Sampler, samplers
 
 
 class Option(NamedTuple):
@@ -24,11 +25,23 @@ class Option(NamedTuple):
     axis: Callable[[str], Any] | None = None  # how --grid reads a value
     static: bool = False  # another value compiles anew
     program: bool = True  # an exported program takes it
+    aliases: tuple[str, ...] = ()  # other names of its flag
 
 
 def one_of(names: Sequence[str]) -> dict[str, Any]:
     """Returns `check` and `right` for an option whose value is one of `names`."""
     return {"check": lambda value: isinstance(value, str) and value in names, "right": f"one of {', '.join(names)}"}
+
+
+def named(sampler: Any) -> Sampler | None:
+    """Returns the Sampler that an option names or is; None: there is no such sampler."""
+    return sampler if isinstance(sampler, Sampler) else samplers.get(sampler) if isinstance(sampler, str) else None
+
+
+def label_of(sampler: Any) -> str:
+    """Returns the web UI's name of a sampler."""
+    found = named(sampler)
+    return str(sampler) if found is None else found.label or found.name
 
 
 SEED = {"check": lambda value: is_whole(value, 0, 2**32 - 1), "right": f"a whole number from 0 to {2**32 - 1}"}

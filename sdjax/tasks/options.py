@@ -16,15 +16,9 @@ from sdjax.diffusion.plan import SIGMAS
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import read_interval, read_sampler, read_schedule
-from sdjax.tasks.option import FUNCTION, SEED, SHARE, Option, one_of
+from sdjax.tasks.option import FUNCTION, SEED, SHARE, Option, label_of, one_of
 from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 from sdjax.text.syntax import SYNTAXES
-
-
-def label_of(sampler: str) -> str:
-    """Returns the web UI's name of a sampler."""
-    return (sampler in samplers and samplers[sampler].label) or str(sampler)
-
 
 OUTPUTS = ("pil", "pixels", "latents", "trajectory")
 MOST_IMAGES = 2**20  # largest num_images: prompts and seeds of all images are listed before the first is drawn
@@ -34,17 +28,18 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "negative_prompt",
         "",
-        "str | Cond",  # not imported here: --help needs no JAX
+        "str | Sequence[str] | Cond",  # not imported here: --help needs no JAX
         "What to keep away from.",
-        "AND is text in it.",
+        "AND is text in it. One for all prompts, or a list with one for each.",
         flag=str,
     ),
     Option("steps", 50, int, "1 to 1000.", flag=int, text="Steps", read=int, write=int, place=1, axis=int),
     Option(
         "sampler",
         "ddim",
-        str,
+        "str | Sampler",
         f"One of sdjax.samplers: {' '.join(samplers)}.",
+        "Or a `sdjax.sampling.Sampler` of your own.",
         flag=str,
         text="Sampler",
         read=read_sampler,
@@ -60,6 +55,7 @@ OPTIONS: tuple[Option, ...] = (
         "A number; [steps] of them; a function of the step, from 0 on; or None, `sd.config.guidance_scale`. 1 is the "
         "conditional model alone.",
         flag=float | None,
+        aliases=("--cfg-scale",),
         text="CFG scale",
         read=float,
         write=lambda value: value,
@@ -100,6 +96,7 @@ OPTIONS: tuple[Option, ...] = (
         check=lambda value: is_whole(value, 1, MOST_IMAGES),
         right=f"a whole number from 1 to {MOST_IMAGES}",
         flag=int,
+        aliases=("-n",),
         text="Images",
         read=int,
         place=52,

@@ -9,8 +9,21 @@ from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.masks import CELLS
 from sdjax.image.parameters import AUTOMATIC, parameters_text, parse_parameters, read_dtype, read_sampler
-from sdjax.tasks.option import Option, one_of
+from sdjax.tasks.option import Option, named, one_of
 from sdjax.tasks.options import OPTIONS
+
+UPSCALERS = {"latents": "Latent (bicubic)", "pixels": "Lanczos"}  # the web UI's names
+
+
+def read_upscaler(value: str) -> str | None:
+    """Returns what hires enlarges. None: something that is not here."""
+    return "pixels" if value == UPSCALERS["pixels"] else "latents" if value.startswith("Latent") else None
+
+
+def read_steps(value: str) -> dict[str, int | None]:
+    """Reads the steps of the second walk, of which 0 means those of the first."""
+    return {"hires_steps": int(value) or None}
+
 
 #: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
 OTHERS: tuple[Option, ...] = (
@@ -60,6 +73,10 @@ OTHERS: tuple[Option, ...] = (
     Option("vae", None, str, "", text="VAE file", read=str, place=33),
     Option("refiner", None, str, "", text="Refiner", read=str, place=51),
     Option("grid", (), tuple, "", text="Grid", read=lambda value: tuple(value.split("\n")), place=53),
+    Option("hires", None, float | None, "", text="Hires upscale", read=float, place=35),
+    Option("hires_steps", None, int | None, "", text="Hires steps", read=read_steps, place=36),
+    Option("hires_upscale", None, str, "", text="Hires upscaler", read=read_upscaler, place=37),
+    Option("outpaint", None, str, "", text="Outpaint", read=str, place=38),
     Option("safety_checker", None, str, "", text="Safety checker", read=str, place=23),
     Option("watermark", False, bool, "", text="Watermark", read="True".__eq__, place=24),
     Option("dtype", "float32", str, "Of the computation.", text="Dtype", read=read_dtype, place=25),
@@ -96,9 +113,11 @@ def describe(
             head[option.text] = option.write(value)
         elif value != option.default:
             tail[option.text] = value
-    sampler = samplers.get(arguments.get("sampler", "ddim"))
+    sampler = named(arguments.get("sampler", "ddim"))
     if head["Schedule type"] is None and sampler is not None and sampler.karras:
         head["Schedule type"] = "Uniform"  # the web UI would take its own default
+    if "Hires upscaler" in tail:
+        tail["Hires upscaler"] = UPSCALERS[tail["Hires upscaler"]] if arguments.get("hires") else None
     size_and_model = {"Size": f"{size[0]}x{size[1]}", "Model hash": model_hash, "Model": model}
     last = {"Source": source if source != model else None} | more | {"Version": f"sdjax {version('sdjax')}"}
     text = parameters_text(

@@ -170,6 +170,13 @@ class Program:
     call: Callable[..., Array]
     shapes: list[tuple]  # (shape, dtype) of its inputs
 
+    def __repr__(self) -> str:
+        made = self.settings
+        return (
+            f"<Program {self.path}: {made['num_images']} x {made['width']} x {made['height']} px, "
+            f"{made['steps']} steps, {made['model']} in {made['dtype']}>"
+        )
+
     def __call__(self, sd: StableDiffusion, prompt: str | Sequence[str], **options: Any) -> np.ndarray:
         """Returns what txt2img returns for output="pixels": clipped float32 [num_images, H, W, 3].
 

@@ -20,7 +20,7 @@ class Request(NamedTuple):
     """The options of one call for B images, checked and turned into arrays."""
 
     prompts: list[str] | Cond  # one for each image
-    negative: str | Cond  # for all of them; a Cond may also hold one for each
+    negative: str | list[str] | Cond  # for all of them, or one for each, which a Cond may hold as well
     seeds: np.ndarray  # uint32 [B]
     shape: tuple[int, int, int]  # (h, w, C) of one image's latents
     scales: np.ndarray  # float32 [steps]
@@ -62,8 +62,10 @@ def check(
     prompts = repeated(prompts, times) if isinstance(prompts, Cond) else [p for p in prompts for _ in range(times)]
     count, negative = asked * times, options.negative_prompt
     prompts_2 = check_sdxl(config, prompts, times, options)
-    if not isinstance(negative, (str, Cond)):
-        raise SdjaxError(f"negative_prompt {negative!r}: a string or a Cond")
+    if isinstance(negative, Sequence) and not isinstance(negative, (str, Cond)):
+        negative = check_negatives(negative, asked, times)
+    if not isinstance(negative, (str, list, Cond)):
+        raise SdjaxError(f"negative_prompt {negative!r}: a string, a list of one for each prompt, or a Cond")
     if isinstance(negative, Cond):
         if negative.mix is not None:
             raise SdjaxError("negative_prompt.mix: a negative prompt is one, AND composes prompts")
@@ -87,6 +89,13 @@ def check(
             raise SdjaxError("latents have NaN or infinite values: unit noise expected")
     seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
     return Request(prompts, negative, seeds, shape, guidance_scales(config, options), options, prompts_2)
+
+
+def check_negatives(negative: Sequence[str], asked: int, times: int) -> str | list[str]:
+    """Returns the negative prompt of each image, or the one for all. SdjaxError: not one for each prompt."""
+    if len(negative) not in (1, asked) or not all(isinstance(one, str) for one in negative):
+        raise SdjaxError(f"negative_prompt of {len(negative)}: a string for each of {asked} prompts, or one for all")
+    return negative[0] if len(set(negative)) == 1 else [one for one in negative for _ in range(times)]
 
 
 def refiner_request(request: Request) -> Request | None:

@@ -32,7 +32,7 @@ class Sides(NamedTuple):
     """Both sides of a request, read."""
 
     prompts: Asked
-    negative: Prompt | Read | Cond  # of one image, or of B
+    negative: Prompt | Read | list[Prompt] | list[Read] | Cond  # of one image, or of B
     refiner: "tuple[Request, Sides] | None" = None  # what the refiner is asked for, and both sides of that
 
 
@@ -83,8 +83,8 @@ def read_own(sd: StableDiffusion, request: Request) -> Sides:
         return read_with_sizes(sd, request)
     elif sd.config.unet.cross:
         prompts, negative = (with_context(sd, side) for side in (prompts, negative))
-    if isinstance(negative, str):
-        (negative,) = read_prompts(sd, negative, syntax, composed=False)
+    if not isinstance(negative, Cond):
+        negative = each_read(negative, lambda texts: read_prompts(sd, texts, syntax, composed=False))
     if not isinstance(prompts, Cond):
         unique = [*dict.fromkeys(prompts)]
         found = dict(zip(unique, read_prompts(sd, unique, syntax), strict=True))
@@ -95,9 +95,11 @@ def read_own(sd: StableDiffusion, request: Request) -> Sides:
 def read_with_sizes(sd: StableDiffusion, request: Request) -> Sides:
     """Returns both sides of a request as the towers of a model that takes sizes read them."""
     syntax, prompts, negative = request.options.syntax, request.prompts, request.negative
-    if isinstance(negative, str):
+    if not isinstance(negative, Cond):
         second = request.options.negative_prompt_2 if sd.config.text_2 else None
-        (negative,) = read_towers(sd, negative, second, syntax, composed=False)
+        negative = each_read(
+            negative, lambda texts: read_towers(sd, texts, second and [second] * len(texts), syntax, False)
+        )
     if not isinstance(prompts, Cond):
         pairs = [*zip(prompts, request.prompts_2 or prompts, strict=True)]
         unique = [*dict.fromkeys(pairs)]
@@ -105,6 +107,13 @@ def read_with_sizes(sd: StableDiffusion, request: Request) -> Sides:
         found = dict(zip(unique, read_towers(sd, [pair[0] for pair in unique], second, syntax), strict=True))
         prompts = [found[pair] for pair in pairs]
     return Sides(prompts, negative)
+
+
+def each_read(negative: str | list[str], read: Callable[[list[str]], list]) -> Any:
+    """Returns negative prompts as read(texts) reads them: one for all images, or a list with one for each."""
+    texts = [negative] if isinstance(negative, str) else [*dict.fromkeys(negative)]
+    found = dict(zip(texts, read(texts), strict=True))
+    return found[negative] if isinstance(negative, str) else [found[text] for text in negative]
 
 
 def with_context(sd: StableDiffusion, side: Any) -> Any:
@@ -137,20 +146,29 @@ def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[Group]:
         return [Group(places, parts, lambda: (prompts, negative))]
     with_sizes = takes_sizes(sd.config)
     shape = shape_of if with_sizes else lambda prompt: prompt.shape
-    chunks = 1 if isinstance(negative, Cond) else shape(negative)[1]
+    each = negative if isinstance(negative, list) else [] if isinstance(negative, Cond) else [negative]
+    chunks = np.broadcast_to([shape(one)[1] for one in each] or [1], request.count)
     given = [name for name, side in (("prompt", prompts), ("negative_prompt", negative)) if isinstance(side, Cond)]
-    shapes = [(parts, chunks)] if isinstance(prompts, Cond) else [(p, max(k, chunks)) for p, k in map(shape, prompts)]
+    if isinstance(prompts, Cond):
+        shapes = [(parts, max(chunks))]
+    else:
+        shapes = [(p, max(k, least)) for (p, k), least in zip(map(shape, prompts), map(int, chunks), strict=True)]
     if given:
         fixed = chunks_of(sd, given[0], prompts if isinstance(prompts, Cond) else negative, max(k for _, k in shapes))
         shapes = [(max(p for p, _ in shapes), fixed)] * request.count
     if sd.config.unet.guidance and any(p > 1 for p, _ in shapes):
         raise SdjaxError(f"prompt: AND composes prompts in guidance, which {sd.config.name} has inside its UNet")
-    encode = encoder(sd, request) if with_sizes else stacker(sd, request)
+    texts = [request.negative] if isinstance(request.negative, str) else request.negative
+    empty = (
+        set() if isinstance(negative, Cond) else {id(one) for one, text in zip(each, texts, strict=True) if not text}
+    )
+    encode = encoder(sd, request, empty) if with_sizes else stacker(sd, request)
 
     def group(found: tuple[int, int]) -> Group:
         inside = np.flatnonzero([one == found for one in shapes])
         asked = lambda: prompts if given == ["prompt"] else encode([prompts[i] for i in inside], found, False)
-        away = lambda: negative if given == ["negative_prompt"] else encode([negative], (1, found[1]), True)
+        others = [each[i] for i in inside] if len(each) > 1 else each
+        away = lambda: negative if given == ["negative_prompt"] else encode(others, (1, found[1]), True)
         return Group(inside, found[0], lambda: (asked(), away()))
 
     return [group(found) for found in dict.fromkeys(shapes)]
@@ -176,26 +194,32 @@ def stacker(sd: StableDiffusion, request: Request) -> Callable[[list[Prompt], tu
     return lambda prompts, shape, negative: stack(prompts, text, shape)
 
 
-def encoder(sd: StableDiffusion, request: Request) -> Callable[[list[Read], tuple[int, int], bool], Cond]:
+def encoder(
+    sd: StableDiffusion, request: Request, empty: set[int]
+) -> Callable[[list[Read], tuple[int, int], bool], Cond]:
     """Returns the function that makes the Cond of prompts, for a model that takes sizes: host arrays.
 
+    empty: the ids of what was read of empty negative prompts.
     An empty negative prompt means zeros, of the context and of the pooled embedding, where zero_negative or the model
     says so.
     """
     options = request.options
     zero = sd.config.zero_negative if options.zero_negative is None else options.zero_negative
-    zero = zero and request.negative == "" and not options.negative_prompt_2
+    zero = zero and not options.negative_prompt_2
 
     def encode(found: list[Read], shape: tuple[int, int], negative: bool) -> Cond:
         unique = [*{id(read): read for read in found}.values()]
         sizes = sizes_asked(sd.config, options, request.shape, negative)
         cond = jax.tree.map(np.asarray, encode_towers(sd, unique, sizes, options.clip_skip, shape))
-        if negative and zero:
-            pooled = pooled_width(sd.config)
-            vector = np.concatenate([np.zeros((1, pooled), np.float32), cond.vector[:, pooled:]], 1)
-            return cond._replace(context=np.zeros_like(cond.context), vector=vector)
         order = {id(read): place for place, read in enumerate(unique)}
-        return jax.tree.map(itemgetter(np.array([order[id(read)] for read in found])), cond)
+        cond = jax.tree.map(itemgetter(np.array([order[id(read)] for read in found])), cond)
+        if negative and zero:
+            said = np.array([id(read) not in empty for read in found])
+            kept = said[:, None] | (np.arange(cond.vector.shape[1]) >= pooled_width(sd.config))
+            return cond._replace(
+                context=np.where(said[:, None, None], cond.context, 0), vector=np.where(kept, cond.vector, 0)
+            )
+        return cond
 
     return encode
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sdjax.checks import is_number
+from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError
 from sdjax.families.table import needs_nothing_beside
 from sdjax.model.value import StableDiffusion
@@ -15,7 +15,7 @@ from sdjax.tasks.engine import draw_request, evaluations, plan_work
 from sdjax.tasks.given import check_beside
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of
-from sdjax.tasks.request import check
+from sdjax.tasks.request import check, guidance_scales
 from sdjax.tasks.sides import read_sides
 from sdjax.types import Cond
 
@@ -38,6 +38,7 @@ def hires(
     scale: float = 2.0,
     strength: float = 0.6,
     upscale: str = "latents",
+    hires_steps: int | None = None,
     options: TaskOptions = None,
 ):
     """Draws large pictures in two walks: txt2img at height and width, then img2img on the enlarged result.
@@ -50,19 +51,26 @@ def hires(
     strength: of the second walk, as for img2img.
     upscale: "latents", bicubic, is soft until it is refined and needs a strength from about 0.5 on; "pixels" decodes,
         enlarges with Lanczos and encodes again, which keeps edges sharp at a lower strength too.
+    hires_steps: of the second walk; None: as many as of the first.
     """
     needs_nothing_beside(sd.config)
     if not is_number(scale, 1):
         raise SdjaxError(f"scale {scale!r}: a number from 1 on")
     if upscale not in UPSCALE:
         raise SdjaxError(f"upscale {upscale!r}: one of {', '.join(UPSCALE)}")
-    first, second = plan_of(sd, options), plan_of(sd, options, given(strength))
+    if hires_steps is not None and not is_whole(hires_steps, 1, sd.config.schedule.timesteps):
+        raise SdjaxError(
+            f"hires_steps {hires_steps!r}: a whole number from 1 to {sd.config.schedule.timesteps}, or None"
+        )
     small = check(sd.config, prompt, options)
+    again = replace(options, latents=None, steps=hires_steps or options.steps)
+    first, second = plan_of(sd, options), plan_of(sd, again, given(strength))
     small = small._replace(options=replace(options, output=upscale, finished=None))
     factor, multiple = sd.config.vae.factor, math.gcd(sd.config.unet.factor, *small.shape[:2])
     sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
     size = {"height": sides[0] * factor, "width": sides[1] * factor}
-    large = small._replace(shape=(*sides, small.shape[2]), options=replace(options, latents=None, **size))
+    scales = guidance_scales(sd.config, again) if hires_steps else small.scales
+    large = small._replace(shape=(*sides, small.shape[2]), scales=scales, options=replace(again, **size))
     read = read_sides(sd, small)
     count = lambda request, plan: len(plan_work(sd, request, read, made=False)) * evaluations(plan)
     pictures = draw_request(sd, small, first, after=count(large, second), sides=read)

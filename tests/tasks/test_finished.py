@@ -7,7 +7,7 @@ import pytest
 
 import sdjax
 from sdjax.devices import placement
-from sdjax.tasks import plans
+from sdjax.tasks import remarks
 from tests.kinds import LAYOUT, model
 from tests.tiny import tiny
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile", "nothing_said")
 @pytest.fixture
 def nothing_said():
     """As in a new process."""
-    plans.say_once.cache_clear()
+    remarks.say_once.cache_clear()
 
 
 def test_pictures_are_given_as_they_are_done(monkeypatch):

@@ -149,7 +149,7 @@ def test_every_task_shows_the_shared_options():
         "img2img": ["image", "strength"],
         "inpaint": ["image", "mask", "strength", "feather", "mask_cells"],
         "outpaint": ["image", "left", "right", "top", "bottom", "strength", "feather", "mask_cells"],
-        "hires": ["scale", "strength", "upscale"],
+        "hires": ["scale", "strength", "upscale", "hires_steps"],
     }
     for task, names in own.items():
         signature = inspect.signature(getattr(sdjax, task))

@@ -10,7 +10,7 @@ from PIL import Image
 import sdjax
 from sdjax.families.sd import SD15
 from sdjax.model import functions
-from sdjax.tasks import plans
+from sdjax.tasks import remarks
 from tests.kinds import MAP, model
 from tests.tiny import tiny
 
@@ -21,7 +21,7 @@ OPTIONS = {"steps": 2, "sampler": "euler", "guidance_scale": 2.0}
 
 @pytest.fixture(autouse=True)
 def nothing_said():
-    plans.say_once.cache_clear()
+    remarks.say_once.cache_clear()
 
 
 @pytest.mark.parametrize("height, width", [(18, 22), (2, 2), (10, 16)])
@@ -90,8 +90,8 @@ def test_a_large_picture_is_told_with_its_cost(caplog):
 
 def test_what_a_call_costs():
     """0.80 TFLOP for a 512 px picture of SD 1.5, as published (FACTS.md); attention makes it grow faster than area."""
-    own = plans.unet_work(SD15, (512, 512))
-    assert abs(own / 0.8e12 - 1) < 0.02 and plans.unet_work(SD15, (1024, 1024)) > 5 * own
+    own = remarks.unet_work(SD15, (512, 512))
+    assert abs(own / 0.8e12 - 1) < 0.02 and remarks.unet_work(SD15, (1024, 1024)) > 5 * own
 
 
 def test_guidance_of_nothing_is_told(caplog):
