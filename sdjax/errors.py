@@ -38,14 +38,14 @@ def prefixed(prefix: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loading(dashes: str = "--") -> Iterator[None]:
+def loading(dashes: str = "--", model: str = "--model: ") -> Iterator[None]:
     """Says in the message of any SdjaxError inside the block that it is about --model, or about --config, --unet or
-    --vae if the message begins with that argument."""
+    --vae if the message begins with that argument. model: what stands there in place of --model."""
     try:
         yield
     except SdjaxError as error:
         own = str(error).startswith(("config ", "unet ", "vae "))
-        raise SdjaxError(f"{dashes}{'' if own else 'model: '}{error}") from None
+        raise SdjaxError(f"{dashes if own else model if dashes else 'model: '}{error}") from None
 
 
 @contextlib.contextmanager

@@ -37,7 +37,9 @@ def written_whole(path: str | Path, mark: str | None = None) -> Iterator[Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             scratch.touch()
+            mode = scratch.stat().st_mode  # safetensors would leave a file that only its owner reads
             yield scratch
+            os.chmod(scratch, mode)
             with open(scratch, "rb+") as file:
                 os.fsync(file.fileno())  # else a crash may keep the new name and lose the content
             os.replace(scratch, path)

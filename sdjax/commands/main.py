@@ -14,6 +14,7 @@ from sdjax.commands.command_line import reader_may_leave, run, versions
 COMMANDS = {
     "generate": ("generate", "Draw pictures of a prompt."),
     "batch": ("generate", "Draw a picture of each line of a file; go on after a kill (generate --prompts-file FILE)."),
+    "convert": ("convert", "Write a model as a folder or as a single file."),
     "compile": ("compile", "Write a generation program to a file."),
     "evaluate": ("evaluate", "Measure how well a model draws the emoji (needs a checkout)."),
     "benchmark": ("benchmark", "Time sdjax beside diffusers."),

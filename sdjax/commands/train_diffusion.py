@@ -20,6 +20,7 @@ from sdjax.data.source import Pictures
 from sdjax.devices.processes import is_primary, local_part
 from sdjax.errors import SdjaxError, prefixed
 from sdjax.families.table import NAMED
+from sdjax.files import read_prompts
 from sdjax.tasks.parameters import describe
 from sdjax.training.captions import Table, batch_shapes, hold_out, validation_batches
 from sdjax.training.conditions import (
@@ -43,6 +44,8 @@ VIEWS = 4  # views of each picture if it is flipped or cropped at random
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
+    model: str = "emoji"
+    """The bundled model, a folder or a file to start from, or a preset to train from nothing (EMOJI, SD15, ...)."""
     condition: Literal["text", "class", "layout", "map", "mask", "depth", "lowres", "none"] = "text"
     """What pictures are asked for by. class, layout, map, depth come from the columns class, boxes, map_file_name and
     depth_file_name of metadata.jsonl, mask and lowres from mask_file_name and lowres_file_name or are made. A class or
@@ -72,8 +75,8 @@ class Options(TrainOptions):
     """Pixels a side; the model's own when not given."""
     validation: str | None = None
     """Number of pictures of --data that are held out, or a folder of others: their loss is logged."""
-    sample_prompts: int = 16
-    """Captions of the data that sample grids draw."""
+    sample_prompts: str = "16"
+    """What sample grids draw: a number of captions of the data, or a file with a prompt a line."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,8 +99,14 @@ class Options(TrainOptions):
             raise SdjaxError(f"--views {self.views}: expected at least 1")
         if (self.views or 1) > 1 and not self.varied:
             raise SdjaxError(f"--views {self.views}: all would be the same, give --flip or --crop random with it")
-        if self.sample_prompts < 1:
-            raise SdjaxError(f"--sample-prompts {self.sample_prompts}: expected at least 1")
+        if self.sample_prompts.lstrip("-").isdecimal():
+            if int(self.sample_prompts) < 1:
+                raise SdjaxError(f"--sample-prompts {self.sample_prompts}: expected at least 1")
+        elif self.condition != "text":
+            raise SdjaxError(f"--sample-prompts {self.sample_prompts}: a number with --condition {self.condition}")
+        else:
+            with prefixed("--sample-prompts "):
+                read_prompts(self.sample_prompts)
 
     @property
     def beside(self) -> bool:
@@ -182,10 +191,11 @@ def main(options: Options) -> None:
     def on_sample(step, params, run):
         trained = merged(sd, options.condition, params)
         prompt = asked(params)
-        many = options.sample_prompts if prompt is None else 1
+        many = int(options.sample_prompts) if prompt is None else 1
         settings = {"steps": 20, "num_images": many, "seed": options.seed, "syntax": "plain"}  # as captions are encoded
         pictures = sdjax.txt2img(trained, prompt, **settings)
-        run.save_sheet(step, pictures, samples_text(trained.config, prompt, settings, pictures[0].size, step))
+        text = samples_text(trained.config, prompt, settings, pictures[0].size, step)
+        run.save_sheet(step, pictures, text, prompt if isinstance(prompt, list) else None)
 
     name_batch = lambda step: [source.files[i] for i in choose(step).rows]
     params = fit(options, params, loss_fn, lambda start: read_ahead(batch, start), on_sample, name_batch, validation)
@@ -205,13 +215,17 @@ def samples(sd, table: Table, source: Pictures, options: Options) -> Callable:
 
     That is captions, a Cond, or None for a model that is conditioned on nothing.
     """
+    if not options.sample_prompts.isdecimal():
+        prompts = read_prompts(options.sample_prompts)
+        return lambda params: prompts
+    many = int(options.sample_prompts)
     if options.condition == "text":
-        texts = source.texts[:: max(1, len(source) // options.sample_prompts)][: options.sample_prompts]
+        texts = source.texts[:: max(1, len(source) // many)][:many]
         return lambda params: [*texts]
     if options.condition == "none" or not options.sample_every:
         return lambda params: None
     rows = np.array([row for row in source.groups[0] if row not in source.known])
-    rows = rows[:: max(1, len(rows) // options.sample_prompts)][: options.sample_prompts]
+    rows = rows[:: max(1, len(rows) // many)][:many]
     batch = table.batch(Chosen(rows, np.zeros(len(rows), int), 0), rows.astype(np.uint32))
     made = conditioner(sd.config, options.condition, batch.context if batch.context is None else batch.context[0])
     kept, key = np.zeros(len(rows), bool), jax.random.key(0)

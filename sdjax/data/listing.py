@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from sdjax.data.columns import Column
-from sdjax.data.picture import Unreadable, open_file
+from sdjax.data.picture import SUFFIXES, Unreadable, open_file
 from sdjax.data.tars import read_shards
 from sdjax.errors import SdjaxError
 
@@ -41,7 +41,8 @@ class Listing:
 def list_data(data: Any, index: Path | None = None, column: Column | None = None, captions: bool = True) -> Listing:
     """Returns the Listing of a data set.
 
-    data: a folder with metadata.jsonl, a folder of .tar shards, one shard, or a `datasets.Dataset`.
+    data: a folder with metadata.jsonl, a folder of .tar shards, one shard, a folder of pictures with captions in .txt
+        files beside them, or a `datasets.Dataset`.
     index: the folder that keeps the index of shards; None keeps none.
     column: a further column that each row must have; a folder's metadata.jsonl has columns, shards do not.
     captions: must each row have a caption? Otherwise a missing one is "".
@@ -59,9 +60,17 @@ def list_data(data: Any, index: Path | None = None, column: Column | None = None
         )
     if shards:
         return list_shards(shards, index)
+    pictures = sorted(path for path in root.iterdir() if path.suffix[1:].lower() in SUFFIXES) if root.is_dir() else []
+    if pictures and column is not None:
+        raise SdjaxError(
+            f'data {data}: no metadata.jsonl there, which has the column "{column.name}" beside each picture\'s name'
+        )
+    if pictures and not (captions and not any(path.with_suffix(".txt").is_file() for path in pictures)):
+        return list_beside(root, pictures, captions)
+    there = "no such folder" if not root.exists() else "no metadata.jsonl, .tar shards or .txt captions there"
     raise SdjaxError(
-        f"data {data}: no metadata.jsonl there and no .tar shards; expected a folder of pictures with "
-        f"one {LINE} a line, or img2dataset's shards"
+        f"data {data}: {there}; expected a folder of pictures with a metadata.jsonl of one {LINE} a line, or with a "
+        "picture.txt beside each picture.png, or img2dataset's shards"
     )
 
 
@@ -129,6 +138,30 @@ def list_folder(root: Path, column: Column | None = None, captions: bool = True)
     digest.update(repr(sorted(known)).encode())  # a repaired caption changes what is cached
     opened = lambda i: open_file(root / files[i])
     return Listing(tuple(files), paths, tuple(texts), opened, digest.hexdigest(), known, given if column else (), root)
+
+
+def list_beside(root: Path, pictures: Sequence[Path], captions: bool = True) -> Listing:
+    """Lists pictures whose captions are in .txt files of the same names; see `list_data`.
+
+    A picture without one, or with one that is not UTF-8, is listed as a bad row, unless captions are not needed.
+    """
+    texts, known, digest = [], {}, hashlib.sha256()
+    for i, path in enumerate(pictures):
+        beside = path.with_suffix(".txt")
+        text = ""
+        try:
+            text = " ".join(beside.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8").split())
+        except FileNotFoundError:
+            if captions:
+                known[i] = f"no {beside.name} beside it, which would hold its caption"
+        except (OSError, UnicodeDecodeError) as error:
+            known[i] = f"{beside.name} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})"
+        texts.append(text)
+        found = path.stat()
+        digest.update(f"{path.name} {(found.st_size, found.st_mtime_ns)} {text}\n".encode("utf-8", "replace"))
+    names = [path.name for path in pictures]
+    opened = lambda i: open_file(pictures[i])
+    return Listing(names, [str(path) for path in pictures], texts, opened, digest.hexdigest(), known, (), root)
 
 
 def unfit(root: Path, column: Column, record: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 """Sheets: several pictures in one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,6 +24,54 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
     for i, image in enumerate(images):
         sheet.paste(image, (gap + i % columns * width, gap + i // columns * height))
     return sheet
+
+
+def captioned_sheet(
+    images: Sequence[Image.Image],
+    captions: Sequence[str],
+    columns: int | None = None,
+    gap: int = 8,
+    font_size: int = 11,
+) -> Image.Image:
+    """Returns a white sheet with the images row by row and each one's caption under it.
+
+    columns: how many images a row has; None makes about as many rows as columns.
+    gap: pixels between the cells, which are at least CAPTION pixels wide. A caption takes at most three lines.
+    SdjaxError: there are no images, or their number is another.
+    """
+    if len(images) != len(captions) or not images:
+        raise SdjaxError(f"images: {len(images)} for {len(captions)} captions")
+    font, draw = ImageFont.load_default(font_size), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    width, height = max(CAPTION, *(image.width for image in images)), max(image.height for image in images)
+    texts = [wrapped(caption, width, lambda text: draw.textlength(text, font=font)) for caption in captions]
+    below = int(draw.multiline_textbbox((0, 0), "Ag\n" * 2 + "Ag", font=font)[3]) + 4
+    cells = []
+    for image, text in zip(images, texts, strict=True):
+        cell = Image.new("RGB", (width, height + below), "white")
+        cell.paste(image, ((width - image.width) // 2, height - image.height))
+        ImageDraw.Draw(cell).multiline_text((0, height + 4), text, fill="black", font=font)
+        cells.append(cell)
+    return contact_sheet(cells, columns, gap)
+
+
+CAPTION = 128  # pixels: the least width of a captioned cell
+
+
+def wrapped(text: str, width: float, length: Callable[[str], float], most: int = 3) -> str:
+    """Returns a text in lines of at most `width`, as length(line) measures it; "..." stands for what does not fit."""
+    lines, words = [""], text.split()
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if length(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        elif len(lines) < most:
+            lines.append(word)
+        else:
+            lines[-1] += " ..."
+            break
+    while any(length(line) > width for line in lines):
+        lines = [line if length(line) <= width else f"{line.removesuffix('...').rstrip()[:-1]}..." for line in lines]
+    return "\n".join(lines)
 
 
 def labelled_sheet(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.errors import SdjaxError, log
+from sdjax.errors import SdjaxError, did_you_mean, log
 from sdjax.families.config import Config
 from sdjax.families.sd import EMOJI, SD15
 from sdjax.families.table import NAMED, family_of
@@ -141,7 +141,7 @@ def find_source(source: str | Path, variant: str | None = None) -> tuple[Path, s
         return fetch_folder(name, variant), name
     raise SdjaxError(
         f"{name[:200]}: no such folder or file; name a diffusers folder, a .safetensors or .ckpt "
-        f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}"
+        f"file, a hub id (org/name), or one of {', '.join(BUNDLED)}{did_you_mean(name, BUNDLED)}"
     )
 
 

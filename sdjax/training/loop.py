@@ -21,7 +21,7 @@ from sdjax.nn.kernels.backends import here
 from sdjax.training.options import TrainOptions
 from sdjax.training.report import describe_state, describe_step, utilisation
 from sdjax.training.run import Run
-from sdjax.training.signals import _StopFlag
+from sdjax.training.signals import _StopFlag, status_of
 from sdjax.training.state import LossFn, TrainState, make_state, make_train_step, trained_params
 from sdjax.types import Params
 
@@ -157,7 +157,10 @@ class _Loop:
                         self.save(step)
                 if stopping:
                     on_primary(partial(run.preempted, step))
-                    raise SystemExit(0)
+                    if is_primary():
+                        line = f"stopped after step {step}, saved; the same command goes on"
+                        self.bar.write(line, file=sys.stderr)
+                    raise SystemExit(status_of(self.stop.name))
         if self.start >= options.steps:
             run.start(self.start)  # nothing was left to do
         self.check_skipped()

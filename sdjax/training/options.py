@@ -9,6 +9,7 @@ from sdjax.data.picture import CROPS
 from sdjax.devices.layouts import KINDS
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
+from sdjax.training.boards import check_boards
 from sdjax.training.optimizer import make_optimizer
 from sdjax.training.sizes import is_base
 
@@ -33,7 +34,7 @@ class TrainOptions:
     """The options that all training commands share. SdjaxError, naming the option, for a value out of range."""
 
     data: Path
-    """Folder of pictures with metadata.jsonl, or of img2dataset's .tar shards."""
+    """Folder of pictures with metadata.jsonl or with .txt captions, or of img2dataset's .tar shards."""
     out: Path
     """The run's folder; the same command again goes on from its newest checkpoint."""
     model: str = "EMOJI"
@@ -64,6 +65,8 @@ class TrainOptions:
     keep_hours: float = 0.0
     """Besides them one checkpoint is kept for every such number of hours; 0 keeps none."""
     log_every: int = 10
+    log_to: str | None = None
+    """tensorboard, wandb, or both with a comma: where else to log; TensorBoard if it is installed and this left out."""
     sample_every: int = 500
     """0 draws no samples."""
     validate_every: int = 500
@@ -114,6 +117,7 @@ class TrainOptions:
             raise SdjaxError(
                 f"replicas {self.replicas}: needs `parallel` fsdp; under {self.parallel} every device has a copy"
             )
+        check_boards(self.log_to)
         self.make_optimizer()
 
     @property

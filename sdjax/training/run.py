@@ -18,10 +18,19 @@ from sdjax.devices.processes import agree, is_primary
 from sdjax.errors import SdjaxError
 from sdjax.files import check_folder, cut_torn_line, json_line, lock, written_whole
 from sdjax.image.png import save_png
-from sdjax.image.sheets import contact_sheet
+from sdjax.image.sheets import captioned_sheet, contact_sheet
+from sdjax.training.boards import open_boards
 from sdjax.training.checkpoint import Checkpoints
 
-OWN = {"out", "coordinator", "num_processes", "process_id", "patience", "dry_run"}  # may change from start to start
+OWN = {
+    "out",
+    "log_to",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "patience",
+    "dry_run",
+}  # may change from start to start
 
 HELD: dict[Path, int] = {}  # folders that `hold` locked and no Run has opened yet
 
@@ -38,7 +47,7 @@ class Run:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", getattr(options, "keep", 2), getattr(options, "keep_hours", 0.0)
         )
-        self._clock, self._board = time.perf_counter(), None
+        self._clock, self._boards, self.options = time.perf_counter(), [], options
         if not self.primary:
             return
         check_folder(self.folder)
@@ -93,10 +102,7 @@ class Run:
         self._clock = time.perf_counter()
         if self.primary:
             (self.folder / "PREEMPTED").unlink(missing_ok=True)
-            with contextlib.suppress(ImportError):  # writes TensorBoard's files too if tensorboardX is installed
-                from tensorboardX import SummaryWriter
-
-                self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+            self._boards = open_boards(getattr(self.options, "log_to", None), self.folder, step, self.settings)
 
     @contextlib.contextmanager
     def aside(self):
@@ -131,17 +137,21 @@ class Run:
         if self.primary:
             with self._writing("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json_line(record))
-            for name, value in record.items() if self._board else ():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, step)
+            for board in self._boards:
+                board.numbers({name: value for name, value in record.items() if isinstance(value, float)}, step)
         return record
 
-    def save_sheet(self, step: int, pictures: list[Image.Image], text: str | None = None) -> None:
-        """Writes the pictures as one sheet, samples/<step>.png, with `text` as its parameters."""
-        sheet = contact_sheet(pictures)
+    def save_sheet(
+        self, step: int, pictures: list[Image.Image], text: str | None = None, captions: list[str] | None = None
+    ) -> None:
+        """Writes the pictures as one sheet, samples/<step>.png.
+
+        text: its parameters. captions: one for each picture, written under it.
+        """
+        sheet = contact_sheet(pictures) if captions is None else captioned_sheet(pictures, captions)
         save_png(sheet, self.folder / "samples" / f"{step}.png", text)
-        if self._board:
-            self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+        for board in self._boards:
+            board.picture("samples", sheet, step)
 
     def preempted(self, step: int) -> None:
         """Waits until the checkpoint of `step` is whole, then writes the marker PREEMPTED."""
@@ -154,8 +164,8 @@ class Run:
         try:
             self.checkpoints.close()
         finally:
-            if self._board:
-                self._board.close()
+            for board in self._boards:
+                board.close()
             if self.primary:
                 os.close(self._lock)
 
