@@ -10,14 +10,14 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from typing import TypeVar
 
 from sdjax.checks import SHORT
 from sdjax.devices.host import keep_programs
-from sdjax.errors import SdjaxError, log, out_of_memory, with_flags
+from sdjax.errors import SdjaxError, did_you_mean, log, out_of_memory, with_flags
 
 Options = TypeVar("Options")
 
@@ -50,7 +50,8 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        refuse(with_flags(_one_line(captured.getvalue()), flag_names(options)))
+        flags = [f"--{name.strip('_').replace('_', '-')}" for name in flag_names(options)]
+        refuse(with_flags(_one_line(captured.getvalue(), flags), flag_names(options)))
     try:
         return flat(options, found)
     except SdjaxError as error:
@@ -209,14 +210,13 @@ class Progress:
             self.bar.close()
 
 
-def _one_line(box: str) -> str:
+def _one_line(box: str, flags: Iterable[str] = ()) -> str:
     """Returns the sentences inside tyro's box, without escapes, borders, its title and the hint below its rule; of an
     option that there is not, its name and the nearest one."""
-    parts = re.split(r"\n│ ─+ │\n", re.sub(r"\x1b\[[0-9;]*m", "", box))
-    text = parts[0]
-    if unknown := re.search(r"Unrecognized options: (-\S+?)(?=,|\s|$)", text):
-        near = re.search(r"Perhaps you meant:.*?(--[\w-]+)", " ".join(parts[1:]), re.DOTALL)
-        return f"no option {unknown[1]}; " + (f"did you mean {near[1]}?" if near else "see --help")
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    if unknown := re.search(r"Unrecognized options:[\s│]*(-[^\s,]+)", box):
+        return f"no option {unknown[1]}" + (did_you_mean(unknown[1], flags) or "; see --help")
+    text = re.split(r"\n│ ─+ │\n", box)[0]
     lines = [line for line in text.splitlines() if not line.startswith(("╭", "╰"))]
     sentence = " ".join(" ".join(re.sub(r"[─-╿]+", " ", line) for line in lines).split())
     sentence = re.sub(r"^Error parsing \w+: ", "", sentence)  # the dataclass refused, and named the argument itself

@@ -53,7 +53,7 @@ class Options(Sampling):
             *("variation_seed", "variation_strength"),
         ),
         "model": ("config", "unet", "vae", "embedding", "dtype", "safety_checker", "watermark"),
-        "SDXL": tuple(option.name for option in SDXL_OPTIONS),
+        "SDXL": ("refiner", *(option.name for option in SDXL_OPTIONS if option.flag is not None)),
         "conditioning": ("classes", "layout", "map", "depth", "lowres", "image", "noise_level"),
         "batch run": ("prompts_file", "batch_size", "coordinator", "num_processes", "process_id"),
     }
