@@ -84,12 +84,15 @@ def dpmpp_sde_rows(grid: Grid, eta: float) -> list[Row]:
 
 
 def dpmpp_3m_rows(grid: Grid, eta: float) -> list[Row]:
-    """DPM-Solver++(3M) SDE: k-diffusion's sample_dpmpp_3m_sde; for eta 0 DPM-Solver++(3M) of arXiv 2211.01095.
+    """DPM-Solver++(3M) SDE: k-diffusion's sample_dpmpp_3m_sde; for eta 0 it is deterministic, DPM-Solver++(3M).
 
     With h = (1 + eta) log(sigma / sigma'), phi_2 = 1 - (1 - e^-h) / h and phi_3 = phi_2 / h - 1/2,
-    y' = e^-h y + (1 - e^-h) x0 + phi_2 d_1 - phi_3 d_2 + c noise. d_1 and d_2 are what divided differences of the
-    latest three x0 give for its first two derivatives. The second step has two of them, d_1 alone; the first and the
-    last have none.
+    y' = e^-h y + (1 - e^-h) x0 + phi_2 d_1 - phi_3 d_2 + c noise. d_1 and d_2 are divided differences of the latest
+    three x0; d_1 is the first derivative of the parabola through them. The second step knows two x0, and has d_1 alone;
+    the first and the last step have neither.
+
+    Order 3 would need d_2 to be the second derivative. It is half of it, here as in k-diffusion, diffusers and the
+    authors' own program, so the order is 2.
     """
     rows, lengths, end = [], [], len(grid.sigma) - 2  # lengths: of the steps before, in log sigma, newest first
     for n, (sigma, then) in enumerate(pairwise(grid.sigma)):

@@ -3,12 +3,12 @@
 Notation. sigma -> sigma' is one step; alpha = 1 / sqrt(1 + sigma^2) and s = sigma alpha are the weights of x0 and eps
 in x, which is variance preserving; k-diffusion's x is y = x / alpha, DPM-Solver's half log-SNR is lambda = -log sigma.
 In y every deterministic sampler integrates dy/dsigma = (y - x0) / sigma = eps. The last sigma' is 0, and the last row
-then returns the denoiser's x0 (DDIM and PLMS stop at timestep 0's level instead, as CompVis does).
+then returns the denoiser's x0 (DDIM, PLMS and DEIS stop at timestep 0's level, as CompVis and diffusers do).
 
 The table shows which sampler of another project gives the same result from the same noise and model. Results agree to
-2e-5 of the largest value for ddim, plms, euler and heun, and to 1e-4 for the others. This holds for models of eps, v
-and x0, with the same fresh noise injected. tests/parity/test_samplers.py and test_tasks.py compare with diffusers,
-tests/diffusion/test_tables.py with k-diffusion's formulas.
+2e-5 of the largest value for ddim, plms, euler, heun, dpm2 and deis, and to 1e-4 for the others. This holds for models
+of eps, v and x0, with the same fresh noise injected. tests/parity/test_samplers.py and test_tasks.py compare with
+diffusers, tests/diffusion/test_tables.py and test_rows_dpm.py with k-diffusion's formulas.
 
 | sampler      | timesteps, start        | diffusers scheduler and settings                  | k-diffusion, CompVis    |
 |--------------|-------------------------|---------------------------------------------------|-------------------------|
@@ -22,6 +22,12 @@ tests/diffusion/test_tables.py with k-diffusion's formulas.
 | dpmpp_2m     | open linspace, 1        | DPMSolverMultistep, midpoint (c)                  | sample_dpmpp_2m (d)     |
 | dpmpp_2m_sde | open linspace, 1        | the same, sde-dpmsolver++ (c)                     | sample_dpmpp_2m_sde (d) |
 | unipc        | open linspace, 1        | UniPCMultistep: order 2, bh2, corrector (c)       |                         |
+| dpmpp_sde    | linspace, s             | DPMSolverSDE (b, f)                               | sample_dpmpp_sde (f)    |
+| dpmpp_2s_a   | linspace, s             |                                                   | .._dpmpp_2s_ancestral   |
+| dpmpp_3m_sde | open linspace, 1        | the same, of order 3, solver_type heun (c, g)     | sample_dpmpp_3m_sde (d) |
+| dpm2         | linspace, s             | KDPM2Discrete (b)                                 | sample_dpm_2            |
+| dpm2_a       | linspace, s             | KDPM2AncestralDiscrete (b)                        | sample_dpm_2_ancestral  |
+| deis         | open linspace, 1        | DEISMultistep: order 2, logrho (c, h)             |                         |
 | lcm          | every 20th, 1           | LCM, original_inference_steps 50, up to 50 steps  |                         |
 
 The start is the weight of unit noise in the first x: s means y = sigma noise. With spacing "leading" it is always 1, as
@@ -31,10 +37,18 @@ diffusers' init_noise_sigma.
 (b) Between whole timesteps diffusers interpolates sigma; k-diffusion and we interpolate log sigma. The results are
     2e-5 apart. diffusers' float32 levels take heun of an x0-model 2.6e-5 away from float64, ours 1e-6. Equal from 2
     steps on: a single step starts at t = 999, as in k-diffusion, but at t = 0 in diffusers.
-(c) With Karras sigmas diffusers rounds the model's t, and we do not. Its "leading" divides by steps + 1, not by steps.
+(c) With other sigmas diffusers rounds the model's t, and we do not. Its "leading" divides by steps + 1, not by steps.
 (d) Equal from the same levels. k-diffusion itself takes linspace's levels and starts at s.
 (e) For a v-model PNDM averages the v's; we average the eps', as the paper does. Both are equal once PNDM is told that
     the prediction is epsilon and is given v_to_eps.
+(f) From the same Brownian motion: see `dpmpp_sde_rows`, whose rows draw its increments to the middle of a step and on.
+(g) Without lower_order_final. In the weight of the second difference diffusers has - 1/2 where k-diffusion has + 1/2,
+    and diffusers itself has it without noise. Equal once this is mended.
+(h) It ends at timestep 0's level. Other sigmas are there before the last step, which then goes nowhere, as in
+    diffusers.
+
+Noise is drawn by row. Samplers with two rows a step add it in the second (dpmpp_2s_a, dpm2_a) or in both (dpmpp_sde):
+their peers' draws are those of these rows.
 
 With a strength (img2img, inpainting) all samplers equal diffusers' except plms and lms. Cutting its list of timesteps
 loses PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.
