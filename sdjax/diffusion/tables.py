@@ -6,9 +6,9 @@ In y every deterministic sampler integrates dy/dsigma = (y - x0) / sigma = eps. 
 then returns the denoiser's x0 (DDIM, PLMS and DEIS stop at timestep 0's level, as CompVis and diffusers do).
 
 The table shows which sampler of another project gives the same result from the same noise and model. Results agree to
-2e-5 of the largest value for ddim, plms, euler, heun, dpm2 and deis, and to 1e-4 for the others. This holds for models
-of eps, v and x0, with the same fresh noise injected. tests/parity/test_samplers.py and test_tasks.py compare with
-diffusers, tests/diffusion/test_tables.py and test_rows_dpm.py with k-diffusion's formulas.
+2e-5 of the largest value for ddim, plms, euler, heun and dpm2, and to 1e-4 for the others. This holds for models of
+eps, v and x0, with the same fresh noise injected. tests/parity/test_samplers.py and test_tasks.py compare with
+diffusers, tests/diffusion/test_tables.py with k-diffusion's formulas, tests/parity/test_bundled.py with both.
 
 | sampler      | timesteps, start        | diffusers scheduler and settings                  | k-diffusion, CompVis    |
 |--------------|-------------------------|---------------------------------------------------|-------------------------|

@@ -7,6 +7,7 @@ cutting its list of timesteps loses PNDM's repeated one, and LMS then takes weig
 
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ diffusers = pytest.importorskip("diffusers")
 import sdjax  # noqa: E402
 from sdjax.diffusion.schedule import ScheduleConfig  # noqa: E402
 from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb  # noqa: E402
-from tests.parity.test_samplers import DIFFUSERS, fed_with_eps, make  # noqa: E402
+from tests.parity.test_samplers import DIFFUSERS, fed_with_eps, follow_noise, make, peers_draws  # noqa: E402
 from tests.tiny import tiny  # noqa: E402
 
 pytestmark = [
@@ -57,17 +58,15 @@ def theirs(monkeypatch):
     def run(kind: str, channels: int, prediction: str, scheduler, **settings):
         sd, unet, vae = models(channels, prediction)
         key = jax.random.key(SEED)
-        draws = iter(
-            [
-                jax.random.normal(key, (8, 8, 4)),
-                *(jax.random.normal(jax.random.fold_in(key, row), (8, 8, 4)) for row in range(40)),
-            ]
-        )
+        rows = [jax.random.normal(jax.random.fold_in(key, row), (8, 8, 4)) for row in range(40)]
+        first, rows = jax.random.normal(key, (8, 8, 4)), peers_draws(type(scheduler).__name__, rows)
+        draws = chain([first], rows)
         noise = lambda *_, **__: nchw(next(draws)[None])
         distribution = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
         monkeypatch.setattr(f"{distribution}.sample", lambda self, *_: self.mode())
-        for module in (INPAINT, IMG2IMG, type(scheduler).__module__):
+        for module in (INPAINT, IMG2IMG):
             monkeypatch.setattr(f"{module}.randn_tensor", noise, raising=False)
+        follow_noise(scheduler, noise, monkeypatch)
         states = sdjax.encode_prompt(sd, [PROMPT, ""]).context
         embeds = [torch.tensor(np.asarray(states[i : i + 1])).double() for i in (0, 1)]
         pipe = getattr(diffusers, f"StableDiffusion{kind}Pipeline")(
