@@ -51,7 +51,9 @@ Noise is drawn by row. Samplers with two rows a step add it in the second (dpmpp
 their peers' draws are those of these rows.
 
 With a strength (img2img, inpainting) all samplers equal diffusers' except plms and lms. Cutting its list of timesteps
-loses PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.
+loses PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty. Where inpainting
+keeps a part, with a model not made for it, diffusers noises that to the level of a step's end in the middle of a step
+of dpm2 and dpmpp_sde; we to the middle's.
 """
 
 import math

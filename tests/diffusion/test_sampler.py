@@ -205,14 +205,16 @@ def test_eta_keeps_the_distribution(name, eta):
     assert np.corrcoef(x.ravel(), still.ravel())[0, 1] < 0.9, "no noise was added"
 
 
-def test_slices_of_a_plan_walk_the_same_way():
-    table = plan("plms", SCHEDULE, 20)
-    walk = jax.jit(lambda rows, state: sample(rows, toy_denoiser, state, jnp.zeros_like))
+@pytest.mark.parametrize("name", ["plms", "deis", "dpm2_a", "dpmpp_sde", "dpmpp_2s_a", "dpmpp_3m_sde"])
+def test_slices_of_a_plan_walk_the_same_way(name):
+    table = plan(name, SCHEDULE, 20)
+    fresh = lambda row: jax.random.normal(jax.random.fold_in(jax.random.key(5), row), NOISE.shape)
+    walk = jax.jit(lambda rows, state: sample(rows, toy_denoiser, state, fresh))
     state = start(table, NOISE)
-    for n in range(21):
+    for n in range(evaluations(name, 20)):
         state = walk(jax.tree.map(lambda column, n=n: column[n : n + 1], table.rows), state)
-    assert state.row == 21
-    np.testing.assert_allclose(state.x, run("plms", 20, toy_denoiser), atol=1e-5)
+    assert state.row == evaluations(name, 20)
+    np.testing.assert_allclose(state.x, run(name, 20, toy_denoiser), atol=1e-5)
 
 
 def test_a_trace_is_what_the_denoiser_saw_and_said():
@@ -226,7 +228,7 @@ def test_a_trace_is_what_the_denoiser_saw_and_said():
 
 
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("name", ["ddim", "unipc", "euler_a"])
+@pytest.mark.parametrize("name", ["ddim", "unipc", "euler_a", "dpmpp_sde"])
 def test_gradients_through_sampling(name, remat):
     """By central differences along a random direction, in the noise and in a parameter of the denoiser."""
     table = plan(name, SCHEDULE, 6)

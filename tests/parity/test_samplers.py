@@ -3,10 +3,10 @@
 The table at the top of sdjax/diffusion/tables.py says with which settings a peer is exact; these tests are its proof.
 """
 
-import importlib
+import importlib.util
 import sys
 from functools import cache
-from types import SimpleNamespace
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ diffusers = pytest.importorskip("diffusers")
 from sdjax.diffusion import plan, sampler, tables  # noqa: E402
 from sdjax.diffusion.guidance import at_timesteps, to_denoiser  # noqa: E402
 from sdjax.diffusion.plan import make_grid  # noqa: E402
+from sdjax.diffusion.process import alpha_s  # noqa: E402
 from sdjax.diffusion.schedule import (  # noqa: E402
     ScheduleConfig,
     make_schedule,
@@ -77,7 +78,8 @@ def ours(name: str, prediction: str, steps: int, **options) -> np.ndarray:
 def scheduler_class(name: str):
     """diffusers' scheduler of this name. Of torchsde, which its SDE scheduler imports, only the noise is used."""
     if name == "DPMSolverSDEScheduler":
-        sys.modules.setdefault("torchsde", SimpleNamespace())
+        if "torchsde" not in sys.modules and importlib.util.find_spec("torchsde") is None:
+            sys.modules["torchsde"] = ModuleType("torchsde")
         return importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde").DPMSolverSDEScheduler
     return getattr(diffusers, name)
 
@@ -325,3 +327,55 @@ def test_independent_noises_would_be_seen(monkeypatch):
     assert relative(found, expected) < 1e-4
     monkeypatch.setattr(Increments, "__call__", lambda self, start, end: self.draw())
     assert relative(found, theirs(scheduler, 10, monkeypatch)) > 1e-2
+
+
+@pytest.mark.parametrize("steps", [2, 3, 20])
+@pytest.mark.parametrize("sigmas", ["karras", "exponential"])
+@pytest.mark.parametrize("name", ["dpmpp_sde", "dpmpp_2s_a", "dpmpp_3m_sde", "dpm2", "dpm2_a"])
+def test_k_diffusion_itself(name, sigmas, steps):
+    """Where k-diffusion is installed: its own samplers and levels, and for dpmpp_sde its own Brownian tree.
+
+    What that tree gives is taken apart into the noises of our rows, which are unit noise and independent.
+    """
+    theirs = pytest.importorskip("k_diffusion.sampling")
+    schedule, t64 = make_schedule(ScheduleConfig()), torch.float64
+    function = {
+        "dpmpp_sde": theirs.sample_dpmpp_sde,
+        "dpmpp_2s_a": theirs.sample_dpmpp_2s_ancestral,
+        "dpmpp_3m_sde": theirs.sample_dpmpp_3m_sde,
+        "dpm2": theirs.sample_dpm_2,
+        "dpm2_a": theirs.sample_dpm_2_ancestral,
+    }[name]
+    levels = getattr(theirs, f"get_sigmas_{sigmas}")(steps, *schedule.sigmas[[0, -1]]).to(t64)
+    tree = theirs.BrownianTreeNoiseSampler(torch.zeros(NOISE.shape, dtype=t64), levels[-2], levels[0], seed=7)
+    drawn = []
+
+    def noise(start, end):
+        drawn.append((float(start), float(end), tree(start, end).numpy()))
+        return torch.tensor(drawn[-1][2])
+
+    def denoiser(y, sigma, **_):
+        t = sigma_to_t(schedule, float(sigma[0]))
+        alpha, s = alpha_s(float(sigma[0]))
+        return (alpha * y - s * model(alpha * y, t, torch)) / alpha
+
+    start = torch.tensor(NOISE) * levels[0]
+    expected = function(denoiser, start, levels, disable=True, **{} if name == "dpm2" else {"noise_sampler": noise})
+    fresh = np.zeros_like(FRESH)
+    if name == "dpmpp_sde":
+        for i, ((begin, middle, first), (_, end, whole)) in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
+            rest = (begin - end) ** 0.5 * whole - (begin - middle) ** 0.5 * first
+            fresh[2 * i], fresh[2 * i + 1] = first, rest / (middle - end) ** 0.5
+        if steps == 20:
+            noises = fresh[: len(drawn)].reshape(len(drawn), -1)
+            assert noises.std() == pytest.approx(1, abs=0.03)
+            assert np.corrcoef(noises[::2].ravel(), noises[1::2].ravel())[0, 1] == pytest.approx(0, abs=0.06)
+    else:
+        for i, (_, _, one) in enumerate(drawn):
+            fresh[i if name == "dpmpp_3m_sde" else 2 * i + 1] = one
+    own = plan.plan(name, schedule, steps, sigmas=sigmas)
+    own = own._replace(start=np.float32(alpha_s(float(levels[0]))[1]))
+    config = ScheduleConfig()
+    called = to_denoiser(config, at_timesteps(config, lambda x, t: model(x, t[:, None, None, None], jnp)))
+    found = sampler.sample(own.rows, called, sampler.start(own, NOISE), jnp.asarray(fresh, jnp.float32).__getitem__).x
+    assert relative(found, expected.numpy()) < 1e-4
