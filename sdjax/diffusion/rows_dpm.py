@@ -25,10 +25,8 @@ def dpm2_rows(grid: Grid, eta: float = 0.0) -> list[Row]:
         mid = math.sqrt(sigma * down)
         (alpha, _), (alpha_mid, _), (alpha_, _) = map(alpha_s, (sigma, mid, then))
         rows.append(eps_row(sigma, alpha_mid / alpha, (alpha_mid * (mid - sigma),)))
-        back = alpha_ * (sigma - mid)  # takes the first row's step back
-        rows.append(
-            eps_row(mid, alpha_ / alpha_mid, (alpha_ * (down - sigma), back), push=False)._replace(c=alpha_ * up)
-        )
+        b = (alpha_ * (down - sigma), alpha_ * (sigma - mid))
+        rows.append(eps_row(mid, alpha_ / alpha_mid, b, push=False)._replace(c=alpha_ * up))
     return [*rows, x0_row(last, 0.0, (1.0,))]
 
 
@@ -91,8 +89,8 @@ def dpmpp_3m_rows(grid: Grid, eta: float) -> list[Row]:
     three x0; d_1 is the first derivative of the parabola through them. The second step knows two x0, and has d_1 alone;
     the first and the last step have neither.
 
-    Order 3 would need d_2 to be the second derivative. It is half of it, here as in k-diffusion, diffusers and the
-    authors' own program, so the order is 2.
+    Order 3 would need d_2 to be the second derivative. It is half of it, as in k-diffusion and diffusers, so the order
+    is 2. c is that of `dpmpp_2m_rows`.
     """
     rows, lengths, end = [], [], len(grid.sigma) - 2  # lengths: of the steps before, in log sigma, newest first
     for n, (sigma, then) in enumerate(pairwise(grid.sigma)):
