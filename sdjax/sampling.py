@@ -12,9 +12,10 @@ from sdjax.diffusion.noise import slerp
 from sdjax.diffusion.plan import Plan, make_grid, plan, table
 from sdjax.diffusion.prediction import add_noise, eps_to_x0, v_to_eps, v_to_x0
 from sdjax.diffusion.process import alpha_s
+from sdjax.diffusion.rows import Grid, Row, eps_row, x0_row
 from sdjax.diffusion.sampler import State, Trace, sample, start
 from sdjax.diffusion.schedule import NoiseSchedule, ScheduleConfig, make_schedule, sigma_to_t, t_to_sigma
-from sdjax.diffusion.tables import Grid, Row, Sampler, eps_row, samplers, x0_row
+from sdjax.diffusion.tables import Sampler, samplers
 
 __all__ = [
     "Denoiser",

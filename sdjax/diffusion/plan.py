@@ -11,8 +11,9 @@ import numpy as np
 
 from sdjax.checks import is_number, is_whole
 from sdjax.diffusion.process import alpha_s
-from sdjax.diffusion.schedule import NoiseSchedule, karras_sigmas, sigma_to_t, t_to_sigma
-from sdjax.diffusion.tables import HISTORY, Grid, Row, Sampler, samplers
+from sdjax.diffusion.rows import HISTORY, Grid, Row
+from sdjax.diffusion.schedule import SIGMAS, NoiseSchedule, sigma_to_t, t_to_sigma
+from sdjax.diffusion.tables import Sampler, samplers
 from sdjax.errors import SdjaxError, did_you_mean
 
 
@@ -23,9 +24,6 @@ class Plan(NamedTuple):
     start: np.ndarray  # []: the weight of the noise there
     rows: Row  # every field [R, ...]
     levels: np.ndarray  # [R]: sigma at the start of every step, also of those that strength leaves out; then zeros
-
-
-SIGMAS = ("default", "karras")
 
 
 def plan(
@@ -42,7 +40,7 @@ def plan(
     schedule: the model's noise schedule, of N timesteps.
     steps: number of steps, 1 .. N.
     eta: share of fresh noise, 0 .. 1; None is the sampler's own value.
-    sigmas: "default" (the sigmas of the timesteps) or "karras" (`karras_sigmas`).
+    sigmas: the noise levels, a name in SIGMAS: "default" are those of the timesteps.
     spacing: of the timesteps, "leading", "trailing" or "linspace"; None is the sampler's own.
     strength: None walks from pure noise. A number in (0, 1] walks from an x0: the last int(steps strength) steps are
         taken, as diffusers counts them, and x0 is noised to the level of the first of these.
@@ -66,16 +64,17 @@ def plan(
         raise SdjaxError(
             f"eta {eta}: sampler {name} takes none, it must be 0 (eta is for {takers(lambda s: s.eta is not None)})"
         )
-    if sigmas == "karras" and not sampler.karras:
+    if sigmas not in sampler.sigmas:
         raise SdjaxError(
-            f"sigmas 'karras': not for sampler {name}, it must be 'default' "
-            f"(karras is for {takers(lambda s: s.karras)})"
+            f"sigmas '{sigmas}': not for sampler {name}, it must be 'default' "
+            f"({sigmas} is for {takers(lambda s: sigmas in s.sigmas)})"
         )
-    if spacing is not None and (not isinstance(spacing, str) or spacing not in sampler.spacings or sigmas == "karras"):
-        takes = "none with karras sigmas" if sigmas == "karras" else f"one of {', '.join(sampler.spacings)}"
+    spaced = sigmas == "default"
+    if spacing is not None and (not isinstance(spacing, str) or spacing not in sampler.spacings or not spaced):
+        takes = f"one of {', '.join(sampler.spacings)}" if spaced else f"none with {sigmas} sigmas"
         raise SdjaxError(f"spacing {spacing!r}: sampler {name} takes {takes}")
-    if schedule.ends_in_noise and (sigmas == "karras" or not sampler.infinite):
-        what = "sigmas 'karras'" if sigmas == "karras" else f"sampler '{name}'"
+    if schedule.ends_in_noise and not (SIGMAS[sigmas].infinite and sampler.infinite):
+        what = f"sampler '{name}'" if SIGMAS[sigmas].infinite else f"sigmas '{sigmas}'"
         raise SdjaxError(
             f"{what}: not for a model of zero terminal SNR, whose first sigma is infinite; "
             f"samplers for it: {takers(lambda s: s.infinite)}"
@@ -85,7 +84,7 @@ def plan(
         grid, signal, first = whole, 0.0, alpha_s(whole.sigma[0])[1] if sampler.scaled and spacing != "leading" else 1.0
     else:
         left_out = steps - steps_of(strength, steps)
-        grid = Grid(whole.t[left_out:], whole.sigma[left_out:])
+        grid = Grid(whole.t[left_out:], whole.sigma[left_out:], int(steps))
         signal, first = alpha_s(grid.sigma[0])
     rows = sampler.rows(grid) if sampler.eta is None else sampler.rows(grid, sampler.eta if eta is None else float(eta))
     length = max(32, 1 << (2 * int(steps) - 1).bit_length())
@@ -123,8 +122,8 @@ def make_grid(sampler: Sampler, schedule: NoiseSchedule, steps: int, sigmas: str
     arguments, which are not checked here."""
     if spacing is None and schedule.ends_in_noise and "trailing" in sampler.spacings:
         spacing = "trailing"  # it starts at the last timestep, the one that such a schedule adds
-    if sigmas == "karras":
-        levels = karras_sigmas(schedule, steps)
+    if (chosen := SIGMAS[sigmas].sigmas) is not None:
+        levels = chosen(schedule, steps)
         t = sigma_to_t(schedule, levels)
     else:
         t = sampler.spacings[spacing or next(iter(sampler.spacings))](schedule.timesteps, steps)

@@ -23,10 +23,7 @@ import numpy as np
 
 from sdjax.diffusion.guidance import Denoiser
 from sdjax.diffusion.plan import Plan
-from sdjax.diffusion.tables import (
-    HISTORY,
-    Row,
-)
+from sdjax.diffusion.rows import HISTORY, Row
 from sdjax.errors import SdjaxError
 from sdjax.types import Array
 

@@ -4,10 +4,11 @@ abar_t is the running product of 1 - beta. sigma_t = sqrt((1 - abar_t) / abar_t)
 k-diffusion's variables, x / sqrt(abar) = x0 + sigma eps. Samplers are planned from these tables outside the trace.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -128,3 +129,51 @@ def sigma_to_t(schedule: NoiseSchedule, sigma: ArrayLike, xp: ModuleType = np) -
     i = xp.sum(log_sigmas[1:-1] <= log_sigma[..., None], axis=-1)  # compares with all; jnp.interp searches in a loop
     low, high = log_sigmas[i], log_sigmas[i + 1]
     return xp.clip(i + (log_sigma - low) / (high - low), 0, schedule.timesteps - 1)
+
+
+def exponential_sigmas(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Returns falling sigmas, evenly spaced in log sigma, from the schedule's last to its first: k-diffusion
+    get_sigmas_exponential. float64 [steps]."""
+    return np.exp(np.linspace(*np.log(schedule.sigmas[[-1, 0]]), steps))
+
+
+def sgm_uniform_sigmas(schedule: NoiseSchedule, steps: int) -> np.ndarray:
+    """Returns the sigmas of evenly spaced timesteps from N-1 that stop one before 0, in general fractional: "SGM
+    Uniform" of ComfyUI and of AUTOMATIC1111's web UI, after Stability's generative models. float64 [steps]."""
+    return t_to_sigma(schedule, np.linspace(schedule.timesteps - 1.0, 0.0, steps + 1)[:-1])
+
+
+def beta_sigmas(schedule: NoiseSchedule, steps: int, shape: float = 0.6) -> np.ndarray:
+    """Returns falling sigmas, the schedule's range times quantiles of the distribution Beta(shape, shape): "Beta" of
+    diffusers and of AUTOMATIC1111's web UI, after arXiv 2407.12173. float64 [steps].
+
+    Most of them lie near both ends. (The paper and ComfyUI spread timesteps in that way, not sigmas.)
+    """
+    from scipy.special import betaincinv  # imported late: only this schedule needs it
+
+    last, first = schedule.sigmas[-1], schedule.sigmas[0]
+    return first + (last - first) * betaincinv(shape, shape, np.linspace(1.0, 0.0, steps))
+
+
+class Levels(NamedTuple):
+    """A way to choose the noise levels of a walk that is not a spacing of whole timesteps."""
+
+    name: str
+    sigmas: Callable[[NoiseSchedule, int], np.ndarray] | None  # sigmas(schedule, steps), falling; None: the timesteps'
+    label: str  # its name in AUTOMATIC1111's web UI, which pictures' texts have
+    infinite: bool = False  # may the first sigma be infinite (zero terminal SNR)? not if sigmas are interpolated
+
+
+#: name -> Levels. A new one is a function of sigmas and an entry here; `Sampler.sigmas` says which samplers take it.
+SIGMAS: Mapping[str, Levels] = MappingProxyType(
+    {
+        levels.name: levels
+        for levels in (
+            Levels("default", None, "Uniform", infinite=True),
+            Levels("karras", karras_sigmas, "Karras"),
+            Levels("exponential", exponential_sigmas, "Exponential"),
+            Levels("sgm_uniform", sgm_uniform_sigmas, "SGM Uniform", infinite=True),
+            Levels("beta", beta_sigmas, "Beta"),
+        )
+    }
+)

@@ -3,12 +3,12 @@
 Notation. sigma -> sigma' is one step; alpha = 1 / sqrt(1 + sigma^2) and s = sigma alpha are the weights of x0 and eps
 in x, which is variance preserving; k-diffusion's x is y = x / alpha, DPM-Solver's half log-SNR is lambda = -log sigma.
 In y every deterministic sampler integrates dy/dsigma = (y - x0) / sigma = eps. The last sigma' is 0, and the last row
-then returns the denoiser's x0 (DDIM and PLMS stop at timestep 0's level instead, as CompVis does).
+then returns the denoiser's x0 (DDIM, PLMS and DEIS stop at timestep 0's level, as CompVis and diffusers do).
 
 The table shows which sampler of another project gives the same result from the same noise and model. Results agree to
-2e-5 of the largest value for ddim, plms, euler and heun, and to 1e-4 for the others. This holds for models of eps, v
-and x0, with the same fresh noise injected. tests/parity/test_samplers.py and test_tasks.py compare with diffusers,
-tests/diffusion/test_tables.py with k-diffusion's formulas.
+2e-5 of the largest value for ddim, plms, euler, heun and dpm2, and to 1e-4 for the others. This holds for models of
+eps, v and x0, with the same fresh noise injected. tests/parity/test_samplers.py and test_tasks.py compare with
+diffusers, tests/diffusion/test_tables.py with k-diffusion's formulas, tests/parity/test_bundled.py with both.
 
 | sampler      | timesteps, start        | diffusers scheduler and settings                  | k-diffusion, CompVis    |
 |--------------|-------------------------|---------------------------------------------------|-------------------------|
@@ -22,6 +22,12 @@ tests/diffusion/test_tables.py with k-diffusion's formulas.
 | dpmpp_2m     | open linspace, 1        | DPMSolverMultistep, midpoint (c)                  | sample_dpmpp_2m (d)     |
 | dpmpp_2m_sde | open linspace, 1        | the same, sde-dpmsolver++ (c)                     | sample_dpmpp_2m_sde (d) |
 | unipc        | open linspace, 1        | UniPCMultistep: order 2, bh2, corrector (c)       |                         |
+| dpmpp_sde    | linspace, s             | DPMSolverSDE (b, f)                               | sample_dpmpp_sde (f)    |
+| dpmpp_2s_a   | linspace, s             |                                                   | .._dpmpp_2s_ancestral   |
+| dpmpp_3m_sde | open linspace, 1        | the same, of order 3, solver_type heun (c, g)     | sample_dpmpp_3m_sde (d) |
+| dpm2         | linspace, s             | KDPM2Discrete (b)                                 | sample_dpm_2            |
+| dpm2_a       | linspace, s             | KDPM2AncestralDiscrete (b)                        | sample_dpm_2_ancestral  |
+| deis         | open linspace, 1        | DEISMultistep: order 2, logrho (c, h)             |                         |
 | lcm          | every 20th, 1           | LCM, original_inference_steps 50, up to 50 steps  |                         |
 
 The start is the weight of unit noise in the first x: s means y = sigma noise. With spacing "leading" it is always 1, as
@@ -31,13 +37,23 @@ diffusers' init_noise_sigma.
 (b) Between whole timesteps diffusers interpolates sigma; k-diffusion and we interpolate log sigma. The results are
     2e-5 apart. diffusers' float32 levels take heun of an x0-model 2.6e-5 away from float64, ours 1e-6. Equal from 2
     steps on: a single step starts at t = 999, as in k-diffusion, but at t = 0 in diffusers.
-(c) With Karras sigmas diffusers rounds the model's t, and we do not. Its "leading" divides by steps + 1, not by steps.
+(c) With other sigmas diffusers rounds the model's t, and we do not. Its "leading" divides by steps + 1, not by steps.
 (d) Equal from the same levels. k-diffusion itself takes linspace's levels and starts at s.
 (e) For a v-model PNDM averages the v's; we average the eps', as the paper does. Both are equal once PNDM is told that
     the prediction is epsilon and is given v_to_eps.
+(f) From the same Brownian motion: see `dpmpp_sde_rows`, whose rows draw its increments to the middle of a step and on.
+(g) Without lower_order_final. In the weight of the second difference diffusers has - 1/2 where k-diffusion has + 1/2,
+    and diffusers itself has it without noise. Equal once this is mended.
+(h) It ends at timestep 0's level. Other sigmas are there before the last step, which then goes nowhere, as in
+    diffusers.
+
+Noise is drawn by row. Samplers with two rows a step add it in the second (dpmpp_2s_a, dpm2_a) or in both (dpmpp_sde):
+their peers' draws are those of these rows.
 
 With a strength (img2img, inpainting) all samplers equal diffusers' except plms and lms. Cutting its list of timesteps
-loses PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty.
+loses PNDM's repeated one, and LMS then takes weights of order 4 for a history that is still empty. Where inpainting
+keeps a part, with a model not made for it, diffusers noises that to the level of a step's end in the middle of a step
+of dpm2 and dpmpp_sde; we to the middle's.
 """
 
 import math
@@ -50,49 +66,15 @@ from typing import NamedTuple
 import numpy as np
 
 from sdjax.diffusion.process import alpha_s
-from sdjax.diffusion.schedule import leading_timesteps, linspace_timesteps, open_linspace_timesteps, trailing_timesteps
-
-HISTORY = 4  # the number of D's that a row can use, its own included
-
-
-class Row(NamedTuple):
-    """One evaluation of the model and the update after it. In `Plan.rows` every field has a leading axis [R]."""
-
-    sigma: float  # noise level that the denoiser is called with
-    p: float  # D = p x + q x0
-    q: float
-    a: float  # x' = a x + sum_k b_k D_(n-k) + c noise
-    b: tuple[float, ...]  # up to HISTORY weights, newest D first; [R, HISTORY] in a plan
-    c: float = 0.0  # weight of fresh unit noise
-    push: bool = True  # does D enter the history?
-    live: bool = True  # False: padding, skipped
-
-
-class Grid(NamedTuple):
-    """The noise levels that a walk visits, float64."""
-
-    t: np.ndarray  # [n] falling, may be fractional
-    sigma: np.ndarray  # [n + 1]: sigma of each t, then the level at which the walk ends
-
-
-def x0_row(sigma: float, a: float, b: tuple[float, ...], c: float = 0.0) -> Row:
-    """Returns a row whose D is x0."""
-    return Row(sigma, 0.0, 1.0, a, b, c)
-
-
-def eps_row(sigma: float, a: float, b: tuple[float, ...], push: bool = True) -> Row:
-    """Returns a row whose D is eps = (x - alpha x0) / s."""
-    alpha, s = alpha_s(sigma)
-    return Row(sigma, 1.0 / s, -alpha / s, a, b, push=push)
-
-
-def eps_step(sigma: float, then: float) -> tuple[float, float]:
-    """Returns (a, h) of DDIM's step written with eps: x' = a x + h eps.
-
-    It follows from y' = y + (sigma' - sigma) eps, multiplied by alpha'.
-    """
-    (alpha, _), (alpha_, _) = alpha_s(sigma), alpha_s(then)
-    return alpha_ / alpha, alpha_ * (then - sigma)
+from sdjax.diffusion.rows import HISTORY, Grid, Row, eps_row, eps_step, x0_row
+from sdjax.diffusion.rows_dpm import dpm2_rows, dpmpp_2s_rows, dpmpp_3m_rows, dpmpp_sde_rows
+from sdjax.diffusion.schedule import (
+    SIGMAS,
+    leading_timesteps,
+    linspace_timesteps,
+    open_linspace_timesteps,
+    trailing_timesteps,
+)
 
 
 def ddim_rows(grid: Grid, eta: float) -> list[Row]:
@@ -167,6 +149,24 @@ def lagrange_integrals(nodes: np.ndarray, start: float, end: float) -> np.ndarra
     others = [np.delete(nodes, k) for k in range(len(nodes))]
     basis = [np.prod((points - rest) / (node - rest), axis=1) for node, rest in zip(nodes, others, strict=True)]
     return (end - start) / 2 * np.sum(basis, axis=1)
+
+
+def deis_rows(grid: Grid) -> list[Row]:
+    """DEIS of order 2, log-rho: Eq. 15 of arXiv 2204.13902, with its polynomials in log sigma.
+
+    y' = y + w_0 eps_n + w_1 eps_(n-1), where w_k is the integral from sigma to sigma' of the Lagrange polynomial of
+    node n-k, as in `lms_rows`, but in log sigma. The first step is DDIM's; so is the last one of less than 15 steps.
+    """
+    rows, before = [], None
+    lower = len(grid.t) - 1 if (grid.steps or len(grid.t)) < 15 else None
+    for n, (sigma, then) in enumerate(pairwise(grid.sigma)):
+        a, h = eps_step(sigma, then)
+        old = 0.0
+        if before is not None and n != lower:
+            old = alpha_s(then)[0] * (then * (math.log(then / sigma) - 1.0) + sigma) / math.log(before / sigma)
+        rows.append(eps_row(sigma, a, (h - old, old)))
+        before = sigma
+    return rows
 
 
 def dpmpp_2m_rows(grid: Grid, eta: float = 0.0) -> list[Row]:
@@ -253,9 +253,14 @@ class Sampler(NamedTuple):
     eta: float | None = None  # the default share of fresh noise, 0 .. 1; None: the sampler takes no eta
     clean: bool = True  # True: the walk ends at sigma 0; False: at timestep 0's sigma
     scaled: bool = False  # True: the first x is noise times s of the first level; False: unit noise
-    karras: bool = False  # does it take sigmas="karras"?
+    sigmas: tuple[str, ...] = ("default",)  # those of SIGMAS that it takes
     infinite: bool = True  # may it start at an infinite sigma (zero terminal SNR)? not if it extrapolates eps
     label: str = ""  # its name in AUTOMATIC1111's web UI, which pictures' texts have; "": `name`
+
+    @property
+    def karras(self) -> bool:
+        """Does it take sigmas="karras"?"""
+        return "karras" in self.sigmas
 
 
 WHOLE = {"leading": leading_timesteps, "trailing": trailing_timesteps, "linspace": linspace_timesteps}
@@ -264,7 +269,9 @@ EVEN = {"linspace": linspace_timesteps, "leading": leading_timesteps, "trailing"
 
 OPEN = EVEN | {"linspace": open_linspace_timesteps}
 
-#: name -> Sampler. A new sampler is a new function of rows in tables.py and an entry here.
+ANY = tuple(SIGMAS)
+
+#: name -> Sampler. A new sampler is a new function of rows and an entry here.
 samplers: Mapping[str, Sampler] = MappingProxyType(
     {
         sampler.name: sampler
@@ -272,13 +279,19 @@ samplers: Mapping[str, Sampler] = MappingProxyType(
             Sampler("ddim", ddim_rows, WHOLE, eta=0.0, clean=False, label="DDIM"),
             Sampler("plms", plms_rows, WHOLE, clean=False, infinite=False, label="PLMS"),
             Sampler("ddpm", ddim_rows, WHOLE, eta=1.0, label="DDPM"),
-            Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, karras=True, label="Euler"),
-            Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, karras=True, label="Euler a"),
-            Sampler("heun", heun_rows, EVEN, scaled=True, karras=True, infinite=False, label="Heun"),
-            Sampler("lms", lms_rows, EVEN, scaled=True, karras=True, infinite=False, label="LMS"),
-            Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, karras=True, label="DPM++ 2M"),
-            Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, karras=True, label="DPM++ 2M SDE"),
-            Sampler("unipc", unipc_rows, OPEN, karras=True, label="UniPC"),
+            Sampler("euler", partial(ddim_rows, eta=0.0), EVEN, scaled=True, sigmas=ANY, label="Euler"),
+            Sampler("euler_a", ddim_rows, EVEN, eta=1.0, scaled=True, sigmas=ANY, label="Euler a"),
+            Sampler("heun", heun_rows, EVEN, scaled=True, sigmas=ANY, infinite=False, label="Heun"),
+            Sampler("lms", lms_rows, EVEN, scaled=True, sigmas=ANY, infinite=False, label="LMS"),
+            Sampler("dpmpp_2m", dpmpp_2m_rows, OPEN, sigmas=ANY, label="DPM++ 2M"),
+            Sampler("dpmpp_2m_sde", dpmpp_2m_rows, OPEN, eta=1.0, sigmas=ANY, label="DPM++ 2M SDE"),
+            Sampler("unipc", unipc_rows, OPEN, sigmas=ANY, label="UniPC"),
+            Sampler("dpmpp_sde", dpmpp_sde_rows, EVEN, eta=1.0, scaled=True, sigmas=ANY, label="DPM++ SDE"),
+            Sampler("dpmpp_2s_a", dpmpp_2s_rows, EVEN, eta=1.0, scaled=True, sigmas=ANY, label="DPM++ 2S a"),
+            Sampler("dpmpp_3m_sde", dpmpp_3m_rows, OPEN, eta=1.0, sigmas=ANY, label="DPM++ 3M SDE"),
+            Sampler("dpm2", dpm2_rows, EVEN, scaled=True, sigmas=ANY, infinite=False, label="DPM2"),
+            Sampler("dpm2_a", dpm2_rows, EVEN, eta=1.0, scaled=True, sigmas=ANY, infinite=False, label="DPM2 a"),
+            Sampler("deis", deis_rows, OPEN, clean=False, sigmas=ANY, infinite=False, label="DEIS"),
             Sampler("lcm", lcm_rows, {"lcm": lcm_timesteps}, label="LCM"),
         )
     }

@@ -100,7 +100,7 @@ def of_graph(text: str) -> str:
     settings = {
         "Steps": own.get("steps"),
         "Sampler": own.get("sampler_name"),
-        "Schedule_type": {"karras": "Karras", "normal": "Automatic"}.get(str(scheduler), scheduler),
+        "Schedule_type": scheduler,
         "CFG_scale": own.get("cfg"),
         "Seed": own.get("seed", own.get("noise_seed")),
         "Size": f"{size}x{height}" if size and height else None,

@@ -7,7 +7,7 @@
     Model: emoji, Version: sdjax 0.1.0
 
 A value with a comma, a colon or a line break is written as a JSON string. Samplers and schedules have the web UI's
-names; one rule turns them into ours ("DPM++ 2M SDE Karras" is dpmpp_2m_sde with karras sigmas). The web UI's pictures
+names; a rule turns each into ours ("DPM++ 2M SDE Karras" is dpmpp_2m_sde with karras sigmas). The web UI's pictures
 cannot be reproduced from the text, because their noise is torch's.
 """
 
@@ -16,6 +16,7 @@ import re
 from typing import Any
 
 from sdjax.checks import DTYPES
+from sdjax.diffusion.schedule import SIGMAS
 
 FIELD = re.compile(r'\s*(\w[\w \-/]*): *("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 NEGATIVE, STEPS = "Negative prompt: ", "Steps:"
@@ -66,22 +67,44 @@ def _unquoted(value: str) -> str:
         return value
 
 
+def plain_name(value: str) -> str:
+    """Returns a name in lower case, + as p, and all between its words as underscores."""
+    return re.sub(r"\W+", "_", value.lower().replace("+", "p"))
+
+
 def read_sampler(value: str) -> dict[str, Any]:
-    """Reads any spelling of a sampler's name into {"sampler"} and perhaps {"sigmas"}: lower case, + as p, spaces as
-    underscores, "Karras" taken off, ComfyUI's names as ours."""
-    name = re.sub(r"^k_|\W+", lambda m: "" if m[0] == "k_" else "_", value.lower().replace("+", "p"))
-    plain = name.removesuffix("_karras")
-    plain = {"euler_ancestral": "euler_a", "uni_pc": "unipc"}.get(plain, plain)
-    return {"sampler": plain} | ({"sigmas": "karras"} if plain != name else {})
+    """Reads any spelling of a sampler's name into {"sampler"} and perhaps {"sigmas"}: its `plain_name`, "Karras" or
+    another schedule taken off its end, k-diffusion's and ComfyUI's names as ours."""
+    name, sigmas = plain_name(value).removeprefix("k_"), {}
+    for schedule in SIGMAS:
+        if name.endswith(f"_{schedule}"):
+            name, sigmas = name.removesuffix(f"_{schedule}"), {"sigmas": schedule}
+    name = name.removesuffix("_gpu").replace("dpm_2", "dpm2")
+    name = name.removesuffix("_ancestral") + "_a" if name.endswith("_ancestral") else name
+    return {"sampler": {"uni_pc": "unipc"}.get(name, name)} | sigmas
 
 
 def read_schedule(value: str) -> dict[str, Any] | None:
-    """Reads the web UI's "Schedule type" into {"sigmas"}, or {} for the sampler's own. None: we have no such type."""
-    return {"karras": {"sigmas": "karras"}, "automatic": {}, "uniform": {}}.get(value.lower())
+    """Reads the web UI's "Schedule type" into {"sigmas"}, or {} for the sampler's own. None: we have no such type.
+
+    ComfyUI's names of schedulers are read, too; its "beta" spreads timesteps as the web UI's spreads sigmas.
+    """
+    name = plain_name(value)
+    if name in ("automatic", "uniform", "normal"):
+        return {}
+    return {"sigmas": name} if name in SIGMAS else None
 
 
 #: What the web UI's "Automatic" means for a sampler of ours (since its version 1.9); for others it means "Uniform".
-AUTOMATIC = {"dpmpp_2m": "Karras", "dpmpp_2m_sde": "Exponential"}
+AUTOMATIC = {
+    "dpmpp_2m": "Karras",
+    "dpmpp_2m_sde": "Exponential",
+    "dpmpp_3m_sde": "Exponential",
+    "dpmpp_sde": "Karras",
+    "dpmpp_2s_a": "Karras",
+    "dpm2": "Karras",
+    "dpm2_a": "Karras",
+}
 
 
 def read_interval(value: str) -> tuple[float, float]:

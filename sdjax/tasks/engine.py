@@ -21,8 +21,8 @@ from sdjax.conditioning.text import text_tower_of
 from sdjax.devices.placement import chunk_size, copy_over, over, split_over
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
+from sdjax.diffusion.rows import Row
 from sdjax.diffusion.sampler import start
-from sdjax.diffusion.tables import Row
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 from sdjax.image.masks import feather_masks

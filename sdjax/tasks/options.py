@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from sdjax.checks import is_whole
-from sdjax.diffusion.plan import SIGMAS
+from sdjax.diffusion.schedule import SIGMAS
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import read_interval, read_sampler, read_schedule
@@ -141,13 +141,13 @@ OPTIONS: tuple[Option, ...] = (
         "sigmas",
         "default",
         str,
-        "default or karras: the noise levels. karras is for "
-        f"{', '.join(s.name for s in samplers.values() if s.karras)}.",
-        **one_of(SIGMAS),
+        f"One of {' '.join(SIGMAS)}: the noise levels. All but default are for "
+        f"{', '.join(s.name for s in samplers.values() if len(s.sigmas) > 1)}.",
+        **one_of(tuple(SIGMAS)),
         flag=str,
         text="Schedule type",
         read=read_schedule,
-        write=lambda value: "Karras" if value == "karras" else None,
+        write=lambda value: SIGMAS[value].label if value in SIGMAS and value != "default" else None,
         place=3,
         axis=str,
     ),

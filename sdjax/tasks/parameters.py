@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from sdjax.checks import is_whole
+from sdjax.diffusion.schedule import SIGMAS
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.masks import CELLS
@@ -114,8 +115,8 @@ def describe(
         elif value != option.default:
             tail[option.text] = value
     sampler = named(arguments.get("sampler", "ddim"))
-    if head["Schedule type"] is None and sampler is not None and sampler.karras:
-        head["Schedule type"] = "Uniform"  # the web UI would take its own default
+    if head["Schedule type"] is None and sampler is not None and len(sampler.sigmas) > 1:
+        head["Schedule type"] = SIGMAS["default"].label  # the web UI would take its own default
     if "Hires upscaler" in tail:
         tail["Hires upscaler"] = UPSCALERS[tail["Hires upscaler"]] if arguments.get("hires") else None
     size_and_model = {"Size": f"{size[0]}x{size[1]}", "Model hash": model_hash, "Model": model}

@@ -32,9 +32,9 @@ from sdjax.diffusion.guidance import (
     with_known_region,
 )
 from sdjax.diffusion.noise import Draws, fresh
+from sdjax.diffusion.rows import Row
 from sdjax.diffusion.sampler import State, sample
 from sdjax.diffusion.schedule import make_schedule
-from sdjax.diffusion.tables import Row
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import family_of, needs_nothing_beside

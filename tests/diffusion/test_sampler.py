@@ -1,5 +1,6 @@
 """Samplers against closed forms, and against CompVis' formulas written out in float64 numpy."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ from sdjax.diffusion.plan import plan
 from sdjax.diffusion.prediction import alpha_s_like
 from sdjax.diffusion.process import alpha_s
 from sdjax.diffusion.sampler import sample, start
-from sdjax.diffusion.schedule import ScheduleConfig, leading_timesteps, make_schedule
+from sdjax.diffusion.schedule import SIGMAS, ScheduleConfig, leading_timesteps, make_schedule
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 
@@ -46,20 +47,28 @@ def perfect_denoiser(x, sigma):
     return jnp.asarray(X0)
 
 
-EVERY = [(name, sigmas) for name, sampler in samplers.items() for sigmas in ("default", "karras")[: 1 + sampler.karras]]
+EVERY = [(name, sigmas) for name, sampler in samplers.items() for sigmas in sampler.sigmas]
+
+#: the number of evaluations of samplers that do not take one a step
+EVALUATIONS = {"plms": lambda steps: steps + 1}
+EVALUATIONS |= dict.fromkeys(("heun", "dpmpp_sde", "dpmpp_2s_a", "dpm2", "dpm2_a"), lambda steps: 2 * steps - 1)
+
+
+def evaluations(name, steps):
+    return EVALUATIONS.get(name, int)(steps)
 
 
 @pytest.mark.parametrize("name, sigmas", EVERY)
 def test_perfect_denoiser_ends_at_x0(name, sigmas):
     """With the true x0 the implied eps never changes: it is left with the weight of the level where the walk ends.
 
-    That is nothing, but for ddim and plms sqrt(1 - abar_0), as in CompVis.
+    That is nothing, but for ddim and plms, and deis, sqrt(1 - abar_0), as in CompVis and in diffusers.
     """
     for steps in (1, 2, 3, 20, 50, 999, 1000):
         x = run(name, steps, perfect_denoiser, sigmas=sigmas)
         assert np.isfinite(x).all()
-        abar = ABAR[int(leading_timesteps(1000, steps)[0])]
-        eps = (NOISE - np.sqrt(abar) * X0) / np.sqrt(1 - abar)
+        alpha, s = alpha_s(plan(name, SCHEDULE, steps, sigmas=sigmas).levels[0])
+        eps = (NOISE - alpha * X0) / s
         kept = np.sqrt(ABAR[0]) * X0 + np.sqrt(1 - ABAR[0]) * eps
         np.testing.assert_allclose(x, X0 if samplers[name].clean else kept, atol=2e-4)
 
@@ -69,8 +78,8 @@ def test_zero_terminal_snr_starts_in_pure_noise(name):
     """The walk starts at t = 999 by itself, where v is -x0 whatever x is, and ends at x0 like any other."""
     config = ScheduleConfig(prediction="v", zero_terminal_snr=True)
     schedule, seen = make_schedule(config), []
-    for steps in (1, 2, 20, 1000):
-        table = plan(name, schedule, steps)
+    for steps, sigmas in itertools.product((1, 2, 20, 1000), {"default", "sgm_uniform"} & {*samplers[name].sigmas}):
+        table = plan(name, schedule, steps, sigmas=sigmas)
         seen.append(float(table.rows.sigma[0]))
         x = np.asarray(walk(table, NOISE, perfect_denoiser))
         last = schedule.alphas_cumprod[0]
@@ -84,8 +93,12 @@ def test_zero_terminal_snr_starts_in_pure_noise(name):
         at_timesteps(ScheduleConfig(zero_terminal_snr=True), toy_eps)
     with pytest.raises(SdjaxError, match="sampler 'heun': not for a model of zero terminal SNR"):
         plan("heun", schedule, 20)
-    with pytest.raises(SdjaxError, match="sigmas 'karras': not for a model of zero terminal SNR"):
-        plan("euler", schedule, 20, sigmas="karras")
+    for sigmas in ("karras", "exponential", "beta"):
+        with pytest.raises(SdjaxError, match=f"sigmas '{sigmas}': not for a model of zero terminal SNR"):
+            plan("euler", schedule, 20, sigmas=sigmas)
+    for name in ("dpm2", "dpm2_a", "deis"):
+        with pytest.raises(SdjaxError, match=f"sampler '{name}': not for a model of zero terminal SNR"):
+            plan(name, schedule, 20, sigmas="sgm_uniform")
 
 
 def x0_at(t):
@@ -174,6 +187,14 @@ def test_order_of_convergence():
         ("euler_a", 0.5),
         ("dpmpp_2m_sde", None),
         ("dpmpp_2m_sde", 0.5),
+        ("dpmpp_sde", None),
+        ("dpmpp_sde", 0.5),
+        ("dpmpp_2s_a", None),
+        ("dpmpp_2s_a", 0.5),
+        ("dpmpp_3m_sde", None),
+        ("dpmpp_3m_sde", 0.5),
+        ("dpm2_a", None),
+        ("dpm2_a", 0.5),
     ],
 )
 def test_eta_keeps_the_distribution(name, eta):
@@ -184,14 +205,16 @@ def test_eta_keeps_the_distribution(name, eta):
     assert np.corrcoef(x.ravel(), still.ravel())[0, 1] < 0.9, "no noise was added"
 
 
-def test_slices_of_a_plan_walk_the_same_way():
-    table = plan("plms", SCHEDULE, 20)
-    walk = jax.jit(lambda rows, state: sample(rows, toy_denoiser, state, jnp.zeros_like))
+@pytest.mark.parametrize("name", ["plms", "deis", "dpm2_a", "dpmpp_sde", "dpmpp_2s_a", "dpmpp_3m_sde"])
+def test_slices_of_a_plan_walk_the_same_way(name):
+    table = plan(name, SCHEDULE, 20)
+    fresh = lambda row: jax.random.normal(jax.random.fold_in(jax.random.key(5), row), NOISE.shape)
+    walk = jax.jit(lambda rows, state: sample(rows, toy_denoiser, state, fresh))
     state = start(table, NOISE)
-    for n in range(21):
+    for n in range(evaluations(name, 20)):
         state = walk(jax.tree.map(lambda column, n=n: column[n : n + 1], table.rows), state)
-    assert state.row == 21
-    np.testing.assert_allclose(state.x, run("plms", 20, toy_denoiser), atol=1e-5)
+    assert state.row == evaluations(name, 20)
+    np.testing.assert_allclose(state.x, run(name, 20, toy_denoiser), atol=1e-5)
 
 
 def test_a_trace_is_what_the_denoiser_saw_and_said():
@@ -205,7 +228,7 @@ def test_a_trace_is_what_the_denoiser_saw_and_said():
 
 
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("name", ["ddim", "unipc", "euler_a"])
+@pytest.mark.parametrize("name", ["ddim", "unipc", "euler_a", "dpmpp_sde"])
 def test_gradients_through_sampling(name, remat):
     """By central differences along a random direction, in the noise and in a parameter of the denoiser."""
     table = plan(name, SCHEDULE, 6)
@@ -271,7 +294,7 @@ def test_strength_walks_the_end_of_the_same_levels(name, sigmas):
         table = plan(name, SCHEDULE, 20, sigmas=sigmas, strength=strength)
         assert len(table.rows.live) == len(rows.live), "one compiled length"
         live = int(table.rows.live.sum())
-        assert live == {"plms": steps + 1, "heun": 2 * steps - 1}.get(name, steps)
+        assert live == evaluations(name, steps)
         if name != "plms":
             np.testing.assert_array_equal(table.rows.sigma[:live], rows.sigma[rows.live][-live:])
         np.testing.assert_allclose((table.signal, table.start), alpha_s(table.rows.sigma[0]), rtol=1e-6)
@@ -315,8 +338,7 @@ def test_only_the_padded_length_recompiles():
 def test_plan_counts_evaluations():
     for name in samplers:
         for steps in (1, 16, 30, 1000):
-            rows = {"plms": steps + 1, "heun": 2 * steps - 1}.get(name, steps)
-            assert plan(name, SCHEDULE, steps).rows.live.sum() == rows
+            assert plan(name, SCHEDULE, steps).rows.live.sum() == evaluations(name, steps)
     sigmas = plan("plms", SCHEDULE, 50).rows.sigma[:4]
     np.testing.assert_allclose(sigmas, SCHEDULE.sigmas[[981, 961, 961, 941]], rtol=1e-6)
 
@@ -324,11 +346,12 @@ def test_plan_counts_evaluations():
 def test_start():
     """k-diffusion's y = sigma_max noise, or unit noise: diffusers' init_noise_sigma as a weight in x."""
     s_max = np.sqrt(1 - ABAR[999])
-    for name in ("euler", "euler_a", "heun", "lms"):
-        for options in ({}, {"spacing": "trailing"}, {"sigmas": "karras"}):
+    scaled = ("euler", "euler_a", "heun", "lms", "dpmpp_sde", "dpmpp_2s_a", "dpm2", "dpm2_a")
+    for name in scaled:
+        for options in ({}, {"spacing": "trailing"}, *({"sigmas": sigmas} for sigmas in SIGMAS)):
             assert plan(name, SCHEDULE, 20, **options).start == pytest.approx(s_max, rel=1e-6)
         assert plan(name, SCHEDULE, 20, spacing="leading").start == 1
-    assert all(plan(name, SCHEDULE, 20).start == 1 for name in ("ddim", "plms", "ddpm", "dpmpp_2m", "unipc", "lcm"))
+    assert all(plan(name, SCHEDULE, 20).start == 1 for name in samplers if name not in scaled)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +364,12 @@ def test_start():
         ("ddim", 2.5, {}, "1 to 1000"),
         ("ddim", True, {}, "1 to 1000"),
         ("plms", 20, {"eta": 0.5}, "must be 0"),
-        ("lcm", 4, {"eta": 1.0}, "ddim, ddpm, euler_a, dpmpp_2m_sde"),
+        ("lcm", 4, {"eta": 1.0}, "ddim, ddpm, euler_a, dpmpp_2m_sde, dpmpp_sde, dpmpp_2s_a, dpmpp_3m_sde, dpm2_a"),
+        ("deis", 20, {"eta": 0.5}, "sampler deis takes none"),
         ("ddim", 20, {"eta": 1.5}, "from 0 to 1"),
         ("ddim", 20, {"eta": float("nan")}, "from 0 to 1"),
         ("euler_a", 20, {"eta": "1"}, "from 0 to 1"),
-        ("euler", 20, {"sigmas": "Karras"}, "one of default, karras"),
+        ("euler", 20, {"sigmas": "Karras"}, "one of default, karras, exponential, sgm_uniform, beta"),
         ("ddim", 20, {"sigmas": "karras"}, "not for sampler ddim, it must be 'default'"),
         ("plms", 20, {"sigmas": "karras"}, "euler, euler_a, heun"),
         ("ddpm", 20, {"sigmas": "karras"}, "unipc"),
@@ -353,6 +377,9 @@ def test_start():
         ("euler", 20, {"spacing": "even"}, "one of linspace, leading, trailing"),
         ("lcm", 4, {"spacing": "leading"}, "one of lcm"),
         ("euler", 20, {"spacing": "leading", "sigmas": "karras"}, "none with karras"),
+        ("ddim", 20, {"sigmas": "beta"}, "it must be 'default' .beta is for euler, euler_a, heun, lms, dpmpp_2m"),
+        ("lcm", 20, {"sigmas": "sgm_uniform"}, "dpmpp_3m_sde, dpm2, dpm2_a, deis"),
+        ("deis", 20, {"spacing": "leading", "sigmas": "exponential"}, "none with exponential"),
     ],
 )
 def test_refusals(name, steps, options, message):

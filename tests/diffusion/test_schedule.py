@@ -3,12 +3,16 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion.schedule import (
+    SIGMAS,
     ScheduleConfig,
+    beta_sigmas,
+    exponential_sigmas,
     karras_sigmas,
     leading_timesteps,
     linspace_timesteps,
     make_schedule,
     open_linspace_timesteps,
+    sgm_uniform_sigmas,
     sigma_to_t,
     t_to_sigma,
     trailing_timesteps,
@@ -64,6 +68,41 @@ def test_karras_sigmas():
     np.testing.assert_allclose(sigmas[[0, -1]], SCHEDULE.sigmas[[-1, 0]])
     np.testing.assert_allclose(np.diff(sigmas ** (1 / 7), 2), 0, atol=1e-12)
     assert karras_sigmas(SCHEDULE, 1) == pytest.approx(SCHEDULE.sigmas[-1])
+
+
+@pytest.mark.parametrize("name", [name for name in SIGMAS if name != "default"])
+def test_levels_are_as_many_as_asked_and_fall_from_the_last_sigma(name):
+    for steps in [*range(1, 101), 333, 999, 1000]:
+        sigmas = SIGMAS[name].sigmas(SCHEDULE, steps)
+        assert len(sigmas) == steps and sigmas[0] == pytest.approx(SCHEDULE.sigmas[-1], rel=1e-12)
+        assert (np.diff(sigmas) < 0).all() and sigmas[-1] >= SCHEDULE.sigmas[0] * (1 - 1e-12)
+        if steps > 1 and name != "sgm_uniform":
+            assert sigmas[-1] == pytest.approx(SCHEDULE.sigmas[0], rel=1e-12)
+
+
+def test_exponential_sigmas():
+    np.testing.assert_allclose(np.diff(np.log(exponential_sigmas(SCHEDULE, 9)), 2), 0, atol=1e-12)
+
+
+def test_sgm_uniform_sigmas():
+    """Of 1000 timesteps, 9 + 1 even ones from 999 to 0, without the last."""
+    t = sigma_to_t(SCHEDULE, sgm_uniform_sigmas(SCHEDULE, 9))
+    np.testing.assert_allclose(t, [999, 888, 777, 666, 555, 444, 333, 222, 111], atol=1e-9)
+
+
+def test_beta_sigmas():
+    """Symmetric about the middle of the range, and a Beta(0.6, 0.6) has as many above a level as numpy draws there."""
+    sigmas = beta_sigmas(SCHEDULE, 101)
+    np.testing.assert_allclose(sigmas + sigmas[::-1], SCHEDULE.sigmas[0] + SCHEDULE.sigmas[-1], rtol=1e-9)
+    drawn = SCHEDULE.sigmas[0] + np.ptp(SCHEDULE.sigmas) * np.random.default_rng(0).beta(0.6, 0.6, 100_000)
+    np.testing.assert_allclose([(drawn > sigma).mean() for sigma in sigmas], np.linspace(0, 1, 101), atol=0.006)
+
+
+def test_what_may_start_at_an_infinite_sigma():
+    """Zero terminal SNR: only levels of timesteps, for its first sigma only stands for infinity."""
+    schedule = make_schedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+    assert [name for name, levels in SIGMAS.items() if levels.infinite] == ["default", "sgm_uniform"]
+    assert sgm_uniform_sigmas(schedule, 20)[0] == pytest.approx(schedule.sigmas[-1], rel=1e-12)
 
 
 def test_leading_timesteps_equal_compvis_where_it_is_sound():

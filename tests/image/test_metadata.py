@@ -107,6 +107,24 @@ def test_a_comfyui_picture(tmp_path):
     assert understand(of_graph(json.dumps(GRAPH | {"12": {"inputs": {"x": ["12", 0]}}})))[0]["prompt"] == ""
 
 
+@pytest.mark.parametrize(
+    "sampler, scheduler, ours",
+    [
+        ("dpm_2", "exponential", ("dpm2", "exponential")),
+        ("dpm_2_ancestral", "normal", ("dpm2_a", "default")),
+        ("dpmpp_2s_ancestral", "sgm_uniform", ("dpmpp_2s_a", "sgm_uniform")),
+        ("dpmpp_sde_gpu", "beta", ("dpmpp_sde", "beta")),
+        ("dpmpp_3m_sde", "karras", ("dpmpp_3m_sde", "karras")),
+        ("deis", "simple", ("deis", "default")),
+    ],
+)
+def test_comfyui_s_names(sampler, scheduler, ours):
+    inputs = {"steps": 4, "sampler_name": sampler, "scheduler": scheduler}
+    found, rest = understand(of_graph(json.dumps({"3": {"class_type": "KSampler", "inputs": inputs}})))
+    assert (found["sampler"], found.get("sigmas", "default")) == ours
+    assert rest == ({"Schedule type": "simple"} if scheduler == "simple" else {})
+
+
 def test_other_graphs(tmp_path):
     for graph in ("", "[]", "{}", "{not json", '{"3": 4}', '{"3": {"class_type": "KSampler"}}', "[" * 100_000):
         assert of_graph(graph) == ""

@@ -7,6 +7,7 @@ cutting its list of timesteps loses PNDM's repeated one, and LMS then takes weig
 
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import jax
 import numpy as np
@@ -16,9 +17,9 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 import sdjax  # noqa: E402
-from sdjax.diffusion.schedule import ScheduleConfig  # noqa: E402
+from sdjax.diffusion.schedule import ScheduleConfig, make_schedule, t_to_sigma  # noqa: E402
 from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb  # noqa: E402
-from tests.parity.test_samplers import DIFFUSERS, fed_with_eps, make  # noqa: E402
+from tests.parity.test_samplers import DIFFUSERS, fed_with_eps, follow_noise, make, peers_draws  # noqa: E402
 from tests.tiny import tiny  # noqa: E402
 
 pytestmark = [
@@ -57,17 +58,15 @@ def theirs(monkeypatch):
     def run(kind: str, channels: int, prediction: str, scheduler, **settings):
         sd, unet, vae = models(channels, prediction)
         key = jax.random.key(SEED)
-        draws = iter(
-            [
-                jax.random.normal(key, (8, 8, 4)),
-                *(jax.random.normal(jax.random.fold_in(key, row), (8, 8, 4)) for row in range(40)),
-            ]
-        )
+        rows = [jax.random.normal(jax.random.fold_in(key, row), (8, 8, 4)) for row in range(40)]
+        first, rows = jax.random.normal(key, (8, 8, 4)), peers_draws(type(scheduler).__name__, rows)
+        draws = chain([first], rows)
         noise = lambda *_, **__: nchw(next(draws)[None])
         distribution = "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution"
         monkeypatch.setattr(f"{distribution}.sample", lambda self, *_: self.mode())
-        for module in (INPAINT, IMG2IMG, type(scheduler).__module__):
+        for module in (INPAINT, IMG2IMG):
             monkeypatch.setattr(f"{module}.randn_tensor", noise, raising=False)
+        follow_noise(scheduler, noise, monkeypatch)
         states = sdjax.encode_prompt(sd, [PROMPT, ""]).context
         embeds = [torch.tensor(np.asarray(states[i : i + 1])).double() for i in (0, 1)]
         pipe = getattr(diffusers, f"StableDiffusion{kind}Pipeline")(
@@ -85,13 +84,27 @@ def theirs(monkeypatch):
     return run
 
 
-def compare(theirs, kind, channels, prediction, name, strength, steps, guidance_scale=3.0, **options):
+def keep_by_level(scheduler):
+    """A scheduler that noises what inpainting keeps to the level of the timestep that the model is called with next.
+
+    Left to itself diffusers looks the level up by its place in the list, and takes that of a step's end in its middle.
+    """
+    schedule = make_schedule(ScheduleConfig())
+    scheduler.add_noise = lambda x0, noise, t: x0 + noise * t_to_sigma(schedule, float(t[0]))
+    return scheduler
+
+
+MIDDLE = ("dpmpp_sde", "dpm2")  # they call the model at levels between those of their steps
+
+
+def compare(theirs, kind, channels, prediction, name, strength, steps, guidance_scale=3.0, by_level=True, **options):
     settings = {"karras": {"use_karras_sigmas": True}}.get(options.get("sigmas"), {})
+    scheduler = make(name, prediction, **settings)
     expected = theirs(
         kind,
         channels,
         prediction,
-        make(name, prediction, **settings),
+        keep_by_level(scheduler) if by_level and name in MIDDLE else scheduler,
         strength=strength,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
@@ -142,6 +155,11 @@ def test_inpaint(name, channels, theirs):
     for prediction, strength in (("epsilon", 1.0), ("v", 0.6)):
         found = compare(theirs, "Inpaint", channels, prediction, name, strength, STEPS.get(name, 10))
         assert found < DIFFUSERS[name][2], (prediction, strength)
+
+
+def test_what_diffusers_keeps_in_the_middle_of_a_step(theirs):
+    found = compare(theirs, "Inpaint", 4, "epsilon", "dpm2", 1.0, 10, by_level=False)
+    assert found > 1e-3, "diffusers has been mended: say so above"
 
 
 @pytest.mark.parametrize("name", ["plms", "lms"])

@@ -16,6 +16,7 @@ from PIL import Image
 import sdjax
 from sdjax.devices import placement
 from sdjax.diffusion.noise import initial_noise
+from sdjax.diffusion.schedule import SIGMAS
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.tasks import engine, stages
@@ -56,7 +57,17 @@ def test_outputs():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"eta": 1.0}, {"sampler": "plms"}, {"sampler": "dpmpp_2m_sde", "sigmas": "karras"}]
+    "options",
+    [
+        {},
+        {"eta": 1.0},
+        {"sampler": "plms"},
+        {"sampler": "dpmpp_2m_sde", "sigmas": "karras"},
+        {"sampler": "dpmpp_sde"},
+        {"sampler": "dpm2_a", "sigmas": "exponential"},
+        {"sampler": "dpmpp_2s_a", "sigmas": "sgm_uniform"},
+        {"sampler": "dpmpp_3m_sde", "sigmas": "beta"},
+    ],
 )
 def test_an_image_depends_on_its_seed_and_prompt_alone(options):
     together = make(["cat", "dog"], num_images=2, seed=7, **options)
@@ -169,11 +180,13 @@ def test_nothing_recompiles_but_shapes():
             {"variation_seed": 5, "variation_strength": 0.4},
             *({"sampler": name} for name in samplers),
             {"sampler": "euler_a", "sigmas": "karras", "eta": 0.7},
+            *({"sampler": "dpmpp_sde", "sigmas": sigmas} for sigmas in SIGMAS),
         ):
             make(**first | options)
         for strength in (0.1, 0.5, 1.0):
             change(strength=strength, **few)
             change(strength=strength, sampler="heun", **few)
+            change(strength=strength, sampler="dpmpp_sde", sigmas="beta", **few)
         paint(sampler="dpmpp_2m", guidance_scale=3.0, seed=4, **few)
         paint(mask=~MASK, feather=3, strength=0.7, **few)
         assert not count

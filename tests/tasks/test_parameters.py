@@ -59,7 +59,7 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
         "sampler": sampler,
         "steps": steps,
         "guidance_scale": 7.5,
-        "sigmas": "karras" if samplers[sampler].karras else "default",
+        "sigmas": samplers[sampler].sigmas[steps % len(samplers[sampler].sigmas)],
     } | ({} if eta is None else {"eta": eta})
     found, rest = understand(describe(arguments, seed, (64, 32), "emoji"))
     if samplers[sampler].eta is None and arguments.pop("eta", None):
@@ -133,25 +133,57 @@ def test_a_web_ui_s_text():
         ("PLMS", "plms"),
         ("UniPC", "unipc"),
         ("LCM", "lcm"),
+        ("DPM++ SDE", "dpmpp_sde"),
+        ("DPM++ 2S a", "dpmpp_2s_a"),
+        ("DPM++ 3M SDE", "dpmpp_3m_sde"),
+        ("DPM2", "dpm2"),
+        ("DPM2 a", "dpm2_a"),
+        ("DEIS", "deis"),
+        ("k_dpm_2_a", "dpm2_a"),
+        ("dpm_2", "dpm2"),  # ComfyUI's, from here on
+        ("dpm_2_ancestral", "dpm2_a"),
+        ("dpmpp_2s_ancestral", "dpmpp_2s_a"),
+        ("euler_ancestral", "euler_a"),
+        ("dpmpp_sde_gpu", "dpmpp_sde"),
+        ("dpmpp_3m_sde_gpu", "dpmpp_3m_sde"),
+        ("uni_pc", "unipc"),
         *[(name, name) for name in samplers],
     ],
 )
-@pytest.mark.parametrize("schedule", ["", " Karras", ", Schedule type: Karras", ", Schedule type: Automatic"])
-def test_sampler_names(written, ours, schedule):
-    """ "Automatic" means karras for DPM++ 2M and exponential, which there is not, for DPM++ 2M SDE, as in the web UI
-    (modules/sd_samplers_kdiffusion.py since version 1.9)."""
+@pytest.mark.parametrize(
+    "schedule, sigmas",
+    [
+        ("", "default"),
+        (" Karras", "karras"),
+        (" Exponential", "exponential"),
+        (", Schedule type: Karras", "karras"),
+        (", Schedule type: Exponential", "exponential"),
+        (", Schedule type: SGM Uniform", "sgm_uniform"),
+        (", Schedule type: sgm_uniform", "sgm_uniform"),
+        (", Schedule type: Beta", "beta"),
+        (", Schedule type: Uniform", "default"),
+        (", Schedule type: normal", "default"),
+        (", Schedule type: Automatic", None),
+    ],
+)
+def test_sampler_names(written, ours, schedule, sigmas):
+    """ "Automatic" means another schedule for some, as in the web UI (modules/sd_samplers_kdiffusion.py since 1.9)."""
     found, rest = understand(f"a cat\nSteps: 20, Sampler: {written}{schedule}, Seed: 1")
-    lost = "Automatic" in schedule and ours == "dpmpp_2m_sde"
-    karras = "Karras" in schedule or ("Automatic" in schedule and ours == "dpmpp_2m")
-    assert found["sampler"] == ours and ours in samplers and rest == ({"Schedule type": "Exponential"} if lost else {})
-    assert found.get("sigmas", "default") == ("karras" if karras else "default")
+    exponential = dict.fromkeys(("dpmpp_2m_sde", "dpmpp_3m_sde"), "exponential")
+    automatic = exponential | dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "dpmpp_2s_a", "dpm2", "dpm2_a"), "karras")
+    assert found["sampler"] == ours and ours in samplers and rest == {}
+    assert found.get("sigmas", "default") == (automatic.get(ours, "default") if sigmas is None else sigmas)
 
 
-#: of modules/sd_samplers_kdiffusion.py, sd_samplers_timesteps.py and sd_samplers_lcm.py; DDPM is Forge's
+#: of modules/sd_samplers_kdiffusion.py, sd_samplers_timesteps.py and sd_samplers_lcm.py; DDPM and DEIS are Forge's
 WEB_UI_LABELS = {"DPM++ 2M", "DPM++ 2M SDE", "Euler a", "Euler", "LMS", "Heun", "DDIM", "PLMS", "UniPC", "LCM", "DDPM"}
+WEB_UI_LABELS |= {"DPM++ SDE", "DPM++ 2S a", "DPM++ 3M SDE", "DPM2", "DPM2 a", "DEIS"}
+
+#: of modules/sd_schedulers.py
+WEB_UI_SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform", "beta": "Beta"}
 
 
-@pytest.mark.parametrize("sigmas", ["default", "karras"])
+@pytest.mark.parametrize("sigmas", ["default", *WEB_UI_SCHEDULES])
 @pytest.mark.parametrize("sampler", samplers)
 def test_labels(sampler, sigmas):
     """What the web UI reads back: its own label, and a schedule that it would not take by itself."""
@@ -159,14 +191,14 @@ def test_labels(sampler, sigmas):
     text = describe(settings, 1, (8, 8), "m")
     fields = parse_parameters(text)[2]
     assert fields["Sampler"] == samplers[sampler].label != "" and fields["Sampler"] in WEB_UI_LABELS
-    wanted = "Karras" if sigmas == "karras" else "Uniform" if samplers[sampler].karras else None
+    wanted = WEB_UI_SCHEDULES.get(sigmas, "Uniform" if samplers[sampler].karras else None)
     assert fields.get("Schedule type") == wanted
     found, rest = understand(text)
     assert found["sampler"] == sampler and found.get("sigmas", "default") == sigmas and rest == {"Model": "m"}
 
 
 def test_what_cannot_be_understood_is_named():
-    assert understand("a\nSteps: 2, Schedule type: Exponential")[1] == {"Schedule type": "Exponential"}
+    assert understand("a\nSteps: 2, Schedule type: Turbo")[1] == {"Schedule type": "Turbo"}
     for text, message in [
         ("a cat", "Steps: "),
         ("", "Steps: "),
