@@ -22,6 +22,15 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Returns a value as a refusal shows it: as it is written in Python if that is short, else what it is."""
+    text = repr(value)
+    if len(text) <= most and "\n" not in text:
+        return text
+    shape = getattr(value, "shape", None)
+    return f"is {type(value).__name__}" + ("" if shape is None else f" of shape {list(shape)}")
+
+
 def out_of_memory(error: Exception) -> bool:
     """Did this JAX runtime error come from a device that ran out of memory?"""
     return "RESOURCE_EXHAUSTED" in str(error)

@@ -147,7 +147,7 @@ def test_argument_errors(sd, tmp_path):
     for call, match in [
         (lambda: sdjax.predict(sd, x[0], [1], cond), "x has shape"),
         (lambda: sdjax.predict(sd, x[..., :3], [1], cond), r"should be \[B, H, W, 4\]"),
-        (lambda: sdjax.predict(sd, x[:, :3], [1], cond), "multiples of 2"),
+        (lambda: sdjax.predict(sd, x[:, :0], [1], cond), "positive multiples of 1"),
         (lambda: sdjax.predict(sd, x, [1, 2], cond), "t has shape"),
         (lambda: sdjax.predict(sd, x, [1], Cond(cond.context[..., :3])), "cond.context"),
         (lambda: sdjax.vae_moments(sd, np.zeros((1, 9, 8, 3), np.float32)), "multiples of 2"),
@@ -246,7 +246,7 @@ def test_a_data_folder_of_the_bundled_name_is_no_model(tmp_path, monkeypatch):
 
 def test_a_model_is_shown_without_its_parameters():
     sd = sdjax.StableDiffusion(NARROW, random_model_params(NARROW), None)
-    assert len(repr(sd)) < 2000 and repr(NARROW) in repr(sd) and "Array" not in repr(sd)
+    assert len(repr(sd)) < 200 and NARROW.name in repr(sd) and "Array" not in repr(sd) and "\n" not in repr(sd)
 
 
 def test_a_model_keeps_the_class_that_it_came_with(folder, tmp_path):

@@ -158,7 +158,7 @@ def test_mistakes_would_be_seen():
         (lambda: sdjax.encode_depth(model(MAP), np.ones((8, 8))), "depth: tiny-map takes none"),
         (lambda: sdjax.encode_depth(model(DEPTH), np.ones((8, 8, 3, 1))), "depth is float64 of shape"),
         (lambda: sdjax.encode_depth(model(DEPTH), np.full((8, 8), np.nan)), "depth has NaN"),
-        (lambda: sdjax.encode_depth(model(DEPTH), np.ones((8, 8)), height=7), "height 7: a positive multiple of 4"),
+        (lambda: sdjax.encode_depth(model(DEPTH), np.ones((8, 8)), height=7), "height 7: a positive multiple of 2"),
         (lambda: sdjax.txt2img(model(DEPTH), "cat", **FEW), "sd tiny-depth: takes a depth map, give a Cond"),
         (lambda: sdjax.encode_lowres(model(X4), SMALL, 351), "noise_level 351: a whole number from 0 to 350"),
         (lambda: sdjax.encode_lowres(model(DEPTH), SMALL), "pictures: tiny-depth takes no small pictures"),

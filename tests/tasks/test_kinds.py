@@ -124,7 +124,7 @@ layout = lambda *boxes, **options: lambda: sdjax.encode_layout(model(LAYOUT), li
         (lambda: sdjax.encode_map(model(MAP), IDS + 1), "maps: id 5, 0 to 4 expected for tiny-map"),
         (lambda: sdjax.encode_map(model(MAP), IDS - 1), "maps: id -1"),
         (lambda: sdjax.encode_map(model(MAP), IDS * 1.0), "maps are float64: whole numbers"),
-        (lambda: sdjax.encode_map(model(MAP), IDS[:, :15]), r"maps of shape \[2, 15, 16\]: .* multiples of 4"),
+        (lambda: sdjax.encode_map(model(MAP), IDS[:, :15]), r"maps of shape \[2, 15, 16\]: .* multiples of 2"),
         (lambda: sdjax.encode_map(model(LAYOUT), IDS), "maps: tiny-layout takes none"),
         (lambda: draw(MAP, asked(MAP), height=32), "height 32: the channels of prompt.concat are of 16 pixels"),
         (lambda: draw(MAP, None), "sd tiny-map: takes a map, give a Cond, as sdjax.encode_map"),
