@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sdjax.errors import SdjaxError
-from sdjax.text.tokenizer import BOS, EOS, byte_characters, load_tokenizer, write_tokenizer_files
+from sdjax.text.tokenizer import (
+    BOS,
+    EOS,
+    byte_characters,
+    clip_tokenizer,
+    load_tokenizer,
+    write_tokenizer_files,
+)
 
 
 def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: int = 77):
@@ -17,13 +24,12 @@ def train_bpe(captions: Iterable[str], size: int, folder: str | Path, length: in
     SdjaxError: `size` is below 514, or the captions do not give enough merges for it.
     """
     from tokenizers import Tokenizer, models, trainers
-    from transformers import CLIPTokenizer
 
     characters = byte_characters()
     base = characters + [c + "</w>" for c in characters]
     if size < len(base) + 2:
         raise SdjaxError(f"size {size}: a byte-level vocabulary has at least {len(base) + 2} entries")
-    reference = CLIPTokenizer().backend_tokenizer  # its normaliser and word pattern are CLIP's
+    reference = clip_tokenizer().backend_tokenizer  # its normaliser and word pattern are CLIP's
     scratch = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     scratch.normalizer, scratch.pre_tokenizer = reference.normalizer, reference.pre_tokenizer
     # The base is given as "special tokens", which fixes its ids, so that ties between merges always break the same way.

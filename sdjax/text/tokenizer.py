@@ -7,6 +7,7 @@ transformers is imported only inside functions, because importing it takes secon
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -49,13 +50,27 @@ def load_tokenizer(folder: str | Path, word_pieces: bool = False):
         check_files(folder, "vocab.json", "merges.txt")
     elif not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         raise SdjaxError(f"{folder}: no vocab.txt (nor tokenizer.json) of a BERT tokenizer there")
-    import transformers
-
+    kind = tokenizer_class("Bert" if word_pieces else "CLIP")
     try:
-        kind = transformers.BertTokenizer if word_pieces else transformers.CLIPTokenizer
         return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever a broken file leads to
         raise SdjaxError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:160]})") from None
+
+
+def tokenizer_class(name: str) -> Any:
+    """Returns the class of transformers that tokenizes for "CLIP" or "Bert" in Rust, in its versions 4 and 5.
+
+    It is imported without a line that says that PyTorch was not found.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return getattr(transformers, f"{name}Tokenizer{'' if has_one_class(transformers) else 'Fast'}")
+
+
+def has_one_class(transformers: Any) -> bool:
+    """Is this version 5 of transformers or a later one, which has one class for each tokenizer?"""
+    return int(transformers.__version__.partition(".")[0]) >= 5
 
 
 @cache
@@ -67,14 +82,20 @@ def clip_tokenizer():
     config's token in any case.
     """
     import gzip
-
-    from transformers import CLIPTokenizer
+    import tempfile
 
     characters = byte_characters()
     base = characters + [c + "</w>" for c in characters]
     merges = gzip.decompress(CLIP_MERGES.read_bytes()).decode("utf-8").split("\n")[1 : 49408 - len(base) - 1]
     tokens = [*base, *(merge.replace(" ", "") for merge in merges), BOS, EOS]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[tuple(m.split()) for m in merges])
+    kind, vocabulary = tokenizer_class("CLIP"), {token: i for i, token in enumerate(tokens)}
+    import transformers
+
+    if has_one_class(transformers):
+        return kind(vocab=vocabulary, merges=[tuple(m.split()) for m in merges])
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer_files(folder, vocabulary, merges, EOS, 77)
+        return load_tokenizer(folder)
 
 
 def special_ids(folder: str | Path) -> tuple[int, int, int]:
