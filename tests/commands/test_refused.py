@@ -147,9 +147,9 @@ def test_refusals_are_one_line_that_names_the_flag(script, place, capfd, name, d
     before = {path for path in place.rglob("*") if path.name in ("config.json", "metrics.jsonl", "export")}
     assert script(name, *arguments(name, defaults, changes)) == 2
     found = capfd.readouterr()
-    *before, last = found.err.splitlines()
+    *lines, last = found.err.splitlines()
     assert last.startswith("error: ") and message in last and not found.out
-    assert all(line.startswith("loading ") for line in before)
+    assert all(line.startswith("loading ") for line in lines)
     assert before == {path for path in place.rglob("*") if path.name in ("config.json", "metrics.jsonl", "export")}
     assert (place / "file").read_text() == "mine"
 
@@ -168,9 +168,9 @@ def test_refusals_in_a_fresh_process(place, name, defaults, changes):
     command = [sys.executable, ROOT / name, *arguments(name, defaults, changes)]
     where = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=place, env=where, capture_output=True, text=True)
-    *before, last = done.stderr.splitlines()
+    *lines, last = done.stderr.splitlines()
     assert done.returncode == 2 and last.startswith("error: "), done.stderr
-    assert all(line.startswith("loading ") for line in before), done.stderr
+    assert all(line.startswith("loading ") for line in lines), done.stderr
 
 
 def test_an_unreadable_picture_is_named_last(script, place, capfd, tmp_path):
