@@ -12,6 +12,7 @@ from PIL.Image import Image
 from sdjax import pictures as pictures
 from sdjax import sampling as sampling
 from sdjax.adapters.embedding import add_embedding as add_embedding
+from sdjax.adapters.lora import add_lora as add_lora
 from sdjax.conditioning.classes import encode_classes as encode_classes
 from sdjax.conditioning.depth import encode_depth as encode_depth
 from sdjax.conditioning.layouts import encode_layout as encode_layout
@@ -290,6 +291,7 @@ __all__ = [
     "SdjaxError",
     "StableDiffusion",
     "add_embedding",
+    "add_lora",
     "attention_maps",
     "attention_pictures",
     "check_safety",
