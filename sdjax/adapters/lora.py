@@ -8,9 +8,7 @@ computed from the model's own parameters, which the value remembers, in float32,
 them back to the bit, and moving a weight many times leaves nothing behind.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,10 +106,9 @@ def merge(sd: StableDiffusion, added: Sequence[Added]) -> StableDiffusion:
         else:
             base[path] = own
             todo.append((path, how))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        job = lambda one: merged_leaf(sd.config, one[0], base[one[0]], terms[one[0]])
-        for (path, how), leaf in zip(todo, pool.map(job, todo), strict=True):
-            leaves[path], made[path] = leaf, (leaf, how)
+    for path, how in todo:
+        leaves[path] = merged_leaf(sd.config, path, base[path], terms[path])
+        made[path] = leaves[path], how
     found = replace(sd, params=unflatten_dict(leaves), merged=Merged(tuple(added), base, made))
     for one in added:
         for word, tensors in one.lora.words.items():
@@ -126,17 +123,16 @@ def merged_leaf(config: Config, path: tuple[str, ...], base: Any, terms: Sequenc
     total = None
     for term in terms:
         if term.kind == "bias":
-            found = bias_difference(term.change).reshape(own.shape)
+            found = (bias_difference(term.change) * np.float32(term.weight)).reshape(own.shape)
         else:
             shape = file_shape(config, term.change.layer.part, term.row)
-            found = difference(term.change, own, shape, operation_of(term.row.operation)[0])
-        if term.weight != 1:
-            found = found * np.float32(term.weight)
+            found = difference(term.change, own, shape, operation_of(term.row.operation)[0], term.weight)
         total = found if total is None else np.add(total, found, out=total)
     total = np.add(total, own, out=total)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         rounded = total.astype(value.dtype, copy=False)
-    if not np.isfinite(rounded).all():
+        finite = np.isfinite(rounded.sum(dtype=np.float32)) or np.isfinite(rounded).all()  # the sum takes less time
+    if not finite:
         sources = " and ".join(str(term.key[2]) for term in terms)
         raise SdjaxError(f"weight {sources}: {'/'.join(path)} becomes larger than {value.dtype.name} holds")
     return rounded if isinstance(base, np.ndarray) else placed_like(rounded, base)

@@ -241,29 +241,42 @@ def norms_of(factors: Factors) -> np.ndarray | None:
     return m.reshape(-1, 1) if m.ndim == 1 else m.reshape(m.shape[:2]) if m.size == prod(m.shape[:2]) else m
 
 
-def difference(change: Change, base: np.ndarray, shape: tuple[int, ...], to_ours: Callable[[Any], Any]) -> np.ndarray:
-    """Returns D of a layer's weight as a new float32 array of our layout, which base has.
+def difference(
+    change: Change, base: np.ndarray, shape: tuple[int, ...], to_ours: Callable[[Any], Any], weight: float = 1.0
+) -> np.ndarray:
+    """Returns weight D of a layer's weight as a new float32 array of our layout, which base has.
 
     base: the layer's own weight, float32; its last axis is the outputs, and the one before it the inputs.
     shape: of the weight in files. to_ours: brings an array of that shape to our layout.
     """
-    factors, kind = change.factors, kind_of(change.factors)
-    scale = np.float32(scale_of(change, kind))
+    factors, kind, m = change.factors, kind_of(change.factors), norms_of(change.factors)
+    scale, found = np.float32(scale_of(change, kind) * (weight if m is None else 1)), aligned(base.shape)
     if kind is KINDS["down"] and "mid" not in factors:  # ours of `down`, times `up`: no large array is transposed
         down = to_ours(factors["down"].reshape(-1, *shape[1:]))
-        found = np.matmul(down, np.ascontiguousarray(matrix(factors["up"]).T) * scale)
+        up = np.ascontiguousarray(matrix(factors["up"]).T) * scale
+        np.matmul(down.reshape(-1, len(up)), up, out=found.reshape(-1, up.shape[1]))
     else:
-        found = np.ascontiguousarray(to_ours((kind.product(factors) * scale).reshape(shape)))
-    if (m := norms_of(factors)) is None:
+        found[...] = to_ours((kind.product(factors) * scale).reshape(shape))
+    if m is None:
         return found
     found += base
-    places = found.ndim - (1 if (per_output := m.shape[1] == 1 and len(m) == shape[0]) else 2)
-    axes = tuple(axis for axis in range(found.ndim) if axis != places)
+    per_output = m.shape[1] == 1 and len(m) == shape[0]
+    place = found.ndim - (1 if per_output else 2)
+    axes = tuple(axis for axis in range(found.ndim) if axis != place)
     norm = np.sqrt(np.sum(np.square(found), axis=axes, dtype=np.float64))
     factor = (m.reshape(-1) / np.maximum(norm, EPSILON)).astype(np.float32)
     found *= factor if per_output else factor[:, None]
     found -= base
+    found *= np.float32(weight)
     return found
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns a new float32 array whose place in memory lets JAX take it over on CPUs without a copy."""
+    size = prod(shape)
+    buffer = np.empty(size + 15, np.float32)
+    start = -buffer.ctypes.data % 64 // 4
+    return buffer[start : start + size].reshape(shape)
 
 
 def bias_difference(change: Change) -> np.ndarray | None:
