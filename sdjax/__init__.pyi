@@ -4,6 +4,7 @@ tests/test_public.py holds both files to the same names.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -96,6 +97,8 @@ class _Options(TypedDict, total=False):
     refiner_start: float
     refiner_cond: Cond | None
     refiner_negative: Cond | None
+    lora_folder: str | Path | None
+    lora_scale: float
 
 @overload
 def txt2img(

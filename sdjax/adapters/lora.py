@@ -10,15 +10,17 @@ them back to the bit, and moving a weight many times leaves nothing behind.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.adapters.embedding import with_word
-from sdjax.adapters.lora_files import file_shape, find_files, key_of, read_lora
+from sdjax.adapters.lora_files import Lora, file_shape, find_files, key_of, read_lora
 from sdjax.adapters.lora_kinds import Change, bias_difference, difference
 from sdjax.checks import is_number
 from sdjax.errors import SdjaxError
@@ -110,10 +112,7 @@ def merge(sd: StableDiffusion, added: Sequence[Added]) -> StableDiffusion:
         leaves[path] = merged_leaf(sd.config, path, base[path], terms[path])
         made[path] = leaves[path], how
     found = replace(sd, params=unflatten_dict(leaves), merged=Merged(tuple(added), base, made))
-    for one in added:
-        for word, tensors in one.lora.words.items():
-            found = with_word(found, tensors, f"{one.lora.source}: bundle_emb {word}", word)
-    return found
+    return words_added(found, [one.lora for one in added])
 
 
 def merged_leaf(config: Config, path: tuple[str, ...], base: Any, terms: Sequence[Term]) -> Any:
@@ -136,6 +135,69 @@ def merged_leaf(config: Config, path: tuple[str, ...], base: Any, terms: Sequenc
         sources = " and ".join(str(term.key[2]) for term in terms)
         raise SdjaxError(f"weight {sources}: {'/'.join(path)} becomes larger than {value.dtype.name} holds")
     return rounded if isinstance(base, np.ndarray) else placed_like(rounded, base)
+
+
+# ---- LoRAs that prompts name: tasks/networks.py
+
+
+class Named(Protocol):
+    """What a prompt names."""
+
+    path: Path
+    weight: float
+    text_weight: float
+
+
+#: model -> (what was asked for last, the model merged with it). A model that is gone leaves it.
+LAST: "WeakKeyDictionary[StableDiffusion, tuple[tuple, StableDiffusion]]" = WeakKeyDictionary()
+
+
+def merged_for(sd: StableDiffusion, named: Sequence[Named], scale: float) -> StableDiffusion:
+    """Returns a model with its own LoRAs and those that a prompt names, all their weights times `scale`.
+
+    A LoRA that is named twice, or is the model's own already, gets the sum of the weights. The last result for a model
+    is kept, so that many calls with the same LoRAs merge once.
+    """
+    found = {one.lora.key: one for one in record_of(sd).added}
+    for one in named:
+        lora = known_lora(sd.config, one.path)
+        old = found.get(lora.key, Added(lora, 0.0, 0.0))
+        found[lora.key] = Added(lora, old.weight + one.weight, old.text_weight + one.text_weight)
+    added = [Added(one.lora, scale * one.weight, scale * one.text_weight) for one in found.values()]
+    how = tuple((one.lora.key, one.weight, one.text_weight) for one in added)
+    if sd not in LAST or LAST[sd][0] != how:
+        forget(sd)
+        LAST[sd] = how, merge(sd, added)
+    return LAST[sd][1]
+
+
+def forget(sd: StableDiffusion) -> None:
+    """Lets go of what `merged_for` keeps of a model."""
+    LAST.pop(sd, None)
+
+
+def with_words(sd: StableDiffusion, named: Sequence[Named]) -> StableDiffusion:
+    """Returns a model with the textual inversions inside of the LoRAs that a prompt names, and nothing else of them."""
+    return words_added(sd, [known_lora(sd.config, one.path) for one in named])
+
+
+def known_lora(config: Config, path: Path) -> Lora:
+    """Returns a LoRA that fits the model, read once."""
+    files = find_files(path)
+    return kept_lora(config, str(path), key_of(files))
+
+
+@lru_cache(maxsize=8)
+def kept_lora(config: Config, path: str, key: tuple) -> Lora:
+    return read_lora(config, path, find_files(path))
+
+
+def words_added(sd: StableDiffusion, loras: Sequence[Lora]) -> StableDiffusion:
+    """Returns a model with the textual inversions inside of LoRAs."""
+    for lora in loras:
+        for word, tensors in lora.words.items():
+            sd = with_word(sd, tensors, f"{lora.source}: bundle_emb {word}", word)
+    return sd
 
 
 def placed_like(value: np.ndarray, base: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ program of one row serves any number of steps.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from operator import itemgetter
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.adapters.lora import forget, merged_for
 from sdjax.conditioning.masks import hide, mask_channels
 from sdjax.conditioning.text import text_tower_of
 from sdjax.devices.placement import chunk_size, copy_over, over, split_over
@@ -34,7 +35,7 @@ from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
 from sdjax.tasks.plans import remark_beginning
-from sdjax.tasks.request import Request
+from sdjax.tasks.request import Request, some_images
 from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
 from sdjax.text.prompt import Tokens
@@ -69,6 +70,7 @@ class Work(NamedTuple):
     length: int
     sides: list[tuple[Tokens | Cond, Tokens | Cond]]  # for each model: what is asked, the negative (of one or of all)
     devices: list
+    sd: StableDiffusion  # the model, with the LoRAs of these images' prompts
 
 
 def plan_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = True) -> list[Work]:
@@ -76,7 +78,24 @@ def plan_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = 
 
     made: False leaves the sides out, for a caller that counts the chunks.
     """
-    work = []
+    return [*each_work(sd, request, sides, made)]
+
+
+def each_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = True) -> Iterator[Work]:
+    """Yields the chunks of `plan_work`. Of a request whose prompts name LoRAs each model is merged when its first chunk
+    is asked for, so that memory holds one at a time."""
+    if not sides.shares:
+        if made:
+            forget(sd)
+        yield from chunks_of_model(sd, request, sides, made)
+    for share in sides.shares:
+        model = merged_for(sd, share.networks, request.options.lora_scale) if made else sd
+        for part in chunks_of_model(model, some_images(request, share.places), share.sides, made):
+            yield part._replace(places=share.places[part.places])
+
+
+def chunks_of_model(sd: StableDiffusion, request: Request, sides: Sides, made: bool) -> Iterator[Work]:
+    """Yields the chunks of a request that one model draws."""
     groups = [[group] for group in grouped(sd, request, sides)]
     if sides.refiner is not None:
         others = grouped(request.options.refiner, *sides.refiner)
@@ -91,8 +110,7 @@ def plan_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = 
         for first in range(0, len(inside), size):
             chosen = inside[np.minimum(np.arange(first, first + size), len(inside) - 1)]
             parts = [chosen_sides(group.places, one, chosen) for group, one in zip(models, both, strict=False)]
-            work.append(Work(chosen, min(size, len(inside) - first), parts, devices))
-    return work
+            yield Work(chosen, min(size, len(inside) - first), parts, devices, sd)
 
 
 def chosen_sides(places: np.ndarray, sides: tuple, chosen: np.ndarray) -> tuple[Tokens | Cond, Tokens | Cond]:
@@ -137,10 +155,10 @@ def draw_request(
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside)
     whole = jax.tree.map(np.asarray, whole)
-    work = plan_work(sd, request, sides or read_sides(sd, request))
-    models = [sd] if options.refiner is None else [sd, with_vae(options.refiner, sd)]
+    sides = sides or read_sides(sd, request)
+    chunks = len(plan_work(sd, request, sides, made=False))
     rows, results = evaluations(plan), [None] * count
-    params, where = None, None
+    models, params, where = [], None, None
     weight = (
         None if masks is None or options.output in ("latents", "trajectory") else each(feather_masks(masks, feather))
     )
@@ -156,12 +174,13 @@ def draw_request(
             result = np.where(share == 0, before, share * result + (1 - share) * before)
         return pixels_to_pil(result) if options.output == "pil" else result
 
-    for n, part in enumerate(work):
+    for n, part in enumerate(each_work(sd, request, sides)):
         asked, negatives = zip(*part.sides, strict=True)
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=asked)
-        done, total = before + n * rows, before + len(work) * rows + after
+        done, total = before + n * rows, before + chunks * rows + after
         report = partial(report_step, request, part.places[: part.length], done, total)
-        if part.devices != where:  # once for all chunks
+        if not models or part.sd is not models[0] or part.devices != where:  # once for all chunks of a model
+            models = [part.sd] if options.refiner is None else [part.sd, with_vae(options.refiner, part.sd)]
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
         chunk = split_over(chunk, part.devices)
         with over(part.devices), here():
