@@ -158,6 +158,8 @@ def merged_for(sd: StableDiffusion, named: Sequence[Named], scale: float) -> Sta
     A LoRA that is named twice, or is the model's own already, gets the sum of the weights. The last result for a model
     is kept, so that many calls with the same LoRAs merge once.
     """
+    if not named and scale == 1:
+        return sd
     found = {one.lora.key: one for one in record_of(sd).added}
     for one in named:
         lora = known_lora(sd.config, one.path)

@@ -24,6 +24,7 @@ from sdjax.commands.command_line import Progress
 from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of, small_picture
 from sdjax.commands.generate_options import NAMES, PARTS, PICTURES, Options, check_options, skips_of_picture
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
+from sdjax.commands.loras import add_loras, hashes_field, settings_of_loras
 from sdjax.devices.host import return_memory
 from sdjax.errors import SdjaxError, flags_of, loading, prefixed
 from sdjax.files import check_folder
@@ -147,8 +148,9 @@ class Task:
         """Returns the parameters text of a picture, or of a `sheet` whose first one it is, with its own arguments."""
         from sdjax.tasks.parameters import describe
 
-        others = (*PICTURES, *PARTS, "noise_level", "config", "refiner", "embedding", "safety_checker", "watermark")
-        others = {name: getattr(self.options, name) for name in (*others, "dtype")} | {"num_images": 1} | sheet
+        files = (*PICTURES, *PARTS, "config", "refiner", "embedding", "lora", "safety_checker")
+        others = {name: getattr(self.options, name) for name in (*files, "noise_level", "watermark", "dtype")}
+        others |= {"num_images": 1} | sheet
         own = self.arguments | (changes or {})
         if self.sized:  # whose clip skip means another layer than the web UI's
             others |= {"clip_skip": 1, "sdxl_clip_skip": own["clip_skip"]}
@@ -162,6 +164,7 @@ class Task:
             self.sd.config.name,
             self.options.model,
             self.model_hash,
+            **hashes_field(self.options, prompt),
         )
 
 
@@ -190,6 +193,8 @@ def main(options: Options) -> None:
     with prefixed("--embedding "):
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
+    with prefixed("--lora "):
+        sd = add_loras(sd, options.lora)
     with flags_of(
         (*NAMES, "refiner", "strength", "feather", "mask_cells", "mask", "classes", "layout", "noise_level", *FILES)
     ):
@@ -249,6 +254,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     from sdjax.devices.processes import agree, device_errors
     from sdjax.image.pixels import to_rgb
     from sdjax.model.value import digest
+    from sdjax.tasks.options_lora import LORA_OPTIONS
     from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 
     sd, options = task.sd, task.options
@@ -256,8 +262,8 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     task.check(prompts, num_images=1)
     size, devices = chunk_size(len(prompts), task.height * task.width // sd.config.vae.factor**2)
     settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
-    for option in SDXL_OPTIONS:  # left out, as by runs before there were any
-        if settings.get(option.name, option.default) == option.default:
+    for option in (*SDXL_OPTIONS, *LORA_OPTIONS):  # left out, as by runs before there were any
+        if option.name == "lora_folder" or settings.get(option.name, option.default) == option.default:
             settings.pop(option.name, None)
     settings |= {"height": task.height, "width": task.width, "model": sd.config.name, "weights": digest(sd.params)}
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
@@ -271,6 +277,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
         settings |= {"mask": digest(np.asarray(to_rgb(task.mask, "black")))}
     if options.mask_cells != Options.mask_cells:
         settings |= {"mask_cells": options.mask_cells}
+    settings |= settings_of_loras(options, prompts)
     settings |= {"embeddings": digest(dict(sd.embeddings), repr([*sd.embeddings]))} if sd.embeddings else {}
     settings |= {"safety_checker": digest(task.checker.params)} if task.checker else {}
     settings |= {"watermark": True} if options.watermark else {}

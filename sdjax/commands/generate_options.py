@@ -65,6 +65,8 @@ class Options(Sampling):
     """A second model, named as --model is, which walks the last steps of the same walk."""
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE:UNET:TE")] = ()
+    """A LoRA: a file, a folder or a hub id, with the UNet's weight, 1 if left out, and the text's; once a LoRA."""
     init_image: Path | None = None
     """Picture to begin with."""
     strength: float | None = None
@@ -116,6 +118,7 @@ def settings_of_picture(options: Options) -> Options | None:
         found, rest = understand(read_parameters(options.from_))
     except SdjaxError as error:
         raise SdjaxError(f"--from {options.from_}: {str(error).removeprefix(f'{options.from_}: ')}") from None
+    known_loras(options, found, rest)
     source = rest.get("Source", rest.get("Model", ""))
     if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
         rest = {name: value for name, value in rest.items() if name not in ("Source", "Model", "Model hash")}
@@ -135,6 +138,19 @@ def settings_of_picture(options: Options) -> Options | None:
     found |= {name: Path(found[name]) for name in files if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
+
+
+def known_loras(options: Options, found: dict[str, Any], rest: dict[str, str]) -> None:
+    """Takes "Lora hashes" out of `rest` if they are those of the LoRAs that the picture's other settings name."""
+    from sdjax.commands.loras import hashes
+
+    folder = options.lora_folder or found.get("lora_folder")
+    try:
+        here = hashes(found.get("lora", ()), found["prompt"], folder, found.get("syntax", "a1111"))
+    except (SdjaxError, OSError):  # what is not there is named when it is loaded
+        return
+    if here is not None and here == rest.get("Lora hashes"):
+        del rest["Lora hashes"]
 
 
 def skips_of_picture(options: Options) -> bool:

@@ -39,7 +39,7 @@ def cut_networks(prompts: Sequence[str], options: TaskOptions) -> tuple[list[str
     for prompt in dict.fromkeys(prompts):
         text, tags = cut_tags(prompt)
         if tags and options.lora_folder is None:
-            raise SdjaxError(f"prompt: <lora:{tags[0].name}> needs a lora_folder, in which its file is")
+            raise SdjaxError(f"lora_folder None: the folder that holds <lora:{tags[0].name}> of a prompt expected")
         networks = (Network(t.name, find_network(options.lora_folder, t.name), t.weight, t.text_weight) for t in tags)
         found[prompt] = text, tuple(networks)
     texts, networks = zip(*(found[prompt] for prompt in prompts), strict=True)

@@ -13,8 +13,8 @@ LORA_OPTIONS: tuple[Option, ...] = (
         "Where prompts find their LoRAs: <lora:name:te:unet> or <lora:name:te=0.5:unet=0.8>.",
         "A name is that of a file without its ending, of a folder, or what the file says itself (ss_output_name). "
         "te is the text towers' weight, 1 if left out, unet the UNet's, te if left out. Tags are cut out of a prompt; "
-        "several add up, also to those of `sdjax.add_lora`. In a negative prompt, in prompt_2 and with the syntax plain "
-        "they are text.",
+        "several add up, also to those of `sdjax.add_lora`. In negative_prompt, in prompt_2 and with syntax plain they "
+        "are text.",
         check=lambda value: value is None or (isinstance(value, (str, Path)) and Path(value).is_dir()),
         right="a folder that is there",
         flag=str | None,

@@ -59,7 +59,6 @@ OTHERS: tuple[Option, ...] = (
     Option("unet", None, str, "", text="UNet", read=str, place=32),
     Option("vae", None, str, "", text="VAE file", read=str, place=33),
     Option("lora", (), tuple, "", text="Loras", read=lambda value: tuple(value.split("\n")), place=56),
-    Option("lora_hashes", None, str, "", text="Lora hashes", read=lambda value: {}, place=57),
     Option("refiner", None, str, "", text="Refiner", read=str, place=51),
     Option("grid", (), tuple, "", text="Grid", read=lambda value: tuple(value.split("\n")), place=53),
     Option("safety_checker", None, str, "", text="Safety checker", read=str, place=23),

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from sdjax.devices.host import programs_folder
@@ -58,6 +59,12 @@ def lora_hash(path: Path) -> str:
     It is the SHA-256 of what follows a safetensors file's header, so that other metadata change nothing (kohya's
     `addnet_hash_safetensors`), or of the whole of another file; of a folder, of the file of weights in it.
     """
+    stat = path.stat()
+    return _lora_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _lora_hash(path: Path, size: int, time: int) -> str:
     files = [
         path,
         *sorted(path.glob("*.safetensors")),
