@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sdjax.adapters.lora_kinds import Alpha, Change, check_change
-from sdjax.adapters.lora_names import Layer, factor_of, layers_by_name
+from sdjax.adapters.lora_names import PREFIXES, Layer, factor_of, layers_by_name
 from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.families.table import PUBLISHED, family_of
@@ -191,8 +191,9 @@ def header_settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     folders: dict[str, dict[str, Any]] = {}
     for name, value in found.items():
         folder, _, key = name.partition(".")
+        folder, key = (folder, key) if folder in PREFIXES else ("", name)  # a network's own save has no folders
         folders.setdefault(folder, {})[key] = value
-    return {folder: checked_settings(own, f"{path}: {HEADER} {folder}") for folder, own in folders.items()}
+    return {folder: checked_settings(own, f"{path}: {HEADER} {folder}".rstrip()) for folder, own in folders.items()}
 
 
 def checked_settings(found: Any, source: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_only_a_last_part_that_is_a_number_is_a_weight(text, wanted):
 
 
 def test_a_lora_has_a_name():
-    with pytest.raises(SdjaxError, match="lora ':0.5': FILE, FILE:WEIGHT"):
+    with pytest.raises(SdjaxError, match=r"lora ':0.5': FILE, FILE:WEIGHT"):
         read_weighted(":0.5")
 
 

@@ -119,7 +119,7 @@ def test_prompts_of_the_same_loras_share_a_batch(folder, monkeypatch):
 
 
 def test_other_tasks_take_tags(folder):
-    sd, picture = sdjax.add_lora(tiny(), folder / "one.safetensors"), np.zeros((16, 16, 3), np.uint8)
+    sd, picture = sdjax.add_lora(tiny(), folder / "one.safetensors"), np.zeros((16, 16, 3), np.float32)
     options = FAST | {"seed": 3}
     tagged = options | {"lora_folder": folder}
     for task, extra in ((sdjax.img2img, {"image": picture}), (sdjax.hires, {"scale": 2.0})):
