@@ -8,7 +8,9 @@ computed from the model's own parameters, which the value remembers, in float32,
 them back to the bit, and moving a weight many times leaves nothing behind.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -108,9 +110,10 @@ def merge(sd: StableDiffusion, added: Sequence[Added]) -> StableDiffusion:
         else:
             base[path] = own
             todo.append((path, how))
-    for path, how in todo:
-        leaves[path] = merged_leaf(sd.config, path, base[path], terms[path])
-        made[path] = leaves[path], how
+    job = lambda path: merged_leaf(sd.config, path, base[path], terms[path])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (path, how), leaf in zip(todo, pool.map(job, (path for path, _ in todo)), strict=True):
+            leaves[path], made[path] = leaf, (leaf, how)
     found = replace(sd, params=unflatten_dict(leaves), merged=Merged(tuple(added), base, made))
     return words_added(found, [one.lora for one in added])
 
