@@ -576,3 +576,33 @@ def test_a_saved_model_is_the_merged_one(models, tmp_path):
     for site in sites(LIKE_SD15):
         ours = operation_of(site.row.compvis_operation)[0](tensors[site.row.compvis])
         np.testing.assert_array_equal(ours, flatten_dict(merged.params)[site.path])
+
+
+@pytest.mark.parametrize("names", [("pytorch_lora_weights.safetensors",), ("style.safetensors",)])
+def test_a_hub_id(models, tmp_path, monkeypatch, caplog, names):
+    """Without the network: what the hub lists, then what is in the cache when it does not answer."""
+    by_site, asked = draw(LIKE_SD15), []
+    for name in names:
+        write(tmp_path, named(by_site), name)
+
+    def download(repo, allow_patterns=None, local_files_only=False):
+        asked.append((repo, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("sdjax.weights.hub.list_files", lambda repo: {*names, "README.md", "pictures/a.png"})
+    check(models["sd1"], sdjax.add_lora(models["sd1"], "org/name"), [(by_site, 1, 1)])
+    assert asked == [("org/name", [*names])]
+
+    def silent(repo):
+        raise sdjax.SdjaxError("the hub did not answer")
+
+    monkeypatch.setattr("sdjax.weights.hub.list_files", silent)
+    with caplog.at_level(logging.WARNING, logger="sdjax"):
+        check(models["sd1"], sdjax.add_lora(models["sd1"], "org/name"), [(by_site, 1, 1)])
+    assert "taken from the cache" in caplog.text
+    monkeypatch.setattr("sdjax.weights.hub.list_files", lambda repo: {"a.safetensors", "b.safetensors"})
+    lines(models["sd1"], "org/name", "org/name: holds none of pytorch_lora_weights.safetensors")
+    monkeypatch.setattr("sdjax.weights.hub.list_files", silent)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: 1 / 0)
+    lines(models["sd1"], "org/name", "not in the cache, and the hub did not answer")

@@ -181,3 +181,15 @@ def kernel_of(layer: torch.nn.Module, outputs: torch.Tensor) -> torch.Tensor:
     middle = outputs.shape[-1] // 2
     patch = outputs[:, :, middle - k // 2 : middle + k // 2 + 1, middle - k // 2 : middle + k // 2 + 1]
     return patch.flip(2, 3).transpose(0, 1)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.ckpt"])
+def test_pickles(tmp_path, name):
+    """torch.save's files, of bfloat16 tensors."""
+    sd = ours(unet())
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    width = weights_of(sd)[f"{layer}.weight"].shape
+    up, down = torch.randn(width[0], 2).bfloat16(), torch.randn(2, width[1]).bfloat16()
+    torch.save({f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}, tmp_path / name)
+    change = weights_of(sdjax.add_lora(sd, tmp_path / name))[f"{layer}.weight"] - weights_of(sd)[f"{layer}.weight"]
+    np.testing.assert_allclose(change, (up.double() @ down.double()).numpy(), atol=5e-6)
