@@ -121,21 +121,19 @@ def merge(sd: StableDiffusion, added: Sequence[Added]) -> StableDiffusion:
 def merged_leaf(config: Config, path: tuple[str, ...], base: Any, terms: Sequence[Term]) -> Any:
     """Returns a parameter with the terms of some LoRAs: base + sum of weight D, in float32, rounded once."""
     value = np.asarray(base)
-    own = value.astype(np.float32, copy=False)
-    total = None
-    for term in terms:
-        if term.kind == "bias":
-            found = (bias_difference(term.change) * np.float32(term.weight)).reshape(own.shape)
-        else:
-            shape = file_shape(config, term.change.layer.part, term.row)
-            found = difference(term.change, own, shape, operation_of(term.row.operation)[0], term.weight)
-        total = found if total is None else np.add(total, found, out=total)
-    total = np.add(total, own, out=total)
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = total.astype(value.dtype, copy=False)
+    own, total = value.astype(np.float32, copy=False), None
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused
+        for term in terms:
+            if term.kind == "bias":
+                found = (bias_difference(term.change) * np.float32(term.weight)).reshape(own.shape)
+            else:
+                shape = file_shape(config, term.change.layer.part, term.row)
+                found = difference(term.change, own, shape, operation_of(term.row.operation)[0], term.weight)
+            total = found if total is None else np.add(total, found, out=total)
+        rounded = np.add(total, own, out=total).astype(value.dtype, copy=False)
         finite = np.isfinite(rounded.sum(dtype=np.float32)) or np.isfinite(rounded).all()  # the sum takes less time
     if not finite:
-        sources = " and ".join(str(term.key[2]) for term in terms)
+        sources = " and ".join(str(term.weight) for term in terms)
         raise SdjaxError(f"weight {sources}: {'/'.join(path)} becomes larger than {value.dtype.name} holds")
     return rounded if isinstance(base, np.ndarray) else placed_like(rounded, base)
 

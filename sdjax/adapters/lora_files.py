@@ -58,15 +58,19 @@ def find_files(source: str | Path) -> list[File]:
     """Returns the files of a LoRA. SdjaxError: `source` names none."""
     if not isinstance(source, (str, Path)) or not str(source):
         raise SdjaxError(f"source is {source!r}: a LoRA file, a folder of one or a hub id (org/name) expected")
-    path = Path(source)
-    if path.is_file():
+    path, shown = Path(source), str(source)[:200] if str(source).isprintable() else repr(source)[:200]
+    try:
+        there = path.is_file(), path.is_dir()
+    except (OSError, ValueError):  # too long a name, no permission
+        there = False, False
+    if there[0]:
         return [File(path)]
-    if not path.is_dir() and is_hub_id(str(source)):
+    if not there[1] and len(str(source)) <= 200 and is_hub_id(str(source)):
         path = fetch_lora(str(source), (*WEIGHTS, *ADAPTER, SETTINGS))
         if path.is_file():
             return [File(path)]
-    if not path.is_dir():
-        raise SdjaxError(f"{str(source)[:200]}: no such LoRA file or folder; a hub id is org/name")
+    elif not there[1]:
+        raise SdjaxError(f"{shown}: no such LoRA file or folder; a hub id is org/name")
     if weights := [path / name for name in WEIGHTS if (path / name).is_file()]:
         return [File(weights[0])]
     folders = ("", "unet", "text_encoder", "text_encoder_2")
@@ -137,7 +141,8 @@ def changes_of(
             raise SdjaxError(f"{source}: changes one layer twice, as {other} and as {name}")
         else:
             names[layer][split[1]] = name
-            factors.setdefault(layer, {})[split[1]] = np.asarray(value, np.float32)
+            with np.errstate(over="ignore"):  # what becomes infinite is refused
+                factors.setdefault(layer, {})[split[1]] = np.asarray(value, np.float32)
     changes = []
     for layer, own in factors.items():
         change = Change(layer, own, names[layer], alpha_of(settings, layer, config, source))

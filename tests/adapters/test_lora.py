@@ -528,7 +528,20 @@ def test_arguments(models, tmp_path, options, match):
 
 
 @pytest.mark.parametrize(
-    "source, match", [(None, "source is None"), ("nowhere.safetensors", "no such LoRA file"), (3, "source is 3")]
+    "source, match",
+    [
+        *(
+            (None, "source is None"),
+            ("nowhere.safetensors", "no such LoRA file"),
+            (3, "source is 3"),
+            ("", "source is ''"),
+        ),
+        *(
+            ("x" * 5000, "xxx: no such LoRA file"),
+            ("a\0b", r"'a\\x00b': no such LoRA file"),
+            ("a/b/c", "a/b/c: no such"),
+        ),
+    ],
 )
 def test_sources(models, source, match):
     lines(models["sd1"], source, match)
@@ -606,3 +619,14 @@ def test_a_hub_id(models, tmp_path, monkeypatch, caplog, names):
     monkeypatch.setattr("sdjax.weights.hub.list_files", silent)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: 1 / 0)
     lines(models["sd1"], "org/name", "not in the cache, and the hub did not answer")
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e300])
+def test_factors_that_float32_does_not_hold(models, tmp_path, recwarn, weight):
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
+    tensors = {f"{name}.lora_down.weight": np.full((3, 32), 1e30, np.float32)}
+    path = write(tmp_path, tensors | {f"{name}.lora_up.weight": np.full((32, 3), 1e30, np.float32)})
+    lines(models["sd1"], path, "weight .* becomes larger than float32 holds", weight=weight)
+    double = {key: value.astype(np.float64) * 1e200 for key, value in tensors.items()}
+    lines(models["sd1"], write(tmp_path, double), "down is empty or has NaN or infinite values")
+    assert not recwarn
