@@ -4,6 +4,7 @@ tests/test_public.py holds both files to the same names.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL.Image import Image
 from sdjax import pictures as pictures
 from sdjax import sampling as sampling
 from sdjax.adapters.embedding import add_embedding as add_embedding
+from sdjax.adapters.lora import add_lora as add_lora
 from sdjax.conditioning.classes import encode_classes as encode_classes
 from sdjax.conditioning.depth import encode_depth as encode_depth
 from sdjax.conditioning.layouts import encode_layout as encode_layout
@@ -96,6 +98,8 @@ class _Options(TypedDict, total=False):
     refiner_start: float
     refiner_cond: Cond | None
     refiner_negative: Cond | None
+    lora_folder: str | Path | None
+    lora_scale: float
 
 @overload
 def txt2img(
@@ -294,6 +298,7 @@ __all__ = [
     "SdjaxError",
     "StableDiffusion",
     "add_embedding",
+    "add_lora",
     "attention_maps",
     "attention_pictures",
     "check_safety",

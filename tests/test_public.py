@@ -47,7 +47,7 @@ def test_the_stub_s_tasks_are_the_tasks():
     """What a type checker knows of a task is what `takes_options` makes of it: its own arguments, then OPTIONS."""
     (options,) = (node for node in stub() if isinstance(node, ast.ClassDef))
     stated = {field.target.id: ast.unparse(field.annotation) for field in options.body}
-    known = {"Any": Any, "Sequence": Sequence, "Callable": Callable}
+    known = {"Any": Any, "Sequence": Sequence, "Callable": Callable, "Path": Path}
     types = {option.name: option.type for option in OPTIONS if option.name != "output"}
     assert set(types) == set(stated)
     for name, kind in types.items():

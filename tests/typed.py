@@ -50,6 +50,7 @@ def model(x: jax.Array, folder: str, image: Image) -> None:
     assert_type(sdjax.tokenize(sd, "a cat"), np.ndarray)
     sdjax.save(sd, folder, dtype="float16")
     assert_type(sdjax.add_embedding(sd, folder), sdjax.StableDiffusion)
+    assert_type(sdjax.add_lora(sd, folder, 0.8, text_weight=0.5, strict=False), sdjax.StableDiffusion)
     maps = sdjax.attention_maps(sd, "a cat", latents, 500)
     assert_type(maps, np.ndarray)
     assert_type(sdjax.attention_pictures(image, maps[0], sdjax.prompt_words(sd, "a cat")[0]), Image)

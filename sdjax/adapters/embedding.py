@@ -37,7 +37,14 @@ def add_embedding(sd: StableDiffusion, path: str | Path, token: str | None = Non
     """
     if not isinstance(sd.config.text, TextConfig):
         raise SdjaxError(f"path {path}: embeddings are words of CLIP text towers, which {sd.config.name} has not")
-    config, tensors = sd.config.text, read_tensors(path)
+    return with_word(sd, read_tensors(path), path, token)
+
+
+def with_word(
+    sd: StableDiffusion, tensors: Mapping[str, np.ndarray], path: str | Path, token: str | None
+) -> StableDiffusion:
+    """Returns `add_embedding` of the tensors of a file, or of the part of a LoRA file that messages call `path`."""
+    config = sd.config.text
     name, values = of_towers(sd.config, tensors, path)
     vectors = np.concatenate([value.astype(np.float32) for value in values], axis=1)
     if not np.isfinite(vectors).all():

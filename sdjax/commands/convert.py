@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sdjax.commands.loras import add_loras
 from sdjax.errors import SdjaxError, loading, prefixed
 
 
@@ -26,6 +27,8 @@ class Options:
     """A file, or a folder, whose UNet takes the place of the model's."""
     vae: Path | None = None
     """The same for the VAE."""
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE:UNET:TE")] = ()
+    """A LoRA to merge, with the UNet's weight (1) and the text towers' (the UNet's); once a file."""
     prefer_ema: bool = False
     """Take the EMA copy of the UNet if a single file holds both."""
 
@@ -39,6 +42,8 @@ def main(options: Options) -> None:
     with loading(model="SOURCE "):
         parts = {"config": options.config, "unet": options.unet, "vae": options.vae}
         sd = sdjax.load(options.source, prefer_ema=options.prefer_ema, **parts)
+    with prefixed("--lora "):
+        sd = add_loras(sd, options.lora)
     with prefixed("TARGET "):
         sdjax.save(sd, options.target, options.dtype)
     print(options.target)

@@ -52,7 +52,10 @@ class Options(Sampling):
             *("eta", "sigmas", "spacing", "clip_skip", "syntax", "guidance_rescale", "guidance_interval"),
             *("variation_seed", "variation_strength"),
         ),
-        "model": ("config", "unet", "vae", "embedding", "dtype", "safety_checker", "watermark"),
+        "model": (
+            *("config", "unet", "vae", "embedding", "lora", "lora_folder", "lora_scale"),
+            *("dtype", "safety_checker", "watermark"),
+        ),
         "SDXL": ("refiner", *(option.name for option in SDXL_OPTIONS if option.flag is not None)),
         "conditioning": ("classes", "layout", "map", "depth", "lowres", "image", "noise_level"),
         "batch run": ("prompts_file", "batch_size", "coordinator", "num_processes", "process_id"),
@@ -81,6 +84,8 @@ class Options(Sampling):
     """A second model, named as --model is, which walks the last steps of the same walk."""
     embedding: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE:UNET:TE")] = ()
+    """A LoRA: a file, a folder or a hub id, with the UNet's weight, 1 if left out, and the text's; once a LoRA."""
     init_image: Path | None = None
     """Picture to begin with."""
     strength: float | None = None
@@ -142,6 +147,7 @@ def settings_of_picture(options: Options) -> Options | None:
         found, rest = understand(read_parameters(options.from_))
     except SdjaxError as error:
         raise SdjaxError(f"--from {options.from_}: {str(error).removeprefix(f'{options.from_}: ')}") from None
+    known_loras(options, found, rest)
     source = rest.get("Source", rest.get("Model", ""))
     if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
         rest = {name: value for name, value in rest.items() if name not in ("Source", "Model", "Model hash")}
@@ -187,6 +193,19 @@ def with_names(options: Options) -> Options:
     """Returns the options with web UIs' names of samplers as ours: "DPM++ 2M Karras" is dpmpp_2m with karras sigmas."""
     found = {} if options.sampler in samplers else read_sampler(options.sampler)
     return replace(options, **found) if found.get("sampler") in samplers else options
+
+
+def known_loras(options: Options, found: dict[str, Any], rest: dict[str, str]) -> None:
+    """Takes "Lora hashes" out of `rest` if they are those of the LoRAs that the picture's other settings name."""
+    from sdjax.commands.loras import hashes
+
+    folder = options.lora_folder or found.get("lora_folder")
+    try:
+        here = hashes(found.get("lora", ()), found["prompt"], folder, found.get("syntax", "a1111"))
+    except (SdjaxError, OSError):  # what is not there is named when it is loaded
+        return
+    if here is not None and here == rest.get("Lora hashes"):
+        del rest["Lora hashes"]
 
 
 def skips_of_picture(options: Options) -> bool:

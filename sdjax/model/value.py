@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,22 @@ from sdjax.types import Params
 FLOAT32 = jnp.dtype("float32")
 
 
+class Added(NamedTuple):
+    """A LoRA that was merged into a model."""
+
+    lora: Any  # as sdjax/adapters/lora_files.py reads it
+    weight: float  # of the UNet's changes
+    text_weight: float  # of the text towers'
+
+
+class Merged(NamedTuple):
+    """What was merged into a model's parameters, by their paths. `sdjax.add_lora` merges anew from `base`."""
+
+    added: tuple[Added, ...] = ()
+    base: Mapping[tuple[str, ...], Any] = MappingProxyType({})  # the model's own leaves in place of those in `made`
+    made: Mapping[tuple[str, ...], tuple[Any, tuple]] = MappingProxyType({})  # the merged leaves, and of what each is
+
+
 @dataclass(frozen=True, eq=False)
 class StableDiffusion:
     """A loaded model. `sdjax.load` returns it.
@@ -27,6 +44,7 @@ class StableDiffusion:
     tokenizer: None if the model came without one.
     dtype: of the computation; norms, softmax and the time embedding are always float32.
     embeddings: words of prompts and the vectors [n, D] that stand for them, see `sdjax.add_embedding`.
+    merged: the LoRAs that were merged into params, and what these were before, see `sdjax.add_lora`; None: none.
     """
 
     config: Config
@@ -34,6 +52,7 @@ class StableDiffusion:
     tokenizer: Any = field(repr=False)
     dtype: jnp.dtype = FLOAT32
     embeddings: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    merged: Merged | None = field(default=None, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", known_dtype(self.dtype))

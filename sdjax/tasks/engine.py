@@ -8,7 +8,7 @@ program of one row serves any number of steps.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from sdjax.conditioning.masks import hide, mask_channels
 from sdjax.conditioning.text import text_tower_of
-from sdjax.devices.placement import chunk_size, copy_over, over, split_over
+from sdjax.devices.placement import copy_over, over, split_over
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
 from sdjax.diffusion.rows import Row
@@ -36,7 +36,8 @@ from sdjax.tasks import stages
 from sdjax.tasks.remarks import announce, remark_beginning
 from sdjax.tasks.request import Request
 from sdjax.tasks.request_sdxl import turn_of
-from sdjax.tasks.sides import Sides, encoded, grouped, read_sides, some
+from sdjax.tasks.sides import Sides, encoded, read_sides
+from sdjax.tasks.work import each_work, plan_work
 from sdjax.text.prompt import Tokens
 from sdjax.types import Array, Cond, Params
 
@@ -60,45 +61,6 @@ class Chunk(NamedTuple):
     masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
     cells: np.ndarray | None = None  # [B, h, w, 1], the same for latents
     beside: Cond | None = None  # what the task adds to both sides of guidance: concat, vector
-
-
-class Work(NamedTuple):
-    """The part of a request that one chunk draws."""
-
-    places: np.ndarray  # [B] the images' places in the request; after `length` the last one repeats, to fill up
-    length: int
-    sides: list[tuple[Tokens | Cond, Tokens | Cond]]  # for each model: what is asked, the negative (of one or of all)
-    devices: list
-
-
-def plan_work(sd: StableDiffusion, request: Request, sides: Sides, made: bool = True) -> list[Work]:
-    """Splits a request into chunks of images that go through together, as many at a time as the devices hold.
-
-    made: False leaves the sides out, for a caller that counts the chunks.
-    """
-    work = []
-    groups = [[group] for group in grouped(sd, request, sides)]
-    if sides.refiner is not None:
-        others = grouped(request.options.refiner, *sides.refiner)
-        groups = [[group, other] for (group,) in groups for other in others]
-    for models in groups:
-        inside = reduce(np.intersect1d, [group.places for group in models])
-        if not len(inside):
-            continue
-        both = [group.make() for group in models] if made else []
-        called = 1 + models[0].parts  # the negative, and each that AND composes
-        size, devices = chunk_size(len(inside), request.shape[0] * request.shape[1] * called // 2)
-        for first in range(0, len(inside), size):
-            chosen = inside[np.minimum(np.arange(first, first + size), len(inside) - 1)]
-            parts = [chosen_sides(group.places, one, chosen) for group, one in zip(models, both, strict=False)]
-            work.append(Work(chosen, min(size, len(inside) - first), parts, devices))
-    return work
-
-
-def chosen_sides(places: np.ndarray, sides: tuple, chosen: np.ndarray) -> tuple[Tokens | Cond, Tokens | Cond]:
-    """Returns both sides of the images `chosen` of a group, whose images are `places`."""
-    rows = np.searchsorted(places, chosen)
-    return jax.tree.map(itemgetter(rows), sides[0]), some(sides[1], rows)
 
 
 def evaluations(plan: Plan) -> int:
@@ -137,10 +99,10 @@ def draw_request(
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside)
     whole = jax.tree.map(np.asarray, whole)
-    work = plan_work(sd, request, sides or read_sides(sd, request))
-    models = [sd] if options.refiner is None else [sd, with_vae(options.refiner, sd)]
+    sides = sides or read_sides(sd, request)
+    chunks = len(plan_work(sd, request, sides, made=False))
     rows, results = evaluations(plan), [None] * count
-    params, where = None, None
+    models, params, where = [], None, None
     weight = (
         None if masks is None or options.output in ("latents", "trajectory") else each(feather_masks(masks, feather))
     )
@@ -156,12 +118,13 @@ def draw_request(
             result = np.where(share == 0, before, share * result + (1 - share) * before)
         return pixels_to_pil(result) if options.output == "pil" else result
 
-    for n, part in enumerate(work):
+    for n, part in enumerate(each_work(sd, request, sides)):
         asked, negatives = zip(*part.sides, strict=True)
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=asked)
-        done, total = before + n * rows, before + len(work) * rows + after
+        done, total = before + n * rows, before + chunks * rows + after
         report = partial(report_step, request, part.places[: part.length], done, total)
-        if part.devices != where:  # once for all chunks
+        if not models or part.sd is not models[0] or part.devices != where:  # once for all chunks of a model
+            models = [part.sd] if options.refiner is None else [part.sd, with_vae(options.refiner, part.sd)]
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
         chunk = split_over(chunk, part.devices)
         announce(models, request, plan, chunk, part.devices)

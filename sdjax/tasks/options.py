@@ -17,6 +17,7 @@ from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import read_interval, read_sampler, read_schedule
 from sdjax.tasks.option import FUNCTION, SEED, SHARE, Option, label_of, one_of
+from sdjax.tasks.options_lora import LORA_OPTIONS
 from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 from sdjax.text.syntax import SYNTAXES
 
@@ -268,6 +269,7 @@ OPTIONS: tuple[Option, ...] = (
         program=False,
     ),
     *SDXL_OPTIONS,
+    *LORA_OPTIONS,
 )
 
 TaskOptions = make_dataclass(

@@ -72,6 +72,7 @@ OTHERS: tuple[Option, ...] = (
     Option("config", None, str, "", text="Config", read=str, place=27),
     Option("unet", None, str, "", text="UNet", read=str, place=32),
     Option("vae", None, str, "", text="VAE file", read=str, place=33),
+    Option("lora", (), tuple, "", text="Loras", read=lambda value: tuple(value.split("\n")), place=56),
     Option("refiner", None, str, "", text="Refiner", read=str, place=51),
     Option("grid", (), tuple, "", text="Grid", read=lambda value: tuple(value.split("\n")), place=53),
     Option("hires", None, float | None, "", text="Hires upscale", read=float, place=35),

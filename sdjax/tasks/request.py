@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from sdjax.checks import is_number, is_whole
@@ -11,6 +12,7 @@ from sdjax.errors import SdjaxError, shown
 from sdjax.families.config import Config
 from sdjax.families.table import prompt_of
 from sdjax.tasks.given import check_cond, repeated, stands_beside
+from sdjax.tasks.networks import Networks, cut_networks
 from sdjax.tasks.options import OPTIONS, TaskOptions
 from sdjax.tasks.request_sdxl import check_sdxl
 from sdjax.types import Cond
@@ -26,6 +28,7 @@ class Request(NamedTuple):
     scales: np.ndarray  # float32 [steps]
     options: TaskOptions
     prompts_2: list[str] | None = None  # of the second text tower, one for each image; None: the same
+    networks: list[Networks] | None = None  # the LoRAs that each image's prompt names; None: no model is merged anew
 
     @property
     def count(self) -> int:
@@ -59,6 +62,10 @@ def check(
         if option.check is not None and not option.check(value := getattr(options, option.name)):
             raise SdjaxError(f"{option.name} {value!r}: {option.right}")
     times = options.num_images * (pictures if asked == 1 else 1)
+    networks = None
+    if not isinstance(prompts, Cond):
+        prompts, networks = cut_networks(prompts, options)
+        networks = [found for found in networks for _ in range(times)] if any(networks) else None
     prompts = repeated(prompts, times) if isinstance(prompts, Cond) else [p for p in prompts for _ in range(times)]
     count, negative = asked * times, options.negative_prompt
     prompts_2 = check_sdxl(config, prompts, times, options)
@@ -88,7 +95,21 @@ def check(
         if not np.isfinite(latents.astype(np.float32)).all():
             raise SdjaxError("latents have NaN or infinite values: unit noise expected")
     seeds = np.arange(options.seed, options.seed + count, dtype=np.uint32)
-    return Request(prompts, negative, seeds, shape, guidance_scales(config, options), options, prompts_2)
+    networks = [()] * count if networks is None and options.lora_scale != 1 else networks
+    return Request(prompts, negative, seeds, shape, guidance_scales(config, options), options, prompts_2, networks)
+
+
+def some_images(request: Request, places: np.ndarray) -> Request:
+    """Returns the request of some of its images, without the LoRAs that their prompts name."""
+    chosen = lambda side: None if side is None else [side[place] for place in places]
+    rows = lambda side: jax.tree.map(lambda leaf: leaf[places] if len(leaf) == request.count else leaf, side)
+    return request._replace(
+        prompts=rows(request.prompts) if isinstance(request.prompts, Cond) else chosen(request.prompts),
+        negative=rows(request.negative) if isinstance(request.negative, Cond) else request.negative,
+        seeds=request.seeds[places],
+        prompts_2=chosen(request.prompts_2),
+        networks=None,
+    )
 
 
 def check_negatives(negative: Sequence[str], asked: int, times: int) -> str | list[str]:

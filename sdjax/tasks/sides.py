@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.adapters.lora import with_words
 from sdjax.conditioning.null import null_cond
 from sdjax.conditioning.sizes import pooled_width, takes_sizes
 from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
@@ -20,7 +21,8 @@ from sdjax.families.config import Config
 from sdjax.families.table import prompt_of
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.config import TextConfig
-from sdjax.tasks.request import Request, refiner_request
+from sdjax.tasks.networks import Networks
+from sdjax.tasks.request import Request, refiner_request, some_images
 from sdjax.tasks.request_sdxl import sizes_asked
 from sdjax.text.prompt import Prompt, Tokens, stack
 from sdjax.types import Array, Cond, Params
@@ -34,6 +36,15 @@ class Sides(NamedTuple):
     prompts: Asked
     negative: Prompt | Read | list[Prompt] | list[Read] | Cond  # of one image, or of B
     refiner: "tuple[Request, Sides] | None" = None  # what the refiner is asked for, and both sides of that
+    shares: "tuple[Share, ...]" = ()  # of prompts that name LoRAs: the images in groups of the same LoRAs
+
+
+class Share(NamedTuple):
+    """The images of a request whose prompts name the same LoRAs."""
+
+    networks: Networks
+    places: np.ndarray  # in the request
+    sides: Sides
 
 
 ONE = np.array([0])
@@ -45,10 +56,22 @@ def read_sides(sd: StableDiffusion, request: Request) -> Sides:
     SdjaxError: a Cond that this model does not take.
     """
     remark(sd.config, request)
+    other = refiner_request(request)
+    if request.networks is None:
+        return read_both(sd, request, other)
+    shares = []
+    for networks in dict.fromkeys(request.networks):
+        places = np.flatnonzero([one == networks for one in request.networks])
+        own = None if other is None else some_images(other, places)
+        sides = read_both(with_words(sd, networks), some_images(request, places), own)
+        shares.append(Share(networks, places, sides))
+    return Sides(request.prompts, request.negative, None, tuple(shares))
+
+
+def read_both(sd: StableDiffusion, request: Request, other: Request | None) -> Sides:
+    """Returns both sides of a request and, if there is a refiner, of what that is asked for, `other`."""
     found = read_own(sd, request)
-    if (other := refiner_request(request)) is None:
-        return found
-    return found._replace(refiner=(other, read_own(request.options.refiner, other)))
+    return found if other is None else found._replace(refiner=(other, read_own(request.options.refiner, other)))
 
 
 def remark(config: Config, request: Request) -> None:

@@ -11,12 +11,13 @@ from sdjax.errors import SdjaxError
 from sdjax.families.table import needs_nothing_beside
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
-from sdjax.tasks.engine import draw_request, evaluations, plan_work
+from sdjax.tasks.engine import draw_request, evaluations
 from sdjax.tasks.given import check_beside
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of
 from sdjax.tasks.request import check, guidance_scales
 from sdjax.tasks.sides import read_sides
+from sdjax.tasks.work import plan_work
 from sdjax.types import Cond
 
 UPSCALE = ("latents", "pixels")

@@ -4,6 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
+from sdjax.errors import SdjaxError
+
 SYNTAXES = ("a1111", "plain")
 
 LIMIT = 1000.0  # larger weights are cut to this, since float32 has to hold their products
@@ -26,8 +28,47 @@ FACTOR = {"(": 1.1, "[": 1 / 1.1}
 FOREIGN = {
     r"(?<!\\)\[[^\[\]|]*\|[^\[\]]*\]": "alternation [a|b] is read as text",
     r"(?<!\\)\[[^\[\]]*:\s*[.0-9]+\s*\]": "prompt editing [from:to:when] is read as text",
-    r"<(?:lora|lyco|hypernet):[^<>]*>": "networks are not loaded by the prompt, <name:...> is read as text",
+    r"<(?:lora|lyco):[^<>]*>": "LoRAs are loaded by the prompts of tasks alone, <lora:...> is read as text here",
+    r"<hypernet:[^<>]*>": "hypernetworks are not loaded, <hypernet:...> is read as text",
 }
+
+
+TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
+
+
+class Tag(NamedTuple):
+    """A LoRA that a prompt names, <lora:name:te:unet>."""
+
+    name: str
+    weight: float  # of the UNet
+    text_weight: float
+
+
+def cut_tags(prompt: str) -> tuple[str, list[Tag]]:
+    """Returns (a prompt without its tags of LoRAs, these), as the web UI's extra_networks_lora.py reads them:
+    <lora:name:te:unet> or <lora:name:te=0.5:unet=0.8>; te is 1 if left out, unet is te.
+
+    SdjaxError: a tag without a name, with something else than numbers, or with more.
+    """
+    return TAG.sub("", prompt), [read_tag(match[0], match[1]) for match in TAG.finditer(prompt)]
+
+
+def read_tag(whole: str, inside: str) -> Tag:
+    name, *values = (part.strip() for part in inside.split(":"))
+    found: dict[str, float] = {}
+    for place, value in enumerate(values):
+        key, _, number = value.rpartition("=")
+        key = key.strip() or ("te", "unet", "dyn")[min(place, 2)]
+        try:
+            found[key] = float(number)
+        except ValueError:
+            found[key] = math.nan
+        if key not in ("te", "unet") or not math.isfinite(found[key]):
+            raise SdjaxError(f"prompt: {whole[:80]}: numbers te and unet expected, as <lora:name:0.5:0.8>")
+    if not name:
+        raise SdjaxError(f"prompt: {whole[:80]}: has no name, as <lora:name:0.8> has")
+    text_weight = found.get("te", 1.0)
+    return Tag(name, found.get("unet", text_weight), text_weight)
 
 
 class Piece(NamedTuple):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from sdjax.devices.host import programs_folder
@@ -10,7 +11,7 @@ from sdjax.errors import SdjaxError
 from sdjax.files import written_whole
 from sdjax.weights.folder import FOLDERS, file_names, shard_names, weights_file
 
-DIGITS = 10  # of the SHA-256, as in AUTOMATIC1111's web UI
+DIGITS, LORA_DIGITS = 10, 12  # of the SHA-256, as in AUTOMATIC1111's web UI
 
 
 def model_hash(path: str | Path, variant: str | None = None) -> str | None:
@@ -50,6 +51,34 @@ def file_hash(path: Path) -> str:
         with contextlib.suppress(SdjaxError), written_whole(kept) as scratch:  # it only saves time
             scratch.write_text(json.dumps(read_hashes(kept) | {str(path): [*key, found]}, indent=0), "utf-8")
     return found
+
+
+def lora_hash(path: Path) -> str:
+    """Returns the first twelve digits of a LoRA's hash, by which the web UI and model-sharing sites know it.
+
+    It is the SHA-256 of what follows a safetensors file's header, so that other metadata change nothing (kohya's
+    `addnet_hash_safetensors`), or of the whole of another file; of a folder, of the file of weights in it.
+    """
+    stat = path.stat()
+    return _lora_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _lora_hash(path: Path, size: int, time: int) -> str:
+    files = [
+        path,
+        *sorted(path.glob("*.safetensors")),
+        *sorted(path.glob("*/*.safetensors")),
+        *sorted(path.glob("*.bin")),
+    ]
+    path = next(file for file in files if file.is_file())
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        if path.suffix.lower() == ".safetensors":
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while part := file.read(2**22):
+            found.update(part)
+    return found.hexdigest()[:LORA_DIGITS]
 
 
 def read_hashes(kept: Path | None) -> dict[str, list]:

@@ -7,7 +7,7 @@ imported only in this file, and only inside functions.
 import contextlib
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdjax.errors import SdjaxError, log
@@ -94,6 +94,35 @@ def fetch_folder(repo: str, variant: str | None = None) -> Path:
     ]:
         download(shards)
     return folder
+
+
+def fetch_lora(repo: str, names: Sequence[str]) -> Path:
+    """Downloads a LoRA of the hub and returns the folder of its files in the cache, or its file if it has one
+    safetensors file of another name.
+
+    names: of the files that a folder of a LoRA holds.
+    SdjaxError: there is no such repository, it holds no LoRA or several, or the download stopped.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        there = list_files(repo)
+    except SdjaxError as error:
+        try:
+            cached = Path(snapshot_download(repo, local_files_only=True))
+        except Exception:  # the classes depend on huggingface_hub's version
+            raise SdjaxError(f"{repo}: no such folder or file here, not in the cache, and {error}") from None
+        log.warning("%s: taken from the cache, since %s", repo, error)
+        there = {path.name for path in cached.iterdir()}
+    wanted = [name for name in names if name in there]
+    files = sorted(name for name in there if name.endswith(".safetensors") and "/" not in name)
+    if not wanted and len(files) != 1:
+        raise SdjaxError(f"{repo}: holds none of {', '.join(names)}; download a file and name that: {files[:3]}")
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=wanted or files))
+    except Exception as error:  # as in fetch_folder
+        raise SdjaxError(f"{repo}: the download stopped, {said(error)}") from None
+    return folder if wanted else folder / files[0]
 
 
 def chosen_weights(names: Iterable[str], variant: str | None = None) -> list[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from sdjax.commands.generate import save_next, save_sheet
+from sdjax.commands.saving import save_next, save_sheet
 from sdjax.commands.generate_options import Options, settings_of_picture
 from tests.scripts import CONFIG, ROOT
 

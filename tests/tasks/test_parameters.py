@@ -72,7 +72,13 @@ def test_arguments_come_back(prompt, sampler, steps, seed, eta):
 
 @pytest.mark.parametrize("embedding", [("a.pt",), ("b, c.pt", 'd".safetensors')])
 def test_all_arguments_come_back(embedding):
-    several = {"guidance_interval": (0.3, 1e-7), "embedding": embedding, "watermark": True, "dtype": "bfloat16"}
+    several = {
+        "guidance_interval": (0.3, 1e-7),
+        "embedding": embedding,
+        "lora": embedding,
+        "watermark": True,
+        "dtype": "bfloat16",
+    }
     pairs = (
         "original_size",
         "crop",

@@ -228,7 +228,7 @@ def test_what_was_not_understood_is_said_once(sd, caplog):
         "a [b|c] d": "alternation",
         "a [b:c:0.5]": "prompt editing",
         "[c:.5] a": "prompt editing",
-        "<lora:shiny:0.8> a": "networks are not loaded",
+        "<lora:shiny:0.8> a": "LoRAs are loaded by the prompts of tasks alone",
         "a b c d e f g h i j k l": "",
         r"a \[b|c\]": "",
     }.items():
