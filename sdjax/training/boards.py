@@ -1,6 +1,5 @@
 """Where a run's numbers and samples are shown: TensorBoard, Weights & Biases."""
 
-import contextlib
 import importlib
 import importlib.util
 import sys
@@ -85,9 +84,7 @@ def check_boards(names: str | None) -> list[str]:
 
 
 def installed(module: str) -> bool:
-    with contextlib.suppress(ImportError, ValueError):
-        return importlib.util.find_spec(module) is not None
-    return False
+    return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
 def open_boards(names: str | None, folder: Path, step: int, settings: Mapping[str, Any]) -> list[Board]:

@@ -67,7 +67,7 @@ finally:
         (["train"], "sdjax train: no such command; one of train diffusion, train vae, train clip"),
         (["--steps", "4"], "--steps: an option comes after a command"),
         (["train", "--steps", "4"], "--steps: an option comes after a command"),
-        (["xyz"], "sdjax xyz: no such command; one of generate, batch, compile"),
+        (["xyz"], "sdjax xyz: no such command; one of generate, batch, convert"),
         (["batch"], "batch: a file with a prompt a line is needed"),
         (["batch", "--steps", "4"], "batch: a file with a prompt a line is needed"),
         (["generate", "a cat", "--stepps", "4"], "--stepps"),
