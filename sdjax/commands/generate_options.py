@@ -152,6 +152,8 @@ def settings_of_picture(options: Options) -> Options | None:
     if source and (source == Options.model or Path(source).exists() or ("Source" in rest and is_hub_id(source))):
         rest = {name: value for name, value in rest.items() if name not in ("Source", "Model", "Model hash")}
         found["model"] = source
+    if found.get("hires_steps") == 0:  # the web UI's word for those of the first walk
+        found.pop("hires_steps")
     if "strength" in found and not (options.init_image or "init_image" in found):
         strength = found.pop("strength")
         if "hires" in found:

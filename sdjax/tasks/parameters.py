@@ -21,11 +21,6 @@ def read_upscaler(value: str) -> str | None:
     return "pixels" if value == UPSCALERS["pixels"] else "latents" if value.startswith("Latent") else None
 
 
-def read_steps(value: str) -> dict[str, int | None]:
-    """Reads the steps of the second walk, of which 0 means those of the first."""
-    return {"hires_steps": int(value) or None}
-
-
 #: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
 OTHERS: tuple[Option, ...] = (
     Option(
@@ -76,7 +71,7 @@ OTHERS: tuple[Option, ...] = (
     Option("refiner", None, str, "", text="Refiner", read=str, place=51),
     Option("grid", (), tuple, "", text="Grid", read=lambda value: tuple(value.split("\n")), place=53),
     Option("hires", None, float | None, "", text="Hires upscale", read=float, place=35),
-    Option("hires_steps", None, int | None, "", text="Hires steps", read=read_steps, place=36),
+    Option("hires_steps", None, int | None, "", text="Hires steps", read=int, place=36),
     Option("hires_upscale", None, str, "", text="Hires upscaler", read=read_upscaler, place=37),
     Option("outpaint", None, str, "", text="Outpaint", read=str, place=38),
     Option("safety_checker", None, str, "", text="Safety checker", read=str, place=23),

@@ -18,8 +18,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from sdjax.commands.saving import save_next, save_sheet
 from sdjax.commands.generate_options import Options, settings_of_picture
+from sdjax.commands.saving import save_next, save_sheet
 from tests.scripts import CONFIG, ROOT
 
 VERSION = f"Version: sdjax {version('sdjax')}"

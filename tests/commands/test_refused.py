@@ -90,7 +90,7 @@ REFUSED = [
             ({"--caption-dropout": 2}, "--caption-dropout 2"),
             ({"--noise-offset": -1}, "--noise-offset -1"),
             ({"--validation": 16}, "--validation 16: expected a folder or a number from 1 to 15"),
-            ({"--validation": "nowhere"}, "--validation nowhere: no metadata.jsonl"),
+            ({"--validation": "nowhere"}, "--validation nowhere: no such folder"),
             ({"--views": 0}, "--views 0: expected at least 1"),
             ({"--views": 2}, "--views 2: all would be the same, give --flip or --crop random with it"),
             ({"--size": -1}, "--size -1: expected a positive multiple of 1"),

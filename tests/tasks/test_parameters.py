@@ -86,6 +86,7 @@ def test_all_arguments_come_back(embedding):
         *(f"negative_{n}" for n in ("original_size", "crop", "target_size")),
     )
     several |= {"zero_negative": False, **dict.fromkeys(pairs, (3, 4))}
+    several |= {"hires_upscale": "pixels"}
     skipped = {*several, "sdxl_clip_skip"}  # which is another argument's
     arguments = {
         "prompt": "a",
