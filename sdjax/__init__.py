@@ -26,6 +26,8 @@ _HOME = {
     "conditioning.pictures": ("encode_picture",),
     "weights.clip": ("load_clip", "save_clip"),
     "adapters.embedding": ("add_embedding",),
+    "adapters.control": ("load_control",),
+    "model.control": ("Control",),
     "tasks.attention_maps": ("attention_maps", "attention_pictures", "prompt_words"),
     "tasks.text_to_image": ("txt2img", "hires"),
     "tasks.image_to_image": ("img2img", "inpaint", "outpaint"),

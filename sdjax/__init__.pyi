@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from sdjax import pictures as pictures
 from sdjax import sampling as sampling
+from sdjax.adapters.control import load_control as load_control
 from sdjax.adapters.embedding import add_embedding as add_embedding
 from sdjax.conditioning.classes import encode_classes as encode_classes
 from sdjax.conditioning.depth import encode_depth as encode_depth
@@ -26,6 +27,7 @@ from sdjax.diffusion.tables import Sampler
 from sdjax.diffusion.tables import samplers as samplers
 from sdjax.errors import SdjaxError as SdjaxError
 from sdjax.image import watermark as watermark
+from sdjax.model.control import Control as Control
 from sdjax.model.functions import decode as decode
 from sdjax.model.functions import encode as encode
 from sdjax.model.functions import predict as predict
@@ -96,6 +98,11 @@ class _Options(TypedDict, total=False):
     refiner_start: float
     refiner_cond: Cond | None
     refiner_negative: Cond | None
+    control: Control | Sequence[Control] | None
+    control_image: Any
+    control_scale: float | Sequence[float | Sequence[float]]
+    control_interval: tuple[float, float] | Sequence[tuple[float, float]]
+    control_mode: str | Sequence[str]
 
 @overload
 def txt2img(
@@ -291,6 +298,7 @@ def outpaint(
 
 __all__ = [
     "Cond",
+    "Control",
     "SdjaxError",
     "StableDiffusion",
     "add_embedding",
@@ -315,6 +323,7 @@ __all__ = [
     "keep_programs",
     "load",
     "load_clip",
+    "load_control",
     "load_program",
     "load_safety_checker",
     "outpaint",

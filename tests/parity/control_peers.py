@@ -25,7 +25,9 @@ SD1 = replace(
     SD1, unet=replace(SD1.unet, channels=(8, 16, 16), blocks=2, attention=(True, True, False), heads=(2,) * 3)
 )
 SD2 = replace(SD1, name="tiny-2", schedule=replace(CONFIG.schedule, prediction="v"))
-SD2 = replace(SD2, unet=replace(SD2.unet, channels=(8, 16, 24), heads=(1, 2, 3), linear_projection=True, upcast_attention=True))
+SD2 = replace(
+    SD2, unet=replace(SD2.unet, channels=(8, 16, 24), heads=(1, 2, 3), linear_projection=True, upcast_attention=True)
+)
 XL = replace(kinds.SDXL, name="tiny-3", vae=VAE8, size=64)
 XL = replace(
     XL,
@@ -92,7 +94,7 @@ class Added(torch.nn.Module):
 
 
 def arguments(peer, name: str, inputs) -> dict:
-    """torch's arguments for these inputs, without the picture. The vector is given in place of the features of sizes."""
+    """torch's arguments for these inputs, without the picture. The vector takes the place of the features of sizes."""
     x, t, cond, _ = inputs
     found = {
         "sample": nchw(x),
