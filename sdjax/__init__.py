@@ -39,7 +39,12 @@ _HOME = {
     "devices.host": ("keep_programs",),
 }
 #: modules that are public as a whole: sdjax.sampling.plan, sdjax.pictures.contact_sheet, sdjax.watermark.embed
-_MODULES = {"sampling": "sampling", "pictures": "pictures", "watermark": "image.watermark"}
+_MODULES = {
+    "sampling": "sampling",
+    "pictures": "pictures",
+    "watermark": "image.watermark",
+    "preprocess": "image.preprocess",
+}
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["SdjaxError", *_MODULE, *_MODULES]

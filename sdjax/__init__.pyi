@@ -26,6 +26,7 @@ from sdjax.devices.host import keep_programs as keep_programs
 from sdjax.diffusion.tables import Sampler
 from sdjax.diffusion.tables import samplers as samplers
 from sdjax.errors import SdjaxError as SdjaxError
+from sdjax.image import preprocess as preprocess
 from sdjax.image import watermark as watermark
 from sdjax.model.control import Control as Control
 from sdjax.model.functions import decode as decode
@@ -329,6 +330,7 @@ __all__ = [
     "outpaint",
     "pictures",
     "predict",
+    "preprocess",
     "prompt_words",
     "samplers",
     "sampling",

@@ -4,6 +4,7 @@ Writes OUT/00000-seed<seed>.png and so on, each with its settings in the PNG's `
 there are several pictures. Numbers continue after the pictures that are in OUT already.
 
 --init-image F [--strength S] [--mask F]   starts from a picture; with --mask repaints it where the mask is white
+--control F --control-image P             a ControlNet or T2I-Adapter, and the picture that steers it
 --from PICTURE.png                         takes the settings from a picture's text, a web UI's too; options override
 --classes 207,360 | --layout boxes.json | --map map.png | --depth depth.png | --lowres small.png
                                            what models of these are asked for
@@ -20,6 +21,7 @@ from functools import cached_property
 
 from sdjax.commands.command_line import Progress
 from sdjax.commands.conditions import BESIDE, FILES, asked, beside_of, lines_of, small_picture, with_negative
+from sdjax.commands.controls import OF_TASKS, load_controls, settings_of_controls, texts_of_controls
 from sdjax.commands.generate_options import (
     NAMES,
     PARTS,
@@ -58,8 +60,8 @@ class Task:
             self.arguments["clip_skip"] = 1
         if self.arguments["guidance_scale"] is None:  # a picture's text says which one it was
             self.arguments["guidance_scale"] = sd.config.guidance_scale
-        if refiner is not None:
-            self.arguments["refiner"] = refiner
+        self.arguments |= {} if refiner is None else {"refiner": refiner}
+        self.arguments |= load_controls(options, sd)
         if options.preview:
             self.arguments |= {"preview": self.preview, "preview_every": options.preview}
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
@@ -88,8 +90,7 @@ class Task:
         if mask is not None:
             masks = read_masks(mask, (self.height, self.width), image)
             self.arguments |= {"mask": masks, "feather": options.feather, "mask_cells": options.mask_cells}
-        if options.strength is not None:
-            self.arguments["strength"] = options.strength
+        self.arguments |= {} if options.strength is None else {"strength": options.strength}
         if options.watermark and self.width * self.height < watermark.PIXELS:
             raise SdjaxError(
                 f"--watermark: takes {watermark.PIXELS} pixels, 256 x 256, and more, these pictures have "
@@ -132,7 +133,7 @@ class Task:
         if "strength" in changes and "image" not in arguments:
             raise SdjaxError("--grid strength: needs --init-image")
         arguments = arguments | self.negatives(prompts)
-        own = Arguments(**{name: arguments[name] for name in (*NAMES, "refiner") if name in arguments})
+        own = Arguments(**{name: arguments[name] for name in (*NAMES, *OF_TASKS, "refiner") if name in arguments})
         check(self.sd.config, self.asked(prompts), own)
         plan_of(self.sd, own, arguments.get("strength"))
         if self.sd.config.text is not None:
@@ -201,6 +202,7 @@ class Task:
         others = (*PICTURES, *PARTS, "noise_level", "config", "refiner", "embedding", "safety_checker", "watermark")
         others = (*others, "hires", "hires_upscale", "hires_steps", "outpaint")
         others = {name: getattr(self.options, name) for name in (*others, "dtype")} | {"num_images": 1} | sheet
+        others |= texts_of_controls(self.options)
         own = self.arguments | changes
         if self.sized:  # whose clip skip means another layer than the web UI's
             others |= {"clip_skip": 1, "sdxl_clip_skip": own["clip_skip"]}
@@ -244,7 +246,7 @@ def main(options: Options) -> None:
         for path in options.embedding:
             sd = sdjax.add_embedding(sd, path)
     own = ("refiner", "strength", "feather", "mask_cells", "mask", "hires_steps", "classes", "layout", "noise_level")
-    with flags_of((*NAMES, *own, *FILES)):
+    with flags_of((*NAMES, *OF_TASKS, *own, *FILES)):
         prompts = lines_of(sd.config, options, lines)
         task = Task(sd, options, image, mask, refiner)
         task.take_size(prompts)
@@ -318,6 +320,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     settings |= {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
     if "refiner" in task.arguments:
         settings |= {"refiner": digest(task.arguments["refiner"].params)}
+    settings |= settings_of_controls(task.arguments, options)
     settings |= {} if options.noise_level is None else {"noise_level": options.noise_level}
     if "image" in task.arguments:
         settings |= {"image": digest(np.asarray(task.arguments["image"]))}

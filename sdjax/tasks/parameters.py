@@ -26,6 +26,22 @@ def read_steps(value: str) -> dict[str, int | None]:
     return {"hires_steps": int(value) or None}
 
 
+def lists(name: str, text: str, place: int) -> Option:
+    """Returns the row of an option of several names, each on a line of its own."""
+    return Option(name, (), tuple, "", text=text, read=lambda value: tuple(value.split("\n")), place=place)
+
+
+def read_numbers(value: str) -> tuple[float, ...]:
+    """Reads "0.5 1". ValueError: these are no numbers."""
+    return tuple(map(float, value.split()))
+
+
+def read_intervals(value: str) -> tuple[tuple[float, float], ...]:
+    """Reads "0 0.5 0.2 1" as pairs. ValueError: these are no pairs of numbers."""
+    numbers = read_numbers(value)
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 #: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
 OTHERS: tuple[Option, ...] = (
     Option(
@@ -73,6 +89,14 @@ OTHERS: tuple[Option, ...] = (
     Option("unet", None, str, "", text="UNet", read=str, place=32),
     Option("vae", None, str, "", text="VAE file", read=str, place=33),
     Option("refiner", None, str, "", text="Refiner", read=str, place=51),
+    lists("control", "Control", 54),
+    lists("control_image", "Control image", 55),
+    lists("control_preprocess", "Control preprocess", 56),
+    Option("control_scale", (), tuple, "", text="Control scale", read=read_numbers, place=57),
+    Option("control_interval", (), tuple, "", text="Control interval", read=read_intervals, place=58),
+    lists("control_mode", "Control mode", 59),
+    Option("canny_low", 100, float, "", text="Canny low", read=float, place=60),
+    Option("canny_high", 200, float, "", text="Canny high", read=float, place=61),
     Option("grid", (), tuple, "", text="Grid", read=lambda value: tuple(value.split("\n")), place=53),
     Option("hires", None, float | None, "", text="Hires upscale", read=float, place=35),
     Option("hires_steps", None, int | None, "", text="Hires steps", read=read_steps, place=36),

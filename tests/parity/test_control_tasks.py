@@ -1,5 +1,6 @@
-"""Walks with ControlNets and T2I-Adapters against diffusers' pipelines in float64: noise, settings and weights alike."""
+"""Walks with ControlNets and T2I-Adapters against diffusers' pipelines in float64, with the same noise and weights."""
 
+from dataclasses import replace
 from functools import cache
 
 import diffusers
@@ -10,7 +11,7 @@ import torch
 
 import sdjax
 from tests.parity import control_peers as peers
-from tests.parity.peers import error, fields, file_tensors, nchw, nhwc, perturb
+from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb
 from tests.parity.test_samplers import make
 
 pytestmark = [
@@ -30,10 +31,6 @@ MASK[16:40, 8:40] = 1
 @cache
 def models(name: str = "SD 1"):
     """(ours, torch's UNet, torch's VAE)."""
-    from dataclasses import replace
-
-    from tests.parity.peers import export
-
     sd, unet = peers.model(name)
     torch.manual_seed(2)
     vae = perturb(diffusers.AutoencoderKL(**fields(sd.config, "vae/config.json")))
@@ -67,6 +64,8 @@ def theirs(monkeypatch):
         pipe.set_progress_bar_config(disable=True)
         hints = [nchw(one[None]) for one in pictures]
         hints = hints if len(several) > 1 else hints[0]
+        if "Adapter" not in kind:  # whose defaults are 0.8 for img2img and 0.5 for inpaint
+            settings = {"controlnet_conditioning_scale": 1.0} | settings
         settings |= {"num_inference_steps": STEPS, "guidance_scale": 3.0}
         if kind in ("", "Adapter"):
             settings |= {"image": hints, "latents": noise, "height": SIZE[0], "width": SIZE[1]}
