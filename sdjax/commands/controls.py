@@ -88,3 +88,7 @@ def controls_of_picture(found: dict[str, Any], options: Any) -> None:
             found.pop(name, None)
     if "control_image" in found:
         found["control_image"] = tuple(map(Path, found["control_image"]))
+    if shares := found.get("control_interval"):
+        if len(shares) % 2:
+            raise SdjaxError(f"--from {options.from_}: Control interval: pairs of numbers expected")
+        found["control_interval"] = tuple(zip(shares[::2], shares[1::2], strict=True))

@@ -36,12 +36,6 @@ def read_numbers(value: str) -> tuple[float, ...]:
     return tuple(map(float, value.split()))
 
 
-def read_intervals(value: str) -> tuple[tuple[float, float], ...]:
-    """Reads "0 0.5 0.2 1" as pairs. ValueError: these are no pairs of numbers."""
-    numbers = read_numbers(value)
-    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
-
-
 #: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
 OTHERS: tuple[Option, ...] = (
     Option(
@@ -93,7 +87,7 @@ OTHERS: tuple[Option, ...] = (
     lists("control_image", "Control image", 55),
     lists("control_preprocess", "Control preprocess", 56),
     Option("control_scale", (), tuple, "", text="Control scale", read=read_numbers, place=57),
-    Option("control_interval", (), tuple, "", text="Control interval", read=read_intervals, place=58),
+    Option("control_interval", (), tuple, "", text="Control interval", read=read_numbers, place=58),
     lists("control_mode", "Control mode", 59),
     Option("canny_low", 100, float, "", text="Canny low", read=float, place=60),
     Option("canny_high", 200, float, "", text="Canny high", read=float, place=61),

@@ -61,7 +61,7 @@ def test_what_the_flags_say_is_in_the_text_and_comes_back(script, control, tmp_p
         "Control mode": "prompt",
     }
     found = understand(text)[0]
-    assert found["control"] == ("net",) and found["control_interval"] == ((0.0, 0.7),)
+    assert found["control"] == ("net",) and found["control_interval"] == (0.0, 0.7)
     assert script("sample/generate.py", "--from", tmp_path / "a" / "00000-seed0.png", "--out", tmp_path / "b") == 0
     again, same = drawn(tmp_path / "b")
     assert same == text

@@ -58,6 +58,10 @@ def test_what_is_the_same(control):
     assert apart(plain, steered(control=control(), control_interval=(0.5, 0.6))) < 1e-6, "no step is inside"
     assert apart(found, steered(control=control(), control_scale=[1.0] * control().config.residuals)) < 1e-5
     assert apart(found, steered(control=control(), control_interval=(0.0, 0.4))) > 1e-4
+    broken = replace(control(), params=jax.tree.map(lambda leaf: leaf * np.nan, control().params))
+    if control is net:  # its network does not run where it is off
+        assert apart(plain, steered(control=broken, control_interval=(0.5, 0.6))) < 1e-6
+        assert apart(plain, steered(control=broken, control_scale=0)) < 1e-6
     told = steered(control=control(), progress=lambda *_: None, control_interval=(0.2, 0.8))
     assert apart(told, steered(control=control(), control_interval=(0.2, 0.8))) < 1e-4, "a row at a time"
 
