@@ -109,9 +109,9 @@ def swapped(self, h, added=()):
     return h, [skips[0], skips[2], skips[1], *skips[3:]]
 
 
-def without_hint(self, h, added=()):
-    _, skips = original["down"](self, h, added)
-    return h, skips
+def twice(self, h, added=()):
+    h, skips = original["down"](self, h, added)
+    return 2 * h, skips
 
 
 #: what is wrong -> (place, name, the wrong value)
@@ -119,7 +119,7 @@ MISTAKES = {
     "scale of the zero convolutions": (control, "for_images", lambda value, like: 1.01 * jnp.asarray(value)),
     "order of the residuals": (blocks.Blocks, "down", swapped),
     "no middle": (blocks.Blocks, "middle", lambda self, h: h),
-    "the middle sees the first h": (blocks.Blocks, "down", without_hint),
+    "the middle sees twice as much": (blocks.Blocks, "down", twice),
     "pixels in [-1, 1]": (control, "embed_hint", lambda p, x, *rest: original["embed"](p, 2 * x - 1, *rest)),
     "pixels in 0 .. 255": (control, "embed_hint", lambda p, x, *rest: original["embed"](p, 255 * x, *rest)),
     "blue, green, red": (control, "embed_hint", lambda p, x, *rest: original["embed"](p, x[..., ::-1], *rest)),

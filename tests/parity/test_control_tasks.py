@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sdjax
+from sdjax.tasks import request_control, steering
 from tests.parity import control_peers as peers
 from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb
 from tests.parity.test_samplers import make
@@ -156,3 +157,68 @@ def test_adapters(kind, theirs):
     expected = theirs("Adapter", peer, [PICTURE], adapter_conditioning_scale=0.7)
     found = ours(sdjax.txt2img, control=mine, control_image=PICTURE, control_scale=0.7)
     assert error(found, expected) < LIMIT
+
+
+# ---- mistakes
+
+right = {"asked": request_control.AskedControl, "weights": request_control.weights_of}
+
+
+def webui(asked, plan):
+    """On where i / N is inside: one step more."""
+    table, count = right["weights"](asked._replace(interval=(0.0, 1.0)), plan), int(np.sum(plan.levels > 0))
+    on = [asked.interval[0] <= i / count <= asked.interval[1] for i in range(count)]
+    return table * np.pad(np.float32(on), (0, len(table) - count))[:, None]
+
+
+def a_step_later(asked, plan):
+    return np.roll(right["weights"](asked, plan), 1, axis=0)
+
+
+#: what is wrong -> (what is asked for, its module and name, the wrong value)
+MISTAKES = {
+    "webui's interval": ("interval", steering, "weights_of", webui),
+    "a step later": ("interval", steering, "weights_of", a_step_later),
+    "lllyasviel's soft weights": (
+        *("guess mode", request_control, "soft_weights"),
+        lambda config: 0.825 ** np.arange(config.residuals - 1.0, -1, -1),
+    ),
+    "soft weights from the middle": (
+        *("guess mode", request_control, "soft_weights"),
+        lambda config: np.logspace(0, -1, config.residuals),
+    ),
+    "no soft weights": ("guess mode", request_control, "soft_weights", lambda config: np.ones(config.residuals)),
+    "control on the unconditional side": (
+        *("guess mode", request_control, "AskedControl"),
+        lambda *fields: right["asked"](*fields[:-1], False),
+    ),
+    "control on the conditional side alone": (
+        *("plain", request_control, "AskedControl"),
+        lambda *fields: right["asked"](*fields[:-1], True),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_caught(mistake, theirs, monkeypatch):
+    asked, place, name, wrong = MISTAKES[mistake]
+    mine, peer = control()
+    options, settings = ASKED[asked]
+    expected = theirs("", peer, [PICTURE], **settings)
+    monkeypatch.setattr(place, name, wrong)
+    found = error(ours(sdjax.txt2img, control=mine, control_image=PICTURE, **options), expected)
+    print(f"{found:.2e}")
+    assert found > LIMIT and np.isfinite(found)
+
+
+def test_steps_of_all_counted_is_caught(theirs, monkeypatch):
+    """Those that strength leaves out are not counted."""
+    mine, peer = control()
+    expected = theirs("Img2Img", peer, [PICTURE], strength=0.6, control_guidance_end=0.67)
+
+    def wrong(asked, plan):
+        return right["weights"](asked, plan._replace(rows=plan.rows._replace(sigma=plan.levels)))
+
+    monkeypatch.setattr(steering, "weights_of", wrong)
+    options = {"control_interval": (0.0, 0.67), "strength": 0.6}
+    assert error(ours(sdjax.img2img, PIXELS, control=mine, control_image=PICTURE, **options), expected) > LIMIT
