@@ -166,7 +166,7 @@ def draw_request(
         report = partial(report_step, request, part.places[: part.length], done, total)
         if part.devices != where:  # once for all chunks
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
-            steered = [copy_over(one.control.params, where) for one in controls]
+            steered = [stages.cast_unet(copy_over(one.control.params, where), sd.dtype) for one in controls]
         chunk = split_over(chunk, part.devices)
         announce(models, request, plan, chunk, part.devices)
         with over(part.devices), here():

@@ -21,7 +21,7 @@ from sdjax.model.functions import context_keys
 from sdjax.networks.control.config import ControlConfig
 from sdjax.networks.t2i.config import AdapterConfig
 from sdjax.networks.unet.blocks import KeysValues, Residuals, TimeShifts
-from sdjax.networks.unet.network import computed_in, time_shifts
+from sdjax.networks.unet.network import time_shifts
 from sdjax.nn.layers import precise
 from sdjax.tasks.request import Request
 from sdjax.tasks.request_control import AskedControl, check_control, weights_of
@@ -43,16 +43,15 @@ class Steer:
 def steers_of(
     asked: Sequence[AskedControl], params: Sequence[Params], hints: Sequence[Array], plan: Plan, dtype: Any
 ) -> tuple[Steer, ...]:
-    """Returns the controls of a walk. params: theirs, on the devices. hints: the pictures of each, [B, H, W, C]."""
+    """Returns the controls of a walk.
+
+    params: theirs, on the devices, in the dtype of the computation. hints: the pictures of each, [B, H, W, C].
+    """
     found = []
     for one, own, pictures in zip(asked, params, hints, strict=True):
         config = one.control.config
-        own = _computed(own, dtype)  # once: every call of the walk would make a copy of its own
         found.append(Steer(config, one.alone, own, look(own, pictures, config, dtype), weights_of(one, plan)))
     return tuple(found)
-
-
-_computed = jax.jit(computed_in, static_argnames="dtype")
 
 
 def own_keys(params: Sequence[Params], context: Array | None, dtype: Any) -> KeysValues:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sdjax
 from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.image.metadata import read_parameters
 from sdjax.image.parameters import parse_parameters
@@ -14,7 +15,7 @@ from sdjax.networks.control.fields import write_control
 from sdjax.networks.table import make_rows
 from sdjax.tasks.parameters import understand
 from sdjax.weights.convert import to_file_tensors
-from tests.narrow import random_params
+from tests.narrow import random_model_params, random_params
 from tests.scripts import CONFIG
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -22,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module")
 def control(place):
-    """Adds `net`, a ControlNet for `model`, and `hint.png` to the scripts' folder."""
-    import sdjax
-
-    unet = replace(sdjax.load(place / "model").config.unet)
-    config = ControlConfig(unet, (4,) * CONFIG.vae.factor.bit_length())
+    """Adds `two`, a model whose latents are of 2 x 2 pixels, `net`, a ControlNet for it, and `hint.png`."""
+    model = replace(CONFIG, name="two", size=16, vae=replace(CONFIG.vae, channels=(8, 8)))
+    tokenizer = sdjax.load(place / "model").tokenizer
+    sdjax.save(sdjax.StableDiffusion(model, random_model_params(model), tokenizer), place / "two")
+    config = ControlConfig(model.unet, (4, 6))
     (place / "net").mkdir()
     write_json(place / "net" / "config.json", write_control(config))
     tensors = to_file_tensors(random_params(config), make_rows(config))
@@ -35,7 +36,7 @@ def control(place):
     Image.fromarray(pixels).save(place / "hint.png")
 
 
-ASKED = ("sample/generate.py", "a red apple", "--model", "model", "--steps", 3)
+ASKED = ("sample/generate.py", "a red apple", "--model", "two", "--steps", 3)
 STEERED = ("--control", "net", "--control-image", "hint.png", "--control-preprocess", "invert", "--control-scale", 0.5)
 
 
@@ -83,7 +84,7 @@ def test_two_controls(script, control, tmp_path):
 
 def test_a_batch_run_goes_on_with_the_same_controls_only(script, control, tmp_path, capsys):
     (tmp_path / "lines").write_text("a red apple\na hedgehog\n")
-    asked = ("sample/generate.py", "--model", "model", "--steps", 2, "--prompts-file", tmp_path / "lines")
+    asked = ("sample/generate.py", "--model", "two", "--steps", 2, "--prompts-file", tmp_path / "lines")
     asked = (*asked, "--out", tmp_path / "out")
     assert script(*asked, *STEERED) == 0
     assert script(*asked, *STEERED) == 0
@@ -103,7 +104,7 @@ def test_a_batch_run_goes_on_with_the_same_controls_only(script, control, tmp_pa
         (("--control", "file", "--control-image", "hint.png"), "--control file"),
         (("--control", "net", "--control-image", "file"), "--control-image file"),
         (("--control", "net", "--control-image", "nowhere.png"), "--control-image nowhere.png"),
-        (("--control", "model/unet", "--control-image", "hint.png"), "_class_name"),
+        (("--control", "two/unet", "--control-image", "hint.png"), "_class_name"),
     ],
     ids=str,
 )
