@@ -27,6 +27,8 @@ _HOME = {
     "weights.clip": ("load_clip", "save_clip"),
     "adapters.embedding": ("add_embedding",),
     "adapters.lora": ("add_lora",),
+    "adapters.control": ("load_control",),
+    "model.control": ("Control",),
     "tasks.attention_maps": ("attention_maps", "attention_pictures", "prompt_words"),
     "tasks.text_to_image": ("txt2img", "hires"),
     "tasks.image_to_image": ("img2img", "inpaint", "outpaint"),
@@ -38,7 +40,12 @@ _HOME = {
     "devices.host": ("keep_programs",),
 }
 #: modules that are public as a whole: sdjax.sampling.plan, sdjax.pictures.contact_sheet, sdjax.watermark.embed
-_MODULES = {"sampling": "sampling", "pictures": "pictures", "watermark": "image.watermark"}
+_MODULES = {
+    "sampling": "sampling",
+    "pictures": "pictures",
+    "watermark": "image.watermark",
+    "preprocess": "image.preprocess",
+}
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = ["SdjaxError", *_MODULE, *_MODULES]

@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from sdjax import pictures as pictures
 from sdjax import sampling as sampling
+from sdjax.adapters.control import load_control as load_control
 from sdjax.adapters.embedding import add_embedding as add_embedding
 from sdjax.adapters.lora import add_lora as add_lora
 from sdjax.conditioning.classes import encode_classes as encode_classes
@@ -27,7 +28,9 @@ from sdjax.devices.host import keep_programs as keep_programs
 from sdjax.diffusion.tables import Sampler
 from sdjax.diffusion.tables import samplers as samplers
 from sdjax.errors import SdjaxError as SdjaxError
+from sdjax.image import preprocess as preprocess
 from sdjax.image import watermark as watermark
+from sdjax.model.control import Control as Control
 from sdjax.model.functions import decode as decode
 from sdjax.model.functions import encode as encode
 from sdjax.model.functions import predict as predict
@@ -100,6 +103,11 @@ class _Options(TypedDict, total=False):
     refiner_negative: Cond | None
     lora_folder: str | Path | None
     lora_scale: float
+    control: Control | Sequence[Control] | None
+    control_image: Any
+    control_scale: float | Sequence[float | Sequence[float]]
+    control_interval: tuple[float, float] | Sequence[tuple[float, float]]
+    control_mode: str | Sequence[str]
 
 @overload
 def txt2img(
@@ -295,6 +303,7 @@ def outpaint(
 
 __all__ = [
     "Cond",
+    "Control",
     "SdjaxError",
     "StableDiffusion",
     "add_embedding",
@@ -320,11 +329,13 @@ __all__ = [
     "keep_programs",
     "load",
     "load_clip",
+    "load_control",
     "load_program",
     "load_safety_checker",
     "outpaint",
     "pictures",
     "predict",
+    "preprocess",
     "prompt_words",
     "samplers",
     "sampling",

@@ -4,6 +4,7 @@ Writes OUT/00000-seed<seed>.png and so on, each with its settings in the PNG's `
 there are several pictures. Numbers continue after the pictures that are in OUT already.
 
 --init-image F [--strength S] [--mask F]   starts from a picture; with --mask repaints it where the mask is white
+--control F --control-image P             a ControlNet or T2I-Adapter, and the picture that steers it
 --from PICTURE.png                         takes the settings from a picture's text, a web UI's too; options override
 --classes 207,360 | --layout boxes.json | --map map.png | --depth depth.png | --lowres small.png
                                            what models of these are asked for
@@ -17,6 +18,7 @@ from dataclasses import replace
 
 from sdjax.commands.command_line import Progress
 from sdjax.commands.conditions import FILES, lines_of
+from sdjax.commands.controls import OF_TASKS, settings_of_controls
 from sdjax.commands.generate_options import NAMES, PARTS, Options, check_options, with_names
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
 from sdjax.commands.loras import add_loras, settings_of_loras
@@ -56,7 +58,7 @@ def main(options: Options) -> None:
     with prefixed("--lora "):
         sd = add_loras(sd, options.lora)
     own = ("refiner", "strength", "feather", "mask_cells", "mask", "hires_steps", "classes", "layout", "noise_level")
-    with flags_of((*NAMES, *own, *FILES)):
+    with flags_of((*NAMES, *OF_TASKS, *own, *FILES)):
         prompts = lines_of(sd.config, options, lines)
         task = Task(sd, options, image, mask, refiner)
         task.take_size(prompts)
@@ -131,6 +133,7 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     settings |= {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
     if "refiner" in task.arguments:
         settings |= {"refiner": digest(task.arguments["refiner"].params)}
+    settings |= settings_of_controls(task.arguments, options)
     settings |= {} if options.noise_level is None else {"noise_level": options.noise_level}
     if "image" in task.arguments:
         settings |= {"image": digest(np.asarray(task.arguments["image"]))}

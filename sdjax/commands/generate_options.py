@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from sdjax.commands.conditions import flagged_lines, refuse_no_prompt
+from sdjax.commands.controls import NAMES as CONTROLS
+from sdjax.commands.controls import check_controls, controls_of_picture
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import read_sampler
@@ -57,6 +59,7 @@ class Options(Sampling):
             *("dtype", "safety_checker", "watermark"),
         ),
         "SDXL": ("refiner", *(option.name for option in SDXL_OPTIONS if option.flag is not None)),
+        "control": CONTROLS,
         "conditioning": ("classes", "layout", "map", "depth", "lowres", "image", "noise_level"),
         "batch run": ("prompts_file", "batch_size", "coordinator", "num_processes", "process_id"),
     }
@@ -86,6 +89,33 @@ class Options(Sampling):
     """Textual inversion: a .safetensors, .pt or .bin file with a word for prompts; once a file."""
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE:UNET:TE")] = ()
     """A LoRA: a file, a folder or a hub id, with the UNet's weight, 1 if left out, and the text's; once a LoRA."""
+    control: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
+    """A ControlNet or T2I-Adapter: a diffusers folder, a file, or a hub id; once each. The k-th of each option below
+    belongs to the k-th of these."""
+    control_image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
+    """The picture that it sees, resized to the pictures' size."""
+    control_preprocess: Annotated[
+        tuple[Literal["none", "canny", "grey", "invert"], ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="{none,canny,grey,invert}"),
+    ] = ()
+    """What is made of that picture before; none if left out. canny needs the extra `control`."""
+    control_scale: Annotated[tuple[float, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FLOAT")] = ()
+    """How much it counts; 1 if left out."""
+    control_interval: Annotated[
+        tuple[tuple[float, float], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="START END")
+    ] = ()
+    """Shares of the steps between which it is on; 0 1 if left out."""
+    control_mode: Annotated[
+        tuple[Literal["balanced", "prompt", "control"], ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="{balanced,prompt,control}"),
+    ] = ()
+    """What is more important; balanced if left out."""
+    canny_low: float = 100
+    """Of canny: gradients below it are no edges."""
+    canny_high: float = 200
+    """Of canny: gradients from it on are edges."""
     init_image: Path | None = None
     """Picture to begin with."""
     strength: float | None = None
@@ -172,6 +202,7 @@ def settings_of_picture(options: Options) -> Options | None:
     files = (*PICTURES, *PARTS, "safety_checker")
     found |= {name: Path(found[name]) for name in files if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
+    controls_of_picture(found, options)
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
 
 
@@ -231,6 +262,7 @@ def check_options(options: Options) -> None:
     for name in ("classes", "layout"):
         if options.prompts_file and getattr(options, name) is not None:
             raise SdjaxError(f"--{name}: instead of --prompts-file, not beside it")
+    check_controls(options)
     lines = flagged_lines(options)
     if options.grid and lines and len(lines) > 1:
         raise SdjaxError("--grid: with one class; take --classes 207" if options.classes else "--grid: with one layout")

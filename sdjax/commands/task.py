@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from sdjax.commands.conditions import BESIDE, asked, beside_of, small_picture, with_negative
+from sdjax.commands.controls import OF_TASKS, load_controls, texts_of_controls
 from sdjax.commands.generate_options import (
     NAMES,
     PARTS,
@@ -39,8 +40,8 @@ class Task:
             self.arguments["clip_skip"] = 1
         if self.arguments["guidance_scale"] is None:  # a picture's text says which one it was
             self.arguments["guidance_scale"] = sd.config.guidance_scale
-        if refiner is not None:
-            self.arguments["refiner"] = refiner
+        self.arguments |= {} if refiner is None else {"refiner": refiner}
+        self.arguments |= load_controls(options, sd)
         if options.preview:
             self.arguments |= {"preview": self.preview, "preview_every": options.preview}
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
@@ -113,7 +114,7 @@ class Task:
         if "strength" in changes and "image" not in arguments:
             raise SdjaxError("--grid strength: needs --init-image")
         arguments = arguments | self.negatives(prompts)
-        own = Arguments(**{name: arguments[name] for name in (*NAMES, "refiner") if name in arguments})
+        own = Arguments(**{name: arguments[name] for name in (*NAMES, *OF_TASKS, "refiner") if name in arguments})
         check(self.sd.config, self.asked(prompts), own)
         plan_of(self.sd, own, arguments.get("strength"))
         if self.sd.config.text is not None:
@@ -182,6 +183,7 @@ class Task:
         files = (*PICTURES, *PARTS, "config", "refiner", "embedding", "lora", "safety_checker")
         others = (*files, "noise_level", "watermark", "dtype", "hires", "hires_upscale", "hires_steps", "outpaint")
         others = {name: getattr(self.options, name) for name in others} | {"num_images": 1} | sheet
+        others |= texts_of_controls(self.options)
         own = self.arguments | changes
         if self.sized:  # whose clip skip means another layer than the web UI's
             others |= {"clip_skip": 1, "sdxl_clip_skip": own["clip_skip"]}

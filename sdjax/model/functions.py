@@ -5,6 +5,7 @@ There are two layers. The functions that take `sd` are the public ones; they che
 compiled once for each shape, config and dtype, and may be called inside other jitted functions.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,13 @@ from jaxtyping import Float
 from sdjax.checks import is_whole
 from sdjax.diffusion.noise import seeded_posterior_sample
 from sdjax.errors import SdjaxError
+from sdjax.model.control import Control, predicted_residuals
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.bert.config import BertTextConfig
 from sdjax.networks.bert.network import Bert
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.clip.network import TextTower
+from sdjax.networks.unet.blocks import Residuals
 from sdjax.networks.unet.config import UNetConfig
 from sdjax.networks.unet.network import KeysValues, TimeShifts, UNet, guidance_features, keys_values
 from sdjax.networks.vae.config import VAEConfig
@@ -83,6 +86,7 @@ def unet_output(
     dtype=FLOAT32,
     vector: Array | None = None,
     guidance: Array | None = None,
+    control: Residuals | None = None,
 ) -> Array:
     """Returns the UNet's raw output, float32 [B, h, w, C'].
 
@@ -90,9 +94,10 @@ def unet_output(
     context: [B, L, D], or its `context_keys`; None if the UNet takes none.
     vector: [B, V], for a UNet that takes one, unless t holds what it adds.
     guidance: [B, G], for a UNet that takes the guidance scale, its `guidance_features`, unless t holds what they add.
+    control: what ControlNets and T2I-Adapters add, see model/control.py.
     """
     with precise(dtype):
-        return UNet(config, dtype).apply({"params": params}, x, t, context, vector, guidance)
+        return UNet(config, dtype).apply({"params": params}, x, t, context, vector, guidance, control)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -128,6 +133,9 @@ def predict(
     t: Float[Arrays, "#B"] | float,
     cond: Cond | None,
     guidance_scale: Float[Arrays, "#B"] | float | None = None,
+    control: Control | Sequence[Control] | None = None,
+    control_image: Any = None,
+    control_scale: float | Sequence[Any] = 1.0,
 ) -> Float[Array, "B h w c"]:
     """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
@@ -136,7 +144,9 @@ def predict(
     t: timesteps in [0, 999], int or float, [B] or one for all.
     cond: of batch B, as `sdjax.encode_prompt` and the other builders return it; None for a model that takes nothing.
     guidance_scale: of a model whose UNet takes the scale itself (LCM), [B] or one for all; None: the model's own.
-    SdjaxError: a wrong shape or dtype, or a scale for another model.
+    control: a ControlNet or T2I-Adapter, as `sdjax.load_control` returns it, or a list of them.
+    control_image, control_scale: as for `sdjax.txt2img`; a list of one for each control of a list.
+    SdjaxError: a wrong shape or dtype, a scale or a control for another model.
     """
     config = sd.config.unet
     cond = Cond() if cond is None else cond
@@ -155,7 +165,11 @@ def predict(
     vector = checked_field("vector", cond.vector, (len(x), config.vector or 1) if config.takes_vector else None)
     t = jnp.broadcast_to(t.astype(jnp.float32), len(x))
     guidance = embedded_scale(sd, guidance_scale, len(x))
-    return unet_output(sd.params["unet"], x, t, context, config, sd.dtype, vector, guidance)
+    args = sd.params["unet"], x, t, context, config, sd.dtype, vector, guidance
+    if control is None:
+        return unet_output(*args)
+    more = predicted_residuals(sd, control, control_image, control_scale, x, t, context, vector)
+    return unet_output(*args, more)
 
 
 def embedded_scale(sd: StableDiffusion, scale: Any, count: int) -> Array | None:

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 
 from sdjax.networks.bert.part import BERT_TEXT, LAYOUT_TOWER
 from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION, NORMALIZER
+from sdjax.networks.control.part import CONTROLNET
 from sdjax.networks.labels.part import CLASS_TABLE
 from sdjax.networks.maps.part import MAP_RESCALER
 from sdjax.networks.part import Part, module_shapes
 from sdjax.networks.rows import TensorRow
+from sdjax.networks.t2i.part import T2I_ADAPTER
 from sdjax.networks.unet.part import UNET
 from sdjax.networks.vae.part import KL_VAE
 from sdjax.types import Array, Params
 
-NETWORKS = (CLIP_TEXT, CLIP_VISION, NORMALIZER, KL_VAE, UNET, CLASS_TABLE, BERT_TEXT, LAYOUT_TOWER, MAP_RESCALER)
+NETWORKS = (
+    *(CLIP_TEXT, CLIP_VISION, NORMALIZER, KL_VAE, UNET, CLASS_TABLE, BERT_TEXT, LAYOUT_TOWER, MAP_RESCALER),
+    *(CONTROLNET, T2I_ADAPTER),
+)
 PARTS: dict[type, Part] = {part.config: part for part in NETWORKS}
 
 

@@ -37,6 +37,7 @@ from sdjax.tasks.remarks import announce, remark_beginning
 from sdjax.tasks.request import Request
 from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, encoded, read_sides
+from sdjax.tasks.steering import Steer, controls_of, own_keys, steers_of
 from sdjax.tasks.work import each_work, plan_work
 from sdjax.text.prompt import Tokens
 from sdjax.types import Array, Cond, Params
@@ -61,6 +62,7 @@ class Chunk(NamedTuple):
     masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
     cells: np.ndarray | None = None  # [B, h, w, 1], the same for latents
     beside: Cond | None = None  # what the task adds to both sides of guidance: concat, vector
+    hints: tuple[np.ndarray, ...] | None = None  # the pictures of each control, [B, H, W, C] in [0, 1]
 
 
 def evaluations(plan: Plan) -> int:
@@ -97,12 +99,13 @@ def draw_request(
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
-    whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside)
+    controls, hints = controls_of(sd.config, request)
+    whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside, hints)
     whole = jax.tree.map(np.asarray, whole)
     sides = sides or read_sides(sd, request)
     chunks = len(plan_work(sd, request, sides, made=False))
     rows, results = evaluations(plan), [None] * count
-    models, params, where = [], None, None
+    models, params, steered, where = [], None, [], None
     weight = (
         None if masks is None or options.output in ("latents", "trajectory") else each(feather_masks(masks, feather))
     )
@@ -126,10 +129,12 @@ def draw_request(
         if not models or part.sd is not models[0] or part.devices != where:  # once for all chunks of a model
             models = [part.sd] if options.refiner is None else [part.sd, with_vae(options.refiner, part.sd)]
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
+            steered = [stages.cast_unet(copy_over(one.control.params, where), sd.dtype) for one in controls]
         chunk = split_over(chunk, part.devices)
         announce(models, request, plan, chunk, part.devices)
         with over(part.devices), here():
-            images = draw_chunk(models, params, request, plan, chunk, negatives, report, stream)
+            steers = steers_of(controls, steered, chunk.hints or (), plan, sd.dtype) or None
+            images = draw_chunk(models, params, request, plan, chunk, negatives, report, stream, steers)
         for i, place in enumerate(part.places[: part.length]):
             results[place] = jax.tree.map(itemgetter(i), images)
         if options.finished is not None:
@@ -177,12 +182,14 @@ def draw_chunk(
     negatives: Sequence[Tokens | Cond],
     report,
     stream,
+    steers: tuple[Steer, ...] | None = None,
 ):
     """Draws one chunk. Returns host arrays whose first axis is the image: latents, pixels or a Trajectory.
 
     models: the model and, if there is one, the refiner, which takes over the walk's state at its first row.
     params: theirs, on the chunk's devices.
     report(row, picture) is called after each row if the options have `progress` or `preview`.
+    steers: the controls, which steer the first model alone.
     """
     options, walks, begin = request.options, [], None
     draws = noise.image_draws(
@@ -191,9 +198,12 @@ def draw_chunk(
     for sd, own, asked, negative in zip(models, params, chunk.asked, negatives, strict=True):
         static = {"config": sd.config, "dtype": sd.dtype}
         text, vectors = (None, None) if sd.config.text is None else text_tower_of(sd, options.clip_skip)
-        *sides, known, state = prepare(own, chunk, asked, negative, draws, plan, request.shape, text, vectors, **static)
+        args = own, chunk, asked, negative, draws, plan, request.shape, text, vectors
+        *sides, known, state = prepare(*args, controls=[one.params for one in steers or ()], **static)
         unet = stages.cast_unet(own["unet"], sd.dtype)  # once: every call of the walk would make a copy of its own
-        walk = partial(stages.walk, unet, *sides, guide_of(sd.config, request, plan), draws, known)
+        guide = guide_of(sd.config, request, plan)._replace(control=steers)
+        steers = None
+        walk = partial(stages.walk, unet, *sides, guide, draws, known)
         walks.append(partial(walk, function=options.guidance_fn, **static))
         begin = begin or (known, state)
     (known, state), vae = begin, params[0]["vae"]
@@ -243,12 +253,17 @@ def prepare(
     *,
     config: Config,
     dtype,
+    controls: Sequence[Params] = (),
 ):
-    """Returns what a walk starts from: (cond, uncond, known, state). Traceable for txt2img; see program.py."""
+    """Returns what a walk starts from: (cond, uncond, known, state). Traceable for txt2img; see program.py.
+    controls: the parameters of ControlNets and T2I-Adapters."""
     count = len(chunk.seeds)
     cond, uncond = (encoded(params, side, text, dtype, vectors, count) for side in (asked, negative))
     cond, uncond = (
-        side._replace(context=context_keys(params["unet"], side.context, dtype)) for side in (cond, uncond)
+        side._replace(
+            context=context_keys(params["unet"], side.context, dtype) | own_keys(controls, side.context, dtype)
+        )
+        for side in (cond, uncond)
     )  # computed once for all steps
     eps = noise.draw(draws, shape, chunk.noise)
     x0, concat, known = condition(config, dtype, params, plan, chunk, eps)

@@ -21,6 +21,16 @@ def read_upscaler(value: str) -> str | None:
     return "pixels" if value == UPSCALERS["pixels"] else "latents" if value.startswith("Latent") else None
 
 
+def lists(name: str, text: str, place: int) -> Option:
+    """Returns the row of an option of several names, each on a line of its own."""
+    return Option(name, (), tuple, "", text=text, read=lambda value: tuple(value.split("\n")), place=place)
+
+
+def read_numbers(value: str) -> tuple[float, ...]:
+    """Reads "0.5 1". ValueError: these are no numbers."""
+    return tuple(map(float, value.split()))
+
+
 #: Fields that are not in OPTIONS: arguments of some tasks alone, files, and what is done to finished pictures.
 OTHERS: tuple[Option, ...] = (
     Option(
@@ -67,8 +77,16 @@ OTHERS: tuple[Option, ...] = (
     Option("config", None, str, "", text="Config", read=str, place=27),
     Option("unet", None, str, "", text="UNet", read=str, place=32),
     Option("vae", None, str, "", text="VAE file", read=str, place=33),
-    Option("lora", (), tuple, "", text="Loras", read=lambda value: tuple(value.split("\n")), place=56),
+    lists("lora", "Loras", 56),
     Option("refiner", None, str, "", text="Refiner", read=str, place=51),
+    lists("control", "Control", 57),
+    lists("control_image", "Control image", 58),
+    lists("control_preprocess", "Control preprocess", 59),
+    Option("control_scale", (), tuple, "", text="Control scale", read=read_numbers, place=60),
+    Option("control_interval", (), tuple, "", text="Control interval", read=read_numbers, place=61),
+    lists("control_mode", "Control mode", 62),
+    Option("canny_low", 100, float, "", text="Canny low", read=float, place=63),
+    Option("canny_high", 200, float, "", text="Canny high", read=float, place=64),
     Option("grid", (), tuple, "", text="Grid", read=lambda value: tuple(value.split("\n")), place=53),
     Option("hires", None, float | None, "", text="Hires upscale", read=float, place=35),
     Option("hires_steps", None, int | None, "", text="Hires steps", read=int, place=36),

@@ -14,6 +14,7 @@ from sdjax.families.table import prompt_of
 from sdjax.tasks.given import check_cond, repeated, stands_beside
 from sdjax.tasks.networks import Networks, cut_networks
 from sdjax.tasks.options import OPTIONS, TaskOptions
+from sdjax.tasks.request_control import check_control
 from sdjax.tasks.request_sdxl import check_sdxl
 from sdjax.types import Cond
 
@@ -84,6 +85,7 @@ def check(
         raise SdjaxError(f"guidance_fn {options.guidance_fn!r}: not hashable, a plain function expected")
     options = sized_by(config, prompts, options)
     height, width = check_size(config, options)
+    check_control(config, options, count, (height, width))
     factor = config.vae.factor
     shape = (height // factor, width // factor, config.vae.latent_channels)
     if options.latents is not None:

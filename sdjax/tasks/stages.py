@@ -43,6 +43,7 @@ from sdjax.model.value import StableDiffusion
 from sdjax.networks.unet.network import computed_in, time_shifts
 from sdjax.nn.layers import precise
 from sdjax.nn.tiles import in_tiles
+from sdjax.tasks.steering import Steer, steering
 from sdjax.types import Array, Cond, Params
 
 #: In latents: the tiles of models that enlarge pictures, and how far two tiles overlap at least.
@@ -58,6 +59,7 @@ class Guide(NamedTuple):
     high: Array  # []
     rescale: Array  # []
     embedded: Array | None = None  # [S, G]: the scales as a UNet that takes them is given them (LCM)
+    control: tuple[Steer, ...] | None = None  # ControlNets and T2I-Adapters
 
 
 class Known(NamedTuple):
@@ -170,13 +172,15 @@ def unet_denoiser(
     steps = timesteps_of(make_schedule(config.schedule), sigmas)
     guidance = None if guide.embedded is None else guide.embedded[step_at(guide.levels, sigmas)]
     params, shifts = unet_ahead(params, steps, guidance, config=config, dtype=dtype)
+    steer = guide.control and steering(guide.control, guide.levels, steps, dtype)
 
     def predict(x: Array, sigma: Array, cond: Cond) -> Array:
         row = jnp.argmin(jnp.abs(jnp.expand_dims(sigma, -1) - sigmas), axis=-1)
         rows = jnp.broadcast_to(row, x.shape[:1])
         x, time = beside(x, cond.concat), steps[rows] if shifts is None else jax.tree.map(itemgetter(rows), shifts)
         scales = None if guidance is None else guidance[rows]
-        output = lambda x: unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector, scales)
+        more = (steer(x, rows, sigma, cond),) if steer else ()
+        output = lambda x: unet_output(params, x, time, cond.context, config.unet, dtype, cond.vector, scales, *more)
         if not enlarges:
             return output(x)
         return in_tiles(output, x, TILE, OVERLAP, math.gcd(config.unet.factor, *x.shape[1:3]), TILE * TILE)

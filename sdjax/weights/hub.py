@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdjax.errors import SdjaxError, log
-from sdjax.weights.folder import FOLDERS, shard_names, weights_file
+from sdjax.weights.folder import DIFFUSERS, FOLDERS, shard_names, weights_file
 
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # a name that ends in one of these means a file, not a hub id
 SECONDS = 7  # time limit for the hub's answer, including the look-up of its address
@@ -183,3 +183,36 @@ def said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"the hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__})"
+
+
+def fetch_part(repo: str) -> Path:
+    """Downloads one network of the hub, a repository of config.json and weights, and returns its folder in the cache.
+
+    SdjaxError: there is no such model, it holds no weights, or the download stopped.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    try:
+        names = list_files(repo)
+    except SdjaxError as error:
+        cached = try_to_load_from_cache(repo, "config.json")
+        if not isinstance(cached, str):
+            raise SdjaxError(f"{repo}: no such folder or file here, nor in the cache, and {error}") from None
+        log.warning("%s: taken from the cache, since %s", repo, error)
+        return Path(cached).parent
+    weights = weights_file({name for name in names if "/" not in name}, DIFFUSERS)
+    if "config.json" not in names or weights is None:
+        files = sorted(name for name in names if name.endswith((".safetensors", ".ckpt", ".pth")))[:3]
+        raise SdjaxError(
+            f"{repo}: that model on the hub has no config.json with weights beside it"
+            + (f"; download one of its files and name that: {', '.join(files)} ..." if files else "")
+        )
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=["config.json", weights]))
+        if weights.endswith(".json"):
+            snapshot_download(repo, allow_patterns=shard_names(folder / weights))
+        return folder
+    except SdjaxError:
+        raise
+    except Exception as error:  # see fetch_folder
+        raise SdjaxError(f"{repo}: the download stopped, {said(error)}; load it again to go on") from None

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel  # noqa: E402
 
 from sdjax.model.functions import unet_output  # noqa: E402
 from sdjax.networks import rows  # noqa: E402
-from sdjax.networks.unet import names, network  # noqa: E402
+from sdjax.networks.unet import blocks, names, network  # noqa: E402
 from sdjax.networks.unet.config import UNetConfig  # noqa: E402
 from sdjax.nn import layers  # noqa: E402
 from sdjax.weights import convert  # noqa: E402
@@ -144,7 +144,7 @@ MISTAKES = {
         *("scale and shift", layers, "resized"),
         lambda x, way: mean(x) if way == "down" else twice(x)[:, ::-1],
     ),
-    "another label": ("labels", network, "label_of", lambda vector: vector[:, 0].astype(int) - 1),
+    "another label": ("labels", blocks, "label_of", lambda vector: vector[:, 0].astype(int) - 1),
     "blocks in another order": ("a deep transformer", rows, "block_name", lambda i: ("block", "block_2", "block_1")[i]),
     "inputs of the projections turned": ("attention blocks", convert, "OPERATIONS", turned),
 }

@@ -52,6 +52,14 @@ class UNetConfig:
         return self.labels is not None or self.vector is not None
 
     @property
+    def skip_channels(self) -> tuple[int, ...]:
+        """Channels of the skips, in the order in which they arise on the way down."""
+        found = [self.channels[0]]
+        for level, wide in enumerate(self.channels):
+            found += [wide] * (self.blocks + (level != len(self.channels) - 1))
+        return tuple(found)
+
+    @property
     def factor(self) -> int:
         """How many latents along a side make one position of the lowest level."""
         return 2 ** (len(self.channels) - 1)

@@ -1,0 +1,94 @@
+"""The controls of `sdjax generate`: files of ControlNets and T2I-Adapters, their pictures and how much each counts.
+
+Options are lists; the k-th of each belongs to the k-th --control, and what is left out has its default.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from sdjax.commands.saving import read_picture
+from sdjax.errors import SdjaxError, prefixed
+
+PREPROCESS = ("none", "canny", "grey", "invert")
+
+#: Options that have an entry for each --control: name -> what stands for one that is left out.
+DEFAULTS = {
+    "control_preprocess": "none",
+    "control_scale": 1.0,
+    "control_interval": (0.0, 1.0),
+    "control_mode": "balanced",
+}
+CANNY = ("canny_low", "canny_high")
+NAMES = ("control", "control_image", *DEFAULTS, *CANNY)
+OF_TASKS = ("control", "control_image", "control_scale", "control_interval", "control_mode")
+
+
+def check_controls(options: Any) -> None:
+    """SdjaxError: an option has more entries than there are controls, or fewer pictures; it names the flag."""
+    count = len(options.control)
+    for name in ("control_image", *DEFAULTS):
+        given, flag = len(getattr(options, name)), f"--{name.replace('_', '-')}"
+        if given > count:
+            raise SdjaxError(f"{flag}: given {given} times for {count} --control")
+    if len(options.control_image) < count:
+        raise SdjaxError(f"--control-image: given {len(options.control_image)} times for {count} --control, one each")
+    for name in CANNY:
+        if getattr(options, name) != getattr(type(options), name) and "canny" not in options.control_preprocess:
+            raise SdjaxError(f"--{name.replace('_', '-')}: needs --control-preprocess canny")
+
+
+def load_controls(options: Any, sd: Any) -> dict[str, list]:
+    """Returns the arguments of tasks that the options stand for; {} without controls.
+
+    SdjaxError: a file is no control, or no picture, or Canny's package is not installed.
+    """
+    if not options.control:
+        return {}
+    import sdjax
+
+    count = len(options.control)
+    filled = {name: [*getattr(options, name), *[default] * count][:count] for name, default in DEFAULTS.items()}
+    with prefixed("--control "):
+        controls = [sdjax.load_control(source, sd) for source in options.control]
+    pictures = []
+    for path, how in zip(options.control_image, filled.pop("control_preprocess"), strict=True):
+        picture = read_picture("control_image", path)
+        with prefixed(f"--control-image {path}: "):
+            if how == "canny":
+                picture = sdjax.preprocess.canny(picture, options.canny_low, options.canny_high)
+            elif how != "none":
+                picture = getattr(sdjax.preprocess, how)(picture)
+        pictures.append(picture)
+    return {"control": controls, "control_image": pictures} | filled
+
+
+def texts_of_controls(options: Any) -> dict[str, Any]:
+    """Returns what a picture's text says of the controls: the options, with plain values."""
+    found = {name: getattr(options, name) for name in NAMES}
+    return found | {"control_interval": tuple(share for pair in options.control_interval for share in pair)}
+
+
+def settings_of_controls(arguments: dict[str, Any], options: Any) -> dict[str, Any]:
+    """Returns what a batch run records of its controls, so that it goes on with the same ones only; {} without."""
+    if not options.control:
+        return {}
+    from sdjax.model.value import digest
+
+    found = {name: list(getattr(options, name)) for name in DEFAULTS}
+    files = [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in options.control_image]
+    weights = [digest(control.params) for control in arguments["control"]]
+    return {"control": weights, "control_image": files} | found | {name: getattr(options, name) for name in CANNY}
+
+
+def controls_of_picture(found: dict[str, Any], options: Any) -> None:
+    """Changes what --from found in a picture's text: flags replace its lists, and --control all of them."""
+    for name in NAMES:
+        if getattr(options, name) != getattr(type(options), name) or options.control:
+            found.pop(name, None)
+    if "control_image" in found:
+        found["control_image"] = tuple(map(Path, found["control_image"]))
+    if shares := found.get("control_interval"):
+        if len(shares) % 2:
+            raise SdjaxError(f"--from {options.from_}: Control interval: pairs of numbers expected")
+        found["control_interval"] = tuple(zip(shares[::2], shares[1::2], strict=True))
