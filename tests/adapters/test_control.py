@@ -201,3 +201,23 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for source, said in ((3, "source is int"), (tmp_path / "no" / "such" / "file", "no such file")):
         with pytest.raises(SdjaxError, match=said):
             sdjax.load_control(source)
+
+
+def test_hub_ids(monkeypatch, tmp_path):
+    """Of one network's repository only config.json and the weights are downloaded."""
+    import huggingface_hub
+
+    from sdjax.weights import hub
+
+    config = NETS["SD 1"][0]
+    params, asked = random_params(config), []
+    folder = in_folder(tmp_path / "folder", config, params)
+    names = {path.name for path in folder.iterdir()} | {"README.md", "images/a.png", "diffusion_pytorch_model.bin"}
+    monkeypatch.setattr(hub, "list_files", lambda repo: names)
+    download = lambda repo, allow_patterns: asked.append((repo, allow_patterns)) or str(folder)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    same(sdjax.load_control("org/name"), config, params)
+    assert asked == [("org/name", ["config.json", "diffusion_pytorch_model.safetensors"])]
+    monkeypatch.setattr(hub, "list_files", lambda repo: {"a.pth", "README.md"})
+    with pytest.raises(SdjaxError, match=r"org/name: .*no config.json.*a.pth"):
+        sdjax.load_control("org/name")

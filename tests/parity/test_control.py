@@ -22,7 +22,7 @@ from sdjax.networks.t2i.config import AdapterConfig
 from sdjax.networks.t2i.part import write_adapter
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.networks.unet import blocks
-from sdjax.weights.convert import OPERATIONS
+from sdjax.weights.convert import OPERATIONS, to_file_tensors
 from tests.parity import control_peers as peers
 from tests.parity.peers import error
 
@@ -192,6 +192,21 @@ def test_mistakes_of_adapters_are_caught(mistake, monkeypatch):
         for a, b in zip(found, expected, strict=True)
     ]
     assert not all(same)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_files_of_torch(nested, tmp_path):
+    """.pth, in half precision, of the control alone or of a whole model as lllyasviel's first ones."""
+    (sd, _), config = peers.model("SD 1"), peers.control_config(peers.MODELS["SD 1"])
+    found, _ = peers.control(config)
+    tensors = to_file_tensors(found.params, make_rows(config), "compvis")
+    tensors = {name: torch.from_numpy(value).half() for name, value in tensors.items()}
+    if nested:
+        tensors = {"state_dict": tensors | {"model.diffusion_model.out.2.bias": torch.zeros(4)}, "global_step": 3}
+    torch.save(tensors, tmp_path / "control.pth")
+    read = sdjax.load_control(tmp_path / "control.pth", sd)
+    assert read.config == config
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float16)), read.params, found.params)
 
 
 # ---- full size
