@@ -117,7 +117,11 @@ def _run(main, options, defaults, arguments, program) -> None:
     if arguments[:1] == ["--version"]:
         print("\n".join(versions("--verbose" in arguments)))
         return
-    log_to_stderr()
+    with logged_to_stderr():
+        _started(main, options, defaults, arguments, program)
+
+
+def _started(main, options, defaults, arguments, program) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch was not found
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF, palettes, sizes: what matters is refused by name
     gc.set_threshold(50_000)  # imports and traces make millions of lasting objects: collecting took a tenth of the time
@@ -157,11 +161,17 @@ class ToStderr(logging.Handler):
             print(record.getMessage(), file=sys.stderr)
 
 
-def log_to_stderr() -> None:
+@contextlib.contextmanager
+def logged_to_stderr() -> Iterator[None]:
     """Prints what the package logs from INFO on: what is loaded and compiled, and what may not be meant."""
-    if not any(isinstance(handler, ToStderr) for handler in log.handlers):
-        log.addHandler(ToStderr())
+    handler, before = ToStderr(), log.level
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def versions(verbose: bool) -> list[str]:

@@ -100,7 +100,7 @@ def test_arbitrary_lines_are_read_or_refused(folder, lines):
 
 
 def test_folders_without_pictures_are_refused(tmp_path):
-    with pytest.raises(SdjaxError, match=r"no metadata\.jsonl there"):
+    with pytest.raises(SdjaxError, match=r"no metadata\.jsonl, \.tar shards or \.txt captions there"):
         open_data(tmp_path, 4)
     with pytest.raises(SdjaxError, match="no pictures listed"):
         open_data(write(tmp_path, "", " "), 4)

@@ -248,8 +248,12 @@ def test_bucket_arguments(shapes):
 
 
 def test_what_is_no_data_is_refused(tmp_path):
-    for data in (tmp_path, tmp_path / "nowhere", tmp_path / "x.tar"):
-        with pytest.raises(SdjaxError, match=r"no metadata\.jsonl there and no \.tar shards"):
+    for data, there in (
+        (tmp_path, r"no metadata\.jsonl"),
+        (tmp_path / "nowhere", "no such"),
+        (tmp_path / "x.tar", "no"),
+    ):
+        with pytest.raises(SdjaxError, match=rf"{there}.*expected a folder of pictures with a metadata\.jsonl"):
             open_data(data, 2)
     for data in ([], 3, {"train": []}):
         with pytest.raises(SdjaxError, match=r"should be a path or a datasets\.Dataset"):

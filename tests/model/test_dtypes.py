@@ -159,7 +159,7 @@ def test_stored_halves_compute_in_float32(folder, tmp_path, stored):
 def test_the_repr_has_both_dtypes():
     """What is computed in, and what the files held: a notebook's first question."""
     text = repr(replace(tiny(), params=jax.tree.map(lambda leaf: leaf.astype("float16"), tiny().params)))
-    assert "dtype=float32, parameters=float16)" in text
+    assert "parameters in float16, computes in float32>" in text
     mixed = tiny().params | {"vae": jax.tree.map(lambda leaf: leaf.astype("bfloat16"), tiny().params["vae"])}
-    assert "parameters=bfloat16/float32)" in repr(replace(tiny(), params=mixed))
-    assert "parameters=none)" in repr(replace(tiny(), params={}))
+    assert "parameters in bfloat16/float32, " in repr(replace(tiny(), params=mixed))
+    assert "no parameters in no, " in repr(replace(tiny(), params={}))

@@ -124,8 +124,8 @@ def test_negatives_that_do_not_go_with_the_prompt():
     for negative, match in [
         (encode(["a", "b", "c"]), "negative_prompt is of 3 images, should be of 1 or 2"),
         (encode("a AND b"), r"negative_prompt\.mix"),
-        (3, "negative_prompt 3: a string or a Cond"),
-        (None, "negative_prompt None: a string or a Cond"),
+        (3, "negative_prompt 3: a string, a list of one for each prompt, or a Cond"),
+        (None, "negative_prompt None: a string, a list of one for each prompt, or a Cond"),
     ]:
         with pytest.raises(SdjaxError, match=match):
             draw(["cat", "dog"], negative_prompt=negative)
