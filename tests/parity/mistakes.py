@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.networks.clip import network as clip
+from sdjax.networks.unet import blocks
 from sdjax.networks.unet import network as unet
 from sdjax.networks.vae import network as vae
 from sdjax.nn import layers, transformer
@@ -167,7 +168,7 @@ CONV = lambda a: a.transpose(2, 3, 1, 0)
 
 #: name -> (what to patch, how the error is measured, the limit that it must pass)
 MISTAKES = {
-    "ResBlock eps 1e-6": ([(unet, "ResBlock", changed(layers.ResBlock, eps=1e-6))], peers.unet_error, UNET),
+    "ResBlock eps 1e-6": ([(blocks, "ResBlock", changed(layers.ResBlock, eps=1e-6))], peers.unet_error, UNET),
     "UNet's last norm eps 1e-6": ([(unet, "GroupNorm", changed(layers.GroupNorm, eps=1e-6))], peers.unet_error, UNET),
     "transformer GroupNorm eps 1e-5": (
         [(transformer, "GroupNorm", changed(layers.GroupNorm, eps=1e-5))],
@@ -176,10 +177,10 @@ MISTAKES = {
     ),
     "UNet LayerNorm eps 1e-6": ([(transformer, "LayerNorm", SMALL_EPS)], peers.unet_error, UNET),
     "tanh gelu": ([(transformer, "ACTIVATIONS", TANH)], peers.unet_error, UNET),
-    "sin before cos": ([(unet, "timestep_embedding", embedding(swap=True))], peers.unet_error, UNET),
-    "timestep divisor half - 1": ([(unet, "timestep_embedding", embedding(divisor=1))], peers.unet_error, UNET),
+    "sin before cos": ([(blocks, "timestep_embedding", embedding(swap=True))], peers.unet_error, UNET),
+    "timestep divisor half - 1": ([(blocks, "timestep_embedding", embedding(divisor=1))], peers.unet_error, UNET),
     "half the heads": ([], lambda config: peers.unet_error(config, HALVED), UNET),
-    "UNet downsample padded right and bottom": ([(unet, "conv3x3", padded(ASYMMETRIC))], peers.unet_error, UNET),
+    "UNet downsample padded right and bottom": ([(blocks, "conv3x3", padded(ASYMMETRIC))], peers.unet_error, UNET),
     "encoder downsample padded on all sides": ([(vae, "conv3x3", padded(SYMMETRIC))], peers.encode_error, VAE),
     "encoder eps 1e-5": ([(vae, "ResBlock", changed(layers.ResBlock, eps=1e-5))], peers.encode_error, VAE),
     "decoder eps 1e-5": ([(vae, "ResBlock", changed(layers.ResBlock, eps=1e-5))], peers.decode_error, VAE),
@@ -194,7 +195,7 @@ MISTAKES = {
     "padded with another token": ([], padded_error, TEXT),
     "pooled at the last token": ([(peers, "pool_text", lambda states, *_: states[:, -1])], peers.pooled_error, TEXT),
     "t + 1": (
-        [(unet, "timestep_embedding", lambda t, width: layers.timestep_embedding(t + 1, width))],
+        [(blocks, "timestep_embedding", lambda t, width: layers.timestep_embedding(t + 1, width))],
         peers.unet_error,
         UNET,
     ),
@@ -210,7 +211,11 @@ MISTAKES = {
     ),
     "attention not scaled": (scaled_by(lambda width, heads: (width // heads) ** 0.5), peers.unet_error, UNET),
     "attention scaled by the whole width": (scaled_by(lambda width, heads: heads**-0.5), peers.unet_error, UNET),
-    "upsampled by tiles": ([(unet, "conv3x3", enlarged(lambda x: jnp.tile(x, (1, 2, 2, 1))))], peers.unet_error, UNET),
+    "upsampled by tiles": (
+        [(blocks, "conv3x3", enlarged(lambda x: jnp.tile(x, (1, 2, 2, 1))))],
+        peers.unet_error,
+        UNET,
+    ),
     "cropped after the convolution": ([(layers, "convolve_enlarged", cropped_late)], odd_error, UNET),
     "squeezed to the skip": ([(layers, "convolve_enlarged", squeezed)], odd_error, UNET),
     "upsampled bilinearly": ([(vae, "conv3x3", enlarged(bilinear))], peers.decode_error, VAE),

@@ -12,7 +12,7 @@ import numpy as np
 
 import sdjax
 from sdjax.networks.clip import network as clip
-from sdjax.networks.unet import network as unet
+from sdjax.networks.unet import blocks
 from sdjax.nn import layers, transformer
 from tests.parity.mistakes import SMALL_EPS, TANH, changed, without
 from tests.parity.sdxl_models import FEATURES, FIRST, PROMPTS, SECOND, SEED, TEXT, UNET, WALK, drawn, noise, off
@@ -142,7 +142,7 @@ MISTAKES = {
         output, UNET, ((transformer, "GroupNorm", changed(layers.GroupNorm, eps=1e-5)),)
     ),
     "UNet LayerNorm eps 1e-6": Mistake(output, UNET, ((transformer, "LayerNorm", SMALL_EPS),)),
-    "UNet ResBlock eps 1e-6": Mistake(output, UNET, ((unet, "ResBlock", changed(layers.ResBlock, eps=1e-6)),)),
+    "UNet ResBlock eps 1e-6": Mistake(output, UNET, ((blocks, "ResBlock", changed(layers.ResBlock, eps=1e-6)),)),
     "UNet tanh gelu": Mistake(output, UNET, ((transformer, "ACTIVATIONS", TANH),)),
     "heads half as wide": Mistake(
         output,
