@@ -22,7 +22,7 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def shown(value: object, most: int = 80) -> str:
+def in_short(value: object, most: int = 80) -> str:
     """Returns a value as a refusal shows it: as it is written in Python if that is short, else what it is."""
     text = repr(value)
     if len(text) <= most and "\n" not in text:

@@ -230,11 +230,11 @@ def with_names(options: Options) -> Options:
 
 def known_loras(options: Options, found: dict[str, Any], rest: dict[str, str]) -> None:
     """Takes "Lora hashes" out of `rest` if they are those of the LoRAs that the picture's other settings name."""
-    from sdjax.commands.loras import hashes
+    from sdjax.commands.loras import files_of_loras, hashes
 
     folder = options.lora_folder or found.get("lora_folder")
     try:
-        here = hashes(found.get("lora", ()), found["prompt"], folder, found.get("syntax", "a1111"))
+        here = hashes(files_of_loras(found.get("lora", ())), found["prompt"], folder, found.get("syntax", "a1111"))
     except (SdjaxError, OSError):  # what is not there is named when it is loaded
         return
     if here is not None and here == rest.get("Lora hashes"):

@@ -24,7 +24,7 @@ def grouped(options: type) -> type:
     groups |= {title: [f for f in fields(options) if f.name in names] for title, names in titles(options).items()}
     parts = []
     for place, (title, members) in enumerate(groups.items()):
-        rows = [(f.name, shown(hints[f.name], helps.get(f.name)), default_of(f)) for f in members]
+        rows = [(f.name, with_help(hints[f.name], helps.get(f.name)), default_of(f)) for f in members]
         part = make_dataclass(f"{options.__name__}{place}", rows, kw_only=True, frozen=True)
         whole = MISSING if any(row[2].default is row[2].default_factory is MISSING for row in rows) else part
         default = field() if whole is MISSING else field(default_factory=part)
@@ -60,7 +60,7 @@ def default_of(f: Field) -> Field:
     return field(default=f.default, default_factory=f.default_factory)
 
 
-def shown(hint: Any, text: str | None) -> Any:
+def with_help(hint: Any, text: str | None) -> Any:
     """Returns a field's type with its help, without None in its form and in its default."""
     plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     optional = get_origin(plain) in (Union, UnionType) and NoneType in get_args(plain)

@@ -36,9 +36,12 @@ def add_loras(sd, texts: Sequence[str]):
     return sd
 
 
-def hashes_field(options: Any, prompt: str) -> dict[str, str | None]:
-    """Returns the field of a picture's text that says which LoRAs it was drawn with."""
-    return {"Lora hashes": hashes(options.lora, prompt, options.lora_folder, options.syntax)}
+def files_of_loras(texts: Sequence[str]) -> list[tuple[str, Path]]:
+    """Returns the names of --lora's LoRAs and their files. SdjaxError: one is not there."""
+    from sdjax.adapters.lora_files import find_files
+
+    names = [read_weighted(text)[0] for text in texts]
+    return [(Path(name).stem, find_files(name)[0].path) for name in names]
 
 
 def settings_of_loras(options: Any, prompts: Sequence[str]) -> dict[str, Any]:
@@ -47,15 +50,13 @@ def settings_of_loras(options: Any, prompts: Sequence[str]) -> dict[str, Any]:
     return {"loras": [one for one in found if one]} if any(found) else {}
 
 
-def hashes(texts: Sequence[str], prompt: str, folder: str | None, syntax: str) -> str | None:
+def hashes(files: Sequence[tuple[str, Path]], prompt: str, folder: str | None, syntax: str) -> str | None:
     """Returns the LoRAs that --lora and a prompt name with their hashes, as the web UI writes them, or None for none.
 
-    SdjaxError: one is not there.
+    files: of `files_of_loras`. SdjaxError: one of the prompt's is not there.
     """
-    from sdjax.adapters.lora_files import find_files
     from sdjax.tasks.networks import cut_networks, hashes_text
     from sdjax.tasks.options import TaskOptions
 
-    sources = [(Path(name := read_weighted(text)[0]).stem, find_files(name)[0].path) for text in texts]
     _, (networks,) = cut_networks([prompt], TaskOptions(lora_folder=folder, syntax=syntax))
-    return hashes_text([*sources, *((one.name, one.path) for one in networks)])
+    return hashes_text([*files, *((one.name, one.path) for one in networks)])

@@ -3,12 +3,12 @@
 A command's module is imported only when it is asked for, so that the list of commands or a refusal takes no time.
 """
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from sdjax.commands.command_line import reader_may_leave, run, versions
+from sdjax.errors import did_you_mean
 
 #: words -> (module of this folder with `main`, `Options` and perhaps `defaults`; what the command does)
 COMMANDS = {
@@ -65,8 +65,8 @@ def refuse(name: str) -> None:
             f"error: {name.split(' ')[-1]}: an option comes after a command; sdjax --help lists them", file=sys.stderr
         )
         sys.exit(2)
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
     begun = [command for command in COMMANDS if command.startswith(f"{name} ")]
-    known = f"did you mean {near[0]}?" if near and not begun else f"one of {', '.join(begun or COMMANDS)}"
-    print(f"error: sdjax {name}: no such command; {known}", file=sys.stderr)
+    near = "" if begun else did_you_mean(name, COMMANDS)
+    known = near or f"; one of {', '.join(begun or COMMANDS)}"
+    print(f"error: sdjax {name}: no such command{known}", file=sys.stderr)
     sys.exit(2)

@@ -1,9 +1,11 @@
 """The task that the options of `sdjax generate` name, with its arguments, its checks and its pictures' texts."""
 
+import inspect
 import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from sdjax.commands.conditions import BESIDE, asked, beside_of, small_picture, with_negative
 from sdjax.commands.controls import OF_TASKS, load_controls, texts_of_controls
@@ -17,7 +19,7 @@ from sdjax.commands.generate_options import (
     read_sides,
     skips_of_picture,
 )
-from sdjax.commands.loras import hashes_field
+from sdjax.commands.loras import files_of_loras, hashes
 from sdjax.errors import SdjaxError, prefixed
 
 
@@ -149,12 +151,12 @@ class Task:
         from sdjax.tasks.options import TaskOptions as Arguments
         from sdjax.tasks.plans import plan_of
 
-        own, strength = Arguments(**{name: self.arguments[name] for name in NAMES}), self.arguments.get("strength")
+        own = Arguments(**{name: self.arguments[name] for name in NAMES})
+        default = inspect.signature(self.function).parameters.get("strength")
+        strength = self.arguments.get("strength", default and default.default)
         walks = [(own, None if strength == 1 else strength)]
         if self.options.hires is not None:
             walks = [(own, None), (replace(own, steps=self.options.hires_steps or own.steps), strength)]
-        elif strength is None and self.function.__name__ == "img2img":
-            walks = [(own, 0.75)]
         asked = sum(one.steps if share is None else steps_of(share, one.steps) for one, share in walks)
         return asked / sum(evaluations(plan_of(self.sd, one, share)) for one, share in walks)
 
@@ -173,6 +175,11 @@ class Task:
 
         with suppress(SdjaxError, OSError):
             return model_hash(find_source(self.options.model)[0])
+
+    @cached_property
+    def loras(self) -> list[tuple[str, Path]]:
+        """The names and files of --lora's LoRAs, looked up once: a hub id may ask the hub."""
+        return files_of_loras(self.options.lora)
 
     def text(self, prompt: str, seed: int, changes: dict | None = None, **sheet) -> str:
         """Returns the parameters text of a picture, or of a `sheet` whose first one it is, with its own arguments."""
@@ -197,5 +204,5 @@ class Task:
             self.sd.config.name,
             self.options.model,
             self.model_hash,
-            **hashes_field(self.options, prompt),
+            **{"Lora hashes": hashes(self.loras, prompt, self.options.lora_folder, self.options.syntax)},
         )

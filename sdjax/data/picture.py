@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sdjax.errors import SdjaxError
-from sdjax.image.pixels import to_rgb
+from sdjax.image.pixels import lies_on_its_side, to_rgb
 
 #: Formats that their first bytes identify, and that need no other program (EPS would run Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
@@ -81,11 +81,8 @@ def measure(opened: BinaryIO | Image.Image) -> tuple[int, int]:
 
     def size(image):
         plain = image.format == "PNG" and not isinstance(opened, Image.Image) and not _png_may_turn(opened)
-        try:
-            orientation = None if plain else image.getexif().get(0x112)  # for which Pillow reads all of a PNG
-        except Exception:  # as in to_rgb
-            orientation = None
-        return image.size if orientation in (5, 6, 7, 8) else image.size[::-1]  # these orientations exchange the sides
+        on_its_side = not plain and lies_on_its_side(image)  # for which Pillow reads all of a PNG
+        return image.size if on_its_side else image.size[::-1]
 
     return _read(opened, size)
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from sdjax.errors import SdjaxError, log
-from sdjax.image.pixels import to_rgb, whole_picture
+from sdjax.image.pixels import lies_on_its_side, to_rgb, upright, whole_picture
 
 CELLS = ("corner", "any")  # which pixels of a cell, the square of a latent, decide whether it is repainted
 
@@ -53,7 +53,7 @@ def shares_of_picture(image: Image.Image) -> np.ndarray:
     """Returns a PIL mask as float32 [H, W] with 1 for white. Modes of more than 8 bits keep their values."""
     image = whole_picture(image, "mask")
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(ImageOps.exif_transpose(image))
+        values = np.asarray(upright(image))
         return shares(values / 255 if image.mode == "F" and 1 < values.max(initial=0) <= 255 else values)
     if image.has_transparency_data:
         hidden = np.mean(np.asarray(image.convert("RGBA").getchannel("A")) < 128)
@@ -81,8 +81,11 @@ def shares(mask: np.ndarray) -> np.ndarray:
 def sizes_of(pictures: Any) -> list[tuple[int, int]]:
     """Returns (height, width) of PIL images, turned as their EXIF says; [] of anything else."""
     pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-    turned = lambda image: image.getexif().get(0x112) in (5, 6, 7, 8)
-    return [image.size if turned(image) else image.size[::-1] for image in pictures if isinstance(image, Image.Image)]
+    return [
+        image.size if lies_on_its_side(image) else image.size[::-1]
+        for image in pictures
+        if isinstance(image, Image.Image)
+    ]
 
 
 def remark_shapes(masks: list[tuple[int, int]], sizes: list[tuple[int, int]], allowed: float = 0.02) -> None:

@@ -45,10 +45,7 @@ def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
     - Whole numbers of more than 8 bits are taken as 16 bits, and lose the lower 8.
     - Floating point is taken as 0 .. 1 if no value is larger than 1, else as 0 .. 255.
     """
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF is common, and does not mean that the pixels are broken
-        image.load()
+    image = upright(image)
     if image.mode.startswith("I"):  # Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
@@ -62,6 +59,23 @@ def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
     return image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Returns a picture turned as its EXIF says, if that can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF is common, and does not mean that the pixels are broken
+        image.load()
+        return image
+
+
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Does `upright` exchange the sides of a picture?"""
+    try:
+        return image.getexif().get(0x112) in (5, 6, 7, 8)  # these orientations exchange them
+    except Exception:  # as in `upright`
+        return False
 
 
 def whole_picture(image: Image.Image, name: str = "image") -> Image.Image:

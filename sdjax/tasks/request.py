@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sdjax.checks import is_number, is_whole
-from sdjax.errors import SdjaxError, shown
+from sdjax.errors import SdjaxError, in_short
 from sdjax.families.config import Config
 from sdjax.families.table import prompt_of
 from sdjax.tasks.given import check_cond, repeated, stands_beside
@@ -55,7 +55,7 @@ def check(
     else:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else prompt
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise SdjaxError(f"prompt {shown(prompt)}: a string or a list of at least one string, or a Cond")
+            raise SdjaxError(f"prompt {in_short(prompt)}: a string or a list of at least one string, or a Cond")
         asked = len(prompts)
     if pictures != 1 and asked not in (1, pictures):
         raise SdjaxError(f"prompt: {asked} prompts for {pictures} images, one or {pictures} expected")
@@ -73,7 +73,7 @@ def check(
     if isinstance(negative, Sequence) and not isinstance(negative, (str, Cond)):
         negative = check_negatives(negative, asked, times)
     if not isinstance(negative, (str, list, Cond)):
-        raise SdjaxError(f"negative_prompt {shown(negative)}: a string, a list of one for each prompt, or a Cond")
+        raise SdjaxError(f"negative_prompt {in_short(negative)}: a string, a list of one for each prompt, or a Cond")
     if isinstance(negative, Cond):
         if negative.mix is not None:
             raise SdjaxError("negative_prompt.mix: a negative prompt is one, AND composes prompts")

@@ -56,7 +56,6 @@ def fetch_folder(repo: str, variant: str | None = None) -> Path:
     If the hub does not answer within SECONDS, or with HF_HUB_OFFLINE=1, it returns what an earlier call cached.
     SdjaxError: there is no such model, it is no diffusers folder, or the download stopped.
     """
-    from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cached = find_cached(repo)
@@ -76,24 +75,29 @@ def fetch_folder(repo: str, variant: str | None = None) -> Path:
             + (f"; download one of its files and name that: {', '.join(files)} ..." if files else "")
         )
 
-    def download(wanted: list[str]) -> Path:
-        try:
-            return Path(snapshot_download(repo, allow_patterns=wanted))
-        except Exception as error:  # of the connection, the disk or the hub; the classes depend on its version
-            raise SdjaxError(
-                f"{repo}: the download stopped, {said(error)}; finished files are kept, load it again to go on"
-            ) from None
-
     weights = chosen_weights(names, variant)
-    folder = download([name for name in CONFIGS if name in names] + weights)
+    folder = download(repo, [name for name in CONFIGS if name in names] + weights)
     if shards := [
         f"{Path(index).parent.as_posix()}/{shard}"
         for index in weights
         if index.endswith(".json")
         for shard in shard_names(folder / index)
     ]:
-        download(shards)
+        download(repo, shards)
     return folder
+
+
+def download(repo: str, wanted: Sequence[str]) -> Path:
+    """Downloads those of the files `wanted` that the cache lacks and returns their folder there. SdjaxError: it
+    stopped."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(wanted)))
+    except Exception as error:  # of the connection, the disk or the hub; the classes depend on its version
+        raise SdjaxError(
+            f"{repo}: the download stopped, {said(error)}; finished files are kept, load it again to go on"
+        ) from None
 
 
 def fetch_lora(repo: str, names: Sequence[str]) -> Path:
@@ -118,10 +122,7 @@ def fetch_lora(repo: str, names: Sequence[str]) -> Path:
     files = sorted(name for name in there if name.endswith(".safetensors") and "/" not in name)
     if not wanted and len(files) != 1:
         raise SdjaxError(f"{repo}: holds none of {', '.join(names)}; download a file and name that: {files[:3]}")
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=wanted or files))
-    except Exception as error:  # as in fetch_folder
-        raise SdjaxError(f"{repo}: the download stopped, {said(error)}") from None
+    folder = download(repo, wanted or files)
     return folder if wanted else folder / files[0]
 
 
@@ -190,7 +191,7 @@ def fetch_part(repo: str) -> Path:
 
     SdjaxError: there is no such model, it holds no weights, or the download stopped.
     """
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     try:
         names = list_files(repo)
@@ -207,12 +208,7 @@ def fetch_part(repo: str) -> Path:
             f"{repo}: that model on the hub has no config.json with weights beside it"
             + (f"; download one of its files and name that: {', '.join(files)} ..." if files else "")
         )
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=["config.json", weights]))
-        if weights.endswith(".json"):
-            snapshot_download(repo, allow_patterns=shard_names(folder / weights))
-        return folder
-    except SdjaxError:
-        raise
-    except Exception as error:  # see fetch_folder
-        raise SdjaxError(f"{repo}: the download stopped, {said(error)}; load it again to go on") from None
+    folder = download(repo, ["config.json", weights])
+    if weights.endswith(".json"):
+        download(repo, shard_names(folder / weights))
+    return folder
