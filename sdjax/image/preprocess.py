@@ -29,11 +29,12 @@ def canny(picture: Image.Image | np.ndarray, low: float = 100, high: float = 200
             raise SdjaxError(f"{name} {value!r}: a number from 0 on")
     if low > high:
         raise SdjaxError(f"low {low}: not above high, {high}")
+    pixels = np.array(as_rgb(picture))
     try:
         import cv2
     except ImportError:
         raise SdjaxError("canny: needs opencv-python-headless, pip install 'sdjax[control]'") from None
-    edges = cv2.Canny(np.array(as_rgb(picture)), float(low), float(high))
+    edges = cv2.Canny(pixels, float(low), float(high))
     return Image.fromarray(np.asarray(edges, np.uint8)).convert("RGB")
 
 
