@@ -128,6 +128,16 @@ def test_a_turned_picture_has_its_own_shape(caplog):
     assert not caplog.text
 
 
+def test_broken_exif_does_not_end_a_mask(caplog):
+    def broken():
+        raise SyntaxError("not a TIFF file")
+
+    picture, mask = Image.new("RGB", (50, 30)), Image.fromarray(MASK.astype(np.int32))
+    picture.getexif = mask.getexif = broken
+    np.testing.assert_array_equal(read_masks(mask, (16, 16), picture)[0, ..., 0], MASK)
+    assert read_masks(np.ones((30, 50)), (16, 48), picture).all() and not caplog.text
+
+
 def test_cells(caplog):
     """By their top left pixels, as diffusers resizes masks, or by any; a line where most of the white is lost."""
     mask = np.zeros((1, 16, 16, 1), np.float32)
