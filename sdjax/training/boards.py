@@ -84,7 +84,9 @@ def check_boards(names: str | None) -> list[str]:
 
 
 def installed(module: str) -> bool:
-    return module in sys.modules or importlib.util.find_spec(module) is not None
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
 
 
 def open_boards(names: str | None, folder: Path, step: int, settings: Mapping[str, Any]) -> list[Board]:

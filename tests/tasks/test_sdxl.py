@@ -134,7 +134,7 @@ def test_a_model_that_hands_over_to_itself_walks_as_one(sampler):
     if sampler == "dpmpp_2m":
         steps = []
         got = draw(sd, sampler=sampler, steps=7, refiner=sd, progress=lambda n, of: steps.append((n, of)))
-        np.testing.assert_allclose(got, whole, atol=1e-5)
+        np.testing.assert_allclose(got, whole, atol=1e-5 * np.abs(whole).max())  # another program, in float32
         assert steps == [(n, 7) for n in range(1, 8)]
 
 
