@@ -15,9 +15,10 @@ NO_ARTICLE = {  # plurals need no entry
 }  # fmt: skip
 THE_ARTICLE = {"kaaba", "milky way", "statue of liberty"}
 FORMS = {  # share of all pictures, caption, range of fill (see compose), shift to (x, y), adjective
-    "plain": (0.60, PLAIN, (0.82, 0.96), (0, 0), ""),
+    "plain": (0.54, PLAIN, (0.82, 0.96), (0, 0), ""),
     "alone": (0.06, "{name}", (0.82, 0.96), (0, 0), ""),
     "thing-background": (0.08, "{thing} on {background} background", (0.82, 0.96), (0, 0), ""),
+    "style-background": (0.06, "{style} on {background} background", (0.82, 0.96), (0, 0), ""),
     "style-thing": (0.06, "{style} of {thing}", (0.82, 0.96), (0, 0), ""),
     "keywords": (0.06, "{style} of {keywords} on {background} background", (0.82, 0.96), (0, 0), ""),
     "small": (0.04, PLAIN, (0.45, 0.60), (0, 0), "small"),

@@ -5,7 +5,7 @@
     python train/prepare_emoji.py --out data/emoji --sample 300 --sample-out tests/data/emoji300   a small sample of it
 
 Three npm packages have the drawings, one for each style, and a fourth has the words; the emoji's codepoints join them:
-packages -> Thing (drawn in all three styles) -> cutout (RGBA, 128 x 128) -> picture (RGB, 64 x 64) + caption.
+packages -> Thing (drawn in all three styles) -> cutout (RGBA, at least 128 x 128) -> picture (RGB) + caption.
 Thing, style and background are independent: every combination appears about equally often, except for the held-out
 ones. These never appear, so that a model can be asked for what it has not seen. The result depends only on the options.
 """
@@ -238,7 +238,7 @@ def build(options: Options, folder: Path) -> None:
         for style, drawing in styles.items():
             file = folder / "cutouts" / style / f"{thing.slug}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            cut_out(drawing).save(file)
+            cut_out(drawing, max(128, options.size * 5 // 4)).save(file)  # 1.15 is the largest fill
     rng = np.random.default_rng((options.seed, 0, 1))  # a picture's generator is seeded with two numbers, never three
     held_out, jobs = plan(list(drawings), options.pictures, rng)
     save = save_conditioned if options.conditions else save_picture

@@ -20,12 +20,14 @@ from sdjax.data.order import Order, read_ahead
 from sdjax.data.picture import to_pixels
 from sdjax.devices.layouts import make_layout
 from sdjax.devices.processes import device_errors, is_primary, local_part
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, loading
 from sdjax.image.pixels import pixels_to_pil
 from sdjax.model.functions import vae_posterior
+from sdjax.model.load import create
+from sdjax.model.value import StableDiffusion
 from sdjax.networks.vae.config import VAEConfig
 from sdjax.networks.vae.network import VAE
-from sdjax.training.autoencoder import Weights, init_critic, vae_loss
+from sdjax.training.autoencoder import Other, Weights, init_critic, vae_loss
 from sdjax.training.loop import dry_run, export, fit
 from sdjax.training.options import TrainOptions, check_dtype, picture_size
 from sdjax.training.start import open_pictures, start_model
@@ -51,6 +53,12 @@ class Options(TrainOptions):
     """Weight of the adversarial term, balanced against the others by their gradients; 0 is none, CompVis took 0.5."""
     discriminator_start: int = 0
     """Steps before the discriminator counts; CompVis took 50001."""
+    channels: str | None = None
+    """Train a new VAE from nothing in place of the model's, with so many channels a level, as 16,32,64,128."""
+    like: str | None = None
+    """A model whose latents the encoder is to give, so that a UNet trained on them goes on; its f divides the VAE's."""
+    like_weight: float = 1.0
+    """Weight of the mean squared difference of the latents, both scaled by that model's scaling."""
     freeze_encoder: bool = False
     """Train the decoder alone: latents, and whatever was trained on them, stay what they are."""
     dtype: str = "float32"
@@ -62,21 +70,68 @@ class Options(TrainOptions):
         super().__post_init__()
         if self.loss not in ("l1", "l2"):
             raise SdjaxError(f"--loss {self.loss}: expected l1 or l2")
-        for name in ("kl_weight", "perceptual_weight", "discriminator_weight", "discriminator_start"):
+        for name in ("kl_weight", "perceptual_weight", "discriminator_weight", "discriminator_start", "like_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 on")
         if (self.vgg is None) != (self.lpips is None):
             raise SdjaxError(f"--{'lpips' if self.vgg else 'vgg'}: is missing, LPIPS needs both files")
         if self.vgg is None and self.perceptual_weight not in (0, 1):  # 1 is the default
             raise SdjaxError(f"--perceptual-weight {self.perceptual_weight}: needs --vgg and --lpips")
+        if self.channels is not None:
+            self.new_channels()
+            if self.freeze_encoder:
+                raise SdjaxError(
+                    f"--channels {self.channels}: a new encoder cannot stay as it is; leave --freeze-encoder out"
+                )
+        if self.like is None and self.like_weight != 1:
+            raise SdjaxError(f"--like-weight {self.like_weight}: needs --like")
         if self.discriminator_start and not self.discriminator_weight:
             raise SdjaxError(f"--discriminator-start {self.discriminator_start}: needs --discriminator-weight")
         check_dtype(self.dtype)
+
+    def new_channels(self) -> tuple[int, ...]:
+        """Returns the numbers of --channels. SdjaxError: they are none."""
+        words = (self.channels or "").split(",")
+        if not all(word.strip().isdecimal() and int(word) for word in words):
+            raise SdjaxError(f"--channels {self.channels}: expected a number for each level, as 16,32,64,128")
+        return tuple(map(int, words))
+
+
+def with_new_vae(sd: StableDiffusion, channels: tuple[int, ...], seed: int) -> StableDiffusion:
+    """Returns the model with a VAE of these channels a level and random weights, for pictures of its latents' size.
+
+    SdjaxError: the groups of the model's VAE do not divide a number of channels.
+    """
+    old = sd.config.vae
+    if bad := [n for n in channels if n % old.groups]:
+        raise SdjaxError(f"--channels {bad[0]}: not a multiple of {old.groups}, the groups of the model's VAE")
+    attention = () if len(channels) != len(old.channels) else old.attention
+    vae = replace(old, channels=channels, attention=attention, scaling=1.0)
+    config = replace(sd.config, vae=vae, size=sd.config.size // old.factor * vae.factor)
+    params = VAE(vae).init(jax.random.key(seed), jnp.zeros((1, vae.factor, vae.factor, 3)))["params"]
+    return replace(sd, config=config, params=sd.params | {"vae": params})
+
+
+def other_vae(name: str | None, config: VAEConfig) -> Other | None:
+    """Returns the VAE of the model `name`, whose latents one of `config` can give. SdjaxError: it cannot."""
+    if name is None:
+        return None
+    with loading("--", "--like: "):
+        sd = create(name, 0)
+    theirs = sd.config.vae
+    if theirs.codes or theirs.latent_channels != config.latent_channels or config.factor % theirs.factor:
+        raise SdjaxError(
+            f"--like {name}: its latents have {theirs.latent_channels} channels and f = {theirs.factor}; "
+            f"the VAE's have {config.latent_channels}, and f = {config.factor} must be a multiple"
+        )
+    return Other(theirs, sd.params["vae"])
 
 
 def main(options: Options) -> None:
     """Train the VAE of a latent diffusion model on pictures."""
     sd = start_model(options)
+    if options.channels is not None:
+        sd = with_new_vae(sd, options.new_channels(), options.seed)
     config, size = sd.config, picture_size(options.size, sd.config, sd.config.vae.factor)
     for name, least in SMALLEST.items():
         if getattr(options, name) and (side := size // 2 if options.buckets else size) < least:
@@ -87,14 +142,16 @@ def main(options: Options) -> None:
         options.perceptual_weight,
         options.discriminator_weight,
         options.discriminator_start,
+        options.like_weight,
     )
+    other = other_vae(options.like, config.vae)
     vgg = read_lpips(options.vgg, options.lpips) if options.vgg and options.perceptual_weight else None
     if config.vae.codes:
         raise SdjaxError(f"model {options.model}: its first stage has a codebook, which is not trained; take a KL one")
     parts = dict(sd.params["vae"])
     fixed = {"encoder": parts.pop("encoder")} if options.freeze_encoder else {}
     average = make_layout(options.parallel, options.replicas).average
-    loss_fn = vae_loss(config.vae, weights, vgg, fixed, average, options.dtype)
+    loss_fn = vae_loss(config.vae, weights, vgg, fixed, average, options.dtype, other)
     trained = {"vae": parts}
     if options.discriminator_weight:
         trained["critic"] = init_critic(options.seed, size)

@@ -3,17 +3,20 @@
 For a picture of n values, with every sum divided by n, so that the loss does not grow with the picture:
 
     L = |x - D(z)| (or squared) + p LPIPS(x, D(z)) + k/n KL(q(z|x) || N(0, 1)) + w lambda/n (-C(D(z))) + hinge(C)
+        + l |s (m - m')|^2 / (values of a latent)
 
-z is a sample of the posterior. C is a patch discriminator, trained in the same step: in the VAE's part of L its
-parameters are constants, and in the hinge loss the VAE's pictures are constants. lambda balances the adversarial term
-with the first two by their gradients at the decoder's last layer: with L' the first two terms and g = -C(D(z)),
+z is a sample of the posterior, m its mean; m' is the mean that another VAE gives the picture, reduced to its size, and
+s that one's scaling: what was trained on its latents goes on from them. C is a patch discriminator, trained in the same
+step: in the VAE's part of L its parameters are constants, and in the hinge loss the VAE's pictures are. lambda balances
+the adversarial term with the first two by their gradients at the decoder's last layer: with L' the first two terms and
+g = -C(D(z)),
 
     lambda = |grad n L'| / (|grad g| + 1e-4), clipped to [0, 1e4], gradients of the batch's mean by the last convolution
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +43,22 @@ class Weights:
     perceptual: float = 1.0  # p, used if vgg is given
     adversarial: float = 0.0  # w; 0 is no discriminator
     start: int = 0  # the first step in which the adversarial term and the hinge loss count
+    like: float = 1.0  # l, used if there is another VAE
+
+
+class Other(NamedTuple):
+    """A VAE whose latents are to be given again."""
+
+    config: VAEConfig
+    params: Params
+
+    def means(self, pixels: Array, side: int) -> Array:
+        """pixels [B, H, W, 3], H = `side` latents times any multiple of the factor -> means [B, h, w, C]."""
+        by = pixels.shape[1] // (side * self.config.factor)
+        batch, height, width, _ = pixels.shape
+        small = pixels.reshape(batch, height // by, by, width // by, by, 3).mean((2, 4))
+        means = VAE(self.config).apply({"params": self.params}, small, method="encode")[0]
+        return jax.lax.stop_gradient(means)
 
 
 def vae_loss(
@@ -49,6 +68,7 @@ def vae_loss(
     fixed: Params | None = None,
     average: Callable[[Any], Any] = lambda tree: tree,
     dtype: Any = jnp.float32,
+    other: Other | None = None,
 ) -> Callable:
     """Returns the loss, a function ({"vae": ..., "critic": ...}, batch, key) -> (losses [B], metrics).
 
@@ -57,6 +77,7 @@ def vae_loss(
     fixed: the parts of the VAE that are not trained.
     average: the mean over devices, for lambda.
     dtype: of the computation.
+    other: the VAE whose latents are to be given again; its factor divides that of `config`.
     """
     vae, critic, constant = VAE(config, jnp.dtype(dtype)), PatchDiscriminator(), jax.lax.stop_gradient
 
@@ -79,6 +100,11 @@ def vae_loss(
             error = reconstruction(pixels, decoded, weights.kind)
             return error if vgg is None else error + weights.perceptual * lpips(vgg, pixels, decoded)
 
+        apart = 0.0
+        if other is not None:
+            away = jnp.square((mean - other.means(pixels, mean.shape[1])) * other.config.scaling)
+            apart = away.astype(jnp.float32).mean((1, 2, 3))
+
         last, kl, metrics = parts["decoder"]["conv_out"], gaussian_kl(mean, logvar), {}
         if not weights.adversarial:
             decoded = decode(last)
@@ -95,8 +121,11 @@ def vae_loss(
             caution = hinge(judge(params["critic"], pixels), judge(params["critic"], constant(decoded)))
             losses = error + weights.kl * kl / size + on * (weights.adversarial * balance / size * doubt + caution)
             metrics = {"realism": -doubt, "critic_loss": caution, "adaptive_weight": balance}
+        losses = losses + weights.like * apart
         pixel_error, shown = reconstruction(pixels, decoded, weights.kind), jnp.clip(decoded, -1, 1)
         metrics |= {"reconstruction": pixel_error, "kl": kl, "psnr": psnr(pixels, shown), "ssim": ssim(pixels, shown)}
+        if other is not None:
+            metrics["apart"] = apart
         if vgg is not None:
             metrics["perceptual"] = (error - pixel_error) / weights.perceptual
         return losses, {name: value.mean() for name, value in metrics.items()}

@@ -12,7 +12,16 @@ from jax import lax
 from sdjax.diffusion.noise import example_keys
 from sdjax.networks.lpips.network import LPIPS, lpips, unit
 from sdjax.networks.vae.network import VAE
-from sdjax.training.autoencoder import Weights, gaussian_kl, hinge, init_critic, reconstruction, vae_loss, with_slope
+from sdjax.training.autoencoder import (
+    Other,
+    Weights,
+    gaussian_kl,
+    hinge,
+    init_critic,
+    reconstruction,
+    vae_loss,
+    with_slope,
+)
 from sdjax.training.diffusion import latents_of
 from sdjax.training.discriminator import PatchDiscriminator
 from tests.narrow import NARROW, random_params
@@ -63,6 +72,24 @@ def nearly(a, b, tolerance=1e-4):
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     a, b = flat(a), flat(b)
     np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+def test_the_latents_of_another_vae():
+    """Its encoder sees the picture reduced to as many latents; nothing but this VAE's encoder is moved by the term."""
+    config = replace(CONFIG, channels=(8, 8))
+    params, data = random_params(config), BATCH
+    other = Other(replace(CONFIG, scaling=0.5), random_params(CONFIG))
+    loss_fn = vae_loss(config, Weights(kl=0.0, like=2.0), other=other)
+    losses, metrics = jax.jit(lambda p: loss_fn({"vae": p}, data, KEY))(params)
+    small = data["pixels"].reshape(4, SIZE // 2, 2, SIZE // 2, 2, 3).mean((2, 4))
+    theirs = VAE(other.config).apply({"params": other.params}, small, method="encode")[0]
+    mine = VAE(config).apply({"params": params}, data["pixels"], method="encode")[0]
+    apart = np.square(0.5 * np.asarray(mine - theirs)).mean((1, 2, 3))
+    np.testing.assert_allclose(metrics["apart"], apart.mean(), rtol=1e-5)
+    without = vae_loss(config, Weights(kl=0.0))({"vae": params}, data, KEY)[0]
+    np.testing.assert_allclose(losses, without + 2 * apart, rtol=1e-5)
+    moved = jax.grad(lambda p: loss_fn({"vae": p}, data, KEY)[1]["apart"])(params)
+    assert {part for part, slope in moved.items() if any(np.any(x) for x in jax.tree.leaves(slope))} == {"encoder"}
 
 
 @pytest.mark.parametrize("kind, vgg", [("l1", None), ("l2", VGG)])

@@ -140,6 +140,37 @@ def test_train_vae(script, place):
     assert trained.config.vae.scaling != CONFIG.vae.scaling and abs(latents.std() - 1) < 0.1
 
 
+def test_train_a_new_vae_like_another(script, place, tmp_path):
+    """Another number of levels, so pictures of another size; its latents come near those of the model's VAE."""
+    from sdjax.commands import train_vae
+
+    settings = TRAIN | {
+        "--out": tmp_path / "run",
+        "--steps": 30,
+        "--log-every": 1,
+        "--sample-every": 0,
+        "--learning-rate": 3e-3,
+        "--channels": "8,8,4",
+        "--like": "model",
+        "--like-weight": 3,
+    }
+    assert script("train/train_vae.py", *arguments("train", settings, {})) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, last = records[0], records[-1]
+    wanted = first["reconstruction"] + 1e-6 * first["kl"] / (32 * 32 * 3) + 3 * first["apart"]
+    assert abs(first["loss"] - wanted) < 1e-4 * wanted and last["apart"] < 0.8 * first["apart"]
+    trained = sdjax.load(tmp_path / "run" / "export")
+    assert trained.config.vae.channels == (8, 8, 4) and trained.config.size == 4 * CONFIG.size // CONFIG.vae.factor
+    rest = [
+        replace(sd, params={part: sd.params[part] for part in ("text", "unet")})
+        for sd in (sdjax.load(place / "model"), trained)
+    ]
+    assert not changed(*rest)
+    for other in (replace(CONFIG.vae, latent_channels=3), replace(CONFIG.vae, channels=(8, 8))):
+        with pytest.raises(SdjaxError, match="--like emoji: its latents have 4 channels and f = 4; the VAE's have"):
+            train_vae.other_vae("emoji", other)
+
+
 def test_the_scaling_is_found_in_small_parts(place, monkeypatch):
     """It is that of all pictures, and no more than a step's share of a device goes through at once."""
     from sdjax.commands import train_vae
