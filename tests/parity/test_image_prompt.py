@@ -5,11 +5,23 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers import UNet2DConditionModel
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
 import sdjax
+from sdjax.families.sd import SD15
+from sdjax.families.sdxl import SDXL
 from sdjax.image.pixels import clip_pixels
 from sdjax.model import image_prompt as module
 from sdjax.networks.clip import network as clip
+from sdjax.networks.clip.config import VisionConfig
+from sdjax.networks.clip.fields import FIELDS
 from sdjax.networks.image_prompt import names, network
+from sdjax.networks.image_prompt.config import ImagePromptConfig
+from sdjax.networks.table import make_rows, param_shapes
+from sdjax.networks.unet.fields import write_unet
+from sdjax.weights.convert import operation_of
+from sdjax.weights.spellings import current_name
 from tests.parity import control_peers
 from tests.parity import image_prompt_peers as peers
 from tests.parity.peers import error
@@ -226,3 +238,55 @@ def test_files(name, kind, tmp_path):
         assert loaded.config == peers.adapter(name, kind).config and loaded.vision == peers.TOWERS[name]
         got = sdjax.predict(peers.model(name), x, t, cond, image_prompt=(loaded, peers.pictures()))
         np.testing.assert_allclose(got, want, atol=limit)
+
+
+# ---- full size
+
+LARGE = {
+    "ViT-H/14": VisionConfig(224, 14, 1280, 32, 16, 5120, "gelu", 1024),
+    "bigG": VisionConfig(224, 14, 1664, 48, 16, 8192, "gelu", 1280),
+}
+
+
+def shapes_of(config) -> dict[str, tuple[int, ...]]:
+    found, shapes = {}, param_shapes(config)
+    for row in make_rows(config):
+        leaf = shapes
+        for key in row.path:
+            leaf = leaf[key]
+        found[row.diffusers] = tuple(operation_of(row.operation)[2](leaf.shape))
+    return found
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_full_towers(name):
+    """Nothing is allocated: transformers' module is on the meta device, ours are shapes."""
+    config = LARGE[name]
+    fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    with torch.device("meta"):
+        peer = CLIPVisionModelWithProjection(CLIPVisionConfig(**fields))
+    want = {name: tuple(value.shape) for name, value in peer.state_dict().items() if "position_ids" not in name}
+    assert shapes_of(config) == {current_name("vision", name): shape for name, shape in want.items()}
+
+
+@pytest.mark.parametrize(("unet", "kind"), [(SD15, "base"), (SD15, "plus"), (SDXL, "base"), (SDXL, "plus")], ids=str)
+def test_full_adapters(unet, kind):
+    """diffusers takes tensors of these names and shapes into its own UNet."""
+    layers = tuple(width for _, width in names.attentions_of(unet.unet))
+    context, large = unet.unet.context_dim, unet is SDXL
+    config = ImagePromptConfig(layers, 1280 if large else 1024, context)
+    if kind == "plus":
+        shape = (1280, 4, 20, 5120) if large else (768, 4, 12, 3072)
+        config = ImagePromptConfig(layers, 1280, context, 16, True, *shape)
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes_of(config).items()}
+    files = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in tensors.items():
+        part, _, rest = key.partition(".")
+        files[part][rest] = value
+    with torch.device("meta"):
+        peer = UNet2DConditionModel(**control_peers.plain(write_unet(unet.unet)))
+        peer._load_ip_adapter_weights([files], low_cpu_mem_usage=False)
+    count = sum(value.numel() for value in tensors.values())
+    theirs = [value for name, value in peer.named_parameters() if "_ip." in name or "encoder_hid_proj" in name]
+    print(kind, count)
+    assert sum(value.numel() for value in theirs) == count
