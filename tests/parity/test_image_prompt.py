@@ -4,7 +4,6 @@ published files; and mistakes, which are caught."""
 import numpy as np
 import pytest
 import torch
-
 from diffusers import UNet2DConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
