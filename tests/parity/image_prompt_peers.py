@@ -1,7 +1,6 @@
 """Tiny IP-Adapters and image towers, ours and diffusers' and transformers', from the same files."""
 
 import copy
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -124,6 +123,7 @@ def unet(name: str, *kinds: tuple[str, int]):
     """diffusers' UNet with the adapters (kind, seed) in it, float64."""
     peer = copy.deepcopy(peers.model(name)[1])
     files = [nested(tensors(name, kind, seed)) for kind, seed in kinds]
+    peer.register_to_config(sample_size=64)  # which pipelines look at
     peer._load_ip_adapter_weights(files, low_cpu_mem_usage=False)
     return peer.double().eval().requires_grad_(False)
 
@@ -163,4 +163,4 @@ def output(peer, name: str, inputs, embeds: list[torch.Tensor]) -> torch.Tensor:
 
 
 def model(name: str) -> sdjax.StableDiffusion:
-    return replace(peers.model(name)[0])
+    return peers.model(name)[0]

@@ -1,6 +1,7 @@
 """Walks with IP-Adapters against diffusers' pipelines in float64, from the picture on, with the same noise."""
 
 import copy
+from dataclasses import replace
 from functools import cache
 
 import diffusers
@@ -15,7 +16,7 @@ import sdjax
 from sdjax.tasks import engine, image_prompts
 from tests.parity import control_peers
 from tests.parity import image_prompt_peers as peers
-from tests.parity.peers import error, nchw, nhwc
+from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb
 from tests.parity.sdxl_models import drawn, off, xl
 from tests.parity.test_samplers import make
 
@@ -35,13 +36,9 @@ MASK[16:40, 8:40] = 1
 @cache
 def models():
     """(ours, torch's VAE)."""
-    from tests.parity.peers import export, fields, file_tensors, perturb
-
     sd = peers.model("SD 1")
     torch.manual_seed(2)
     vae = perturb(diffusers.AutoencoderKL(**fields(sd.config, "vae/config.json")))
-    from dataclasses import replace
-
     return replace(sd, params=sd.params | {"vae": export(file_tensors(vae, "vae"), sd.config.vae)}), vae
 
 
