@@ -18,7 +18,7 @@ from sdjax.checks import is_whole
 from sdjax.diffusion.noise import seeded_posterior_sample
 from sdjax.errors import SdjaxError
 from sdjax.model.control import Control, predicted_residuals
-from sdjax.model.image_prompt import ImagePrompt, predicted_context
+from sdjax.model.image_prompt import ImagePrompt, predicted_keys, with_pictures
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.bert.config import BertTextConfig
 from sdjax.networks.bert.network import Bert
@@ -170,10 +170,9 @@ def predict(
     vector = checked_field("vector", cond.vector, (len(x), config.vector or 1) if config.takes_vector else None)
     t = jnp.broadcast_to(t.astype(jnp.float32), len(x))
     guidance = embedded_scale(sd, guidance_scale, len(x))
-    keys = context
-    if image_prompt is not None or image_prompt_scale != 1:
-        keys = context if context is None else context_keys(sd.params["unet"], context, sd.dtype)
-        keys = predicted_context(sd, image_prompt, image_prompt_scale, keys, len(x))
+    keys, pictures = context, predicted_keys(sd, image_prompt, image_prompt_scale, len(x))
+    if pictures:
+        keys = with_pictures(context_keys(sd.params["unet"], context, sd.dtype), config, pictures)
     args = sd.params["unet"], x, t, keys, config, sd.dtype, vector, guidance
     if control is None:
         return unet_output(*args)

@@ -116,15 +116,15 @@ def with_pictures(context: KeysValues, unet: UNetConfig, every: Sequence[Keys]) 
     return found
 
 
-def predicted_context(sd: Any, image_prompt: Any, scale: Any, context: KeysValues, count: int) -> KeysValues:
-    """Returns the context of a call of `sdjax.predict` with what image prompts add; the arguments are its own."""
+def predicted_keys(sd: Any, image_prompt: Any, scale: Any, count: int) -> list[Keys]:
+    """Returns what each image prompt adds in a call of `sdjax.predict` for `count` images; [] without any."""
     every = []
     for asked in check_image_prompts(sd.config, image_prompt, scale, count):
         tokens, _ = tokens_of_pictures(asked, sd.dtype)
         tokens = np.repeat(tokens, count // len(tokens), axis=0)
         layers = len(asked.adapter.config.layers)
         every.append(picture_keys(asked.adapter.params, tokens, np.float32(asked.scale), layers, sd.dtype))
-    return with_pictures(context, sd.config.unet, every)
+    return every
 
 
 # ---- arguments
