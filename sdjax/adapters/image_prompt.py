@@ -30,7 +30,7 @@ OTHERS = {
     r"image_proj\.proj\.3\.weight": "a full-face IP-Adapter",
     r"image_proj\.proj\.2\.weight": "a FaceID, which takes face embeddings",
 }
-ENCODERS = "ViT-H/14 belongs to those for SD 1 and to *_vit-h, bigG to the others for SDXL"
+ENCODERS = "ViT-H/14 belongs to those for SD 1 and to *_vit-h, bigG to *_vit-G and the others for SDXL"
 
 Shapes = Mapping[str, tuple[int, ...]]
 

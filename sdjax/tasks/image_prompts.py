@@ -24,7 +24,7 @@ class Own(NamedTuple):
 
     params: Params  # of what makes keys and values, on the devices of a chunk
     layers: int
-    scale: np.ndarray  # []
+    scale: np.float32
 
 
 def image_prompts_of(sd: StableDiffusion, request: Request) -> tuple[list[Asked], Looks | None]:
