@@ -14,6 +14,7 @@ from sdjax import pictures as pictures
 from sdjax import sampling as sampling
 from sdjax.adapters.control import load_control as load_control
 from sdjax.adapters.embedding import add_embedding as add_embedding
+from sdjax.adapters.image_prompt import load_image_prompt as load_image_prompt
 from sdjax.adapters.lora import add_lora as add_lora
 from sdjax.conditioning.classes import encode_classes as encode_classes
 from sdjax.conditioning.depth import encode_depth as encode_depth
@@ -35,6 +36,7 @@ from sdjax.model.functions import decode as decode
 from sdjax.model.functions import encode as encode
 from sdjax.model.functions import predict as predict
 from sdjax.model.functions import vae_moments as vae_moments
+from sdjax.model.image_prompt import ImagePrompt as ImagePrompt
 from sdjax.model.load import create as create
 from sdjax.model.load import load as load
 from sdjax.model.load import save as save
@@ -108,6 +110,8 @@ class _Options(TypedDict, total=False):
     control_scale: float | Sequence[float | Sequence[float]]
     control_interval: tuple[float, float] | Sequence[tuple[float, float]]
     control_mode: str | Sequence[str]
+    image_prompt: tuple[ImagePrompt, Any] | Sequence[tuple[ImagePrompt, Any]] | None
+    image_prompt_scale: float | Sequence[float]
 
 @overload
 def txt2img(
@@ -304,6 +308,7 @@ def outpaint(
 __all__ = [
     "Cond",
     "Control",
+    "ImagePrompt",
     "SdjaxError",
     "StableDiffusion",
     "add_embedding",
@@ -330,6 +335,7 @@ __all__ = [
     "load",
     "load_clip",
     "load_control",
+    "load_image_prompt",
     "load_program",
     "load_safety_checker",
     "outpaint",

@@ -1,6 +1,7 @@
 """Writes files whole or not at all, and turns the system's refusals into SdjaxErrors; also prompts files and locks."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -57,6 +58,12 @@ def json_line(record: dict[str, Any]) -> str:
     with contextlib.suppress(UnicodeEncodeError):
         return line.encode().decode()
     return json.dumps(record, allow_nan=False) + "\n"  # a name with bytes that are not UTF-8 is written in escapes
+
+
+def digest_of_file(path: str | Path) -> str:
+    """Returns 16 hexadecimal digits of a hash (SHA-256) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def check_folder(folder: str | Path) -> None:

@@ -13,8 +13,10 @@ from jax import export
 
 from sdjax.devices.layouts import FsdpLayout
 from sdjax.families.sd import SD15
+from sdjax.model.functions import unet_output
 from sdjax.model.load import initial_params
 from sdjax.model.value import StableDiffusion
+from sdjax.networks.image_prompt.names import attentions_of
 from sdjax.networks.table import param_shapes
 from sdjax.tasks.options import TaskOptions
 from sdjax.tasks.program import UNVOUCHED, export_program
@@ -85,3 +87,19 @@ def test_training_step_at_512_pixels(config):
         )
         assert calls(exported) & OURS == kernels
         assert not holds(exported, 4096, 4096) and not holds(exported, 1024, 1024)
+
+
+@pytest.mark.parametrize("batch", [2, 16])
+def test_image_prompts_of_few_tokens(batch):
+    """4 tokens, and 16, behind the text's 77, in bfloat16."""
+    unet, shape = SHALLOW.unet, jax.ShapeDtypeStruct
+    pair = lambda tokens, width: (shape((batch, tokens, width), jnp.bfloat16),) * 2
+    context = {name: pair(77, width) + pair(4, width) + pair(16, width) for name, width in attentions_of(unet)}
+    x = shape((batch, 64, 64, 4), jnp.float32)
+    call = jax.jit(lambda params, x, t, context: unet_output(params, x, t, context, unet, jnp.bfloat16))
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in UNVOUCHED]
+    for platform, kernel in (("cuda", CUDNN), ("tpu", PALLAS)):
+        exported = export.export(call, platforms=[platform], disabled_checks=checks)(
+            param_shapes(unet), x, shape((batch,), jnp.float32), context
+        )
+        assert calls(exported) & OURS == {kernel} and exported.out_avals[0].shape == x.shape

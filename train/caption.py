@@ -92,9 +92,10 @@ def make_ranking(options: Options, phrases: list[str]):
     the index of the best phrase for each, [B], and its cosine similarity [B]. SdjaxError: the towers do not fit.
     """
     import sdjax
-    from sdjax.conditioning.clip import clip_pixels, embed_phrases, image_embedding
+    from sdjax.conditioning.clip import embed_phrases, image_embedding
     from sdjax.data.picture import load_picture, load_square, to_pixels
     from sdjax.families.sd import EMOJI
+    from sdjax.image.pixels import clip_pixels
     from sdjax.weights.clip import load_clip_text
 
     bundled = Path(sdjax.__file__).parent / "pretrained" / "emoji" / "clip"

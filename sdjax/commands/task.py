@@ -19,6 +19,7 @@ from sdjax.commands.generate_options import (
     read_sides,
     skips_of_picture,
 )
+from sdjax.commands.image_prompts import load_image_prompts, texts_of_image_prompts
 from sdjax.commands.loras import files_of_loras, hashes
 from sdjax.errors import SdjaxError, prefixed
 
@@ -43,7 +44,7 @@ class Task:
         if self.arguments["guidance_scale"] is None:  # a picture's text says which one it was
             self.arguments["guidance_scale"] = sd.config.guidance_scale
         self.arguments |= {} if refiner is None else {"refiner": refiner}
-        self.arguments |= load_controls(options, sd)
+        self.arguments |= load_controls(options, sd) | load_image_prompts(options)
         if options.preview:
             self.arguments |= {"preview": self.preview, "preview_every": options.preview}
         self.function = sdjax.txt2img if image is None else sdjax.img2img if mask is None else sdjax.inpaint
@@ -116,7 +117,8 @@ class Task:
         if "strength" in changes and "image" not in arguments:
             raise SdjaxError("--grid strength: needs --init-image")
         arguments = arguments | self.negatives(prompts)
-        own = Arguments(**{name: arguments[name] for name in (*NAMES, *OF_TASKS, "refiner") if name in arguments})
+        names = (*NAMES, *OF_TASKS, "image_prompt", "refiner")
+        own = Arguments(**{name: arguments[name] for name in names if name in arguments})
         check(self.sd.config, self.asked(prompts), own)
         plan_of(self.sd, own, arguments.get("strength"))
         if self.sd.config.text is not None:
@@ -190,7 +192,7 @@ class Task:
         files = (*PICTURES, *PARTS, "config", "refiner", "embedding", "lora", "safety_checker")
         others = (*files, "noise_level", "watermark", "dtype", "hires", "hires_upscale", "hires_steps", "outpaint")
         others = {name: getattr(self.options, name) for name in others} | {"num_images": 1} | sheet
-        others |= texts_of_controls(self.options)
+        others |= texts_of_controls(self.options) | texts_of_image_prompts(self.options)
         own = self.arguments | changes
         if self.sized:  # whose clip skip means another layer than the web UI's
             others |= {"clip_skip": 1, "sdxl_clip_skip": own["clip_skip"]}

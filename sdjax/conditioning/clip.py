@@ -7,11 +7,9 @@ from operator import itemgetter
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from sdjax.conditioning.text import read_prompts, text_context, text_tower_of
 from sdjax.devices.placement import on_all_devices
-from sdjax.image.pixels import CLIP_MEAN, CLIP_STD, to_rgb, whole_picture
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.clip.network import ImageTower, pool_text
@@ -43,24 +41,6 @@ def embed_phrases(sd: StableDiffusion, phrases: Sequence[str], projection: Array
     words += [np.asarray(embed(params, some(first))) for first in starts[full:]]
     words = jnp.concatenate(words)
     return words / jnp.linalg.norm(words, axis=1, keepdims=True)
-
-
-MEAN, STD = np.float32(CLIP_MEAN), np.float32(CLIP_STD)
-
-
-def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
-    """Prepares an image as CLIP's image processor does. Returns float32 [size, size, 3].
-
-    The image becomes RGB, is resized (bicubic) so that its shorter side is `size`, cropped to the centre square, and
-    normalised with CLIP's mean and standard deviation.
-    """
-    image = to_rgb(whole_picture(image))
-    short, long = sorted(image.size)
-    sides = [size if side == short else int(size * long / short) for side in image.size]
-    image = image.resize(sides, Image.Resampling.BICUBIC)
-    left, top = ((side - size) // 2 for side in sides)
-    image = image.crop((left, top, left + size, top + size))
-    return (np.asarray(image, np.float32) / 255 - MEAN) / STD
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checks import is_whole
-from sdjax.conditioning.clip import clip_pixels, image_embedding
+from sdjax.conditioning.clip import image_embedding
 from sdjax.conditioning.lowres import noise_from
 from sdjax.errors import SdjaxError
-from sdjax.image.pixels import pixels_to_pil, read_images
+from sdjax.image.pixels import clip_pixels, pixels_to_pil, read_images
 from sdjax.model.value import StableDiffusion
 from sdjax.nn.layers import timestep_embedding
 from sdjax.types import Cond

@@ -32,12 +32,16 @@ MEMBER = re.compile(
 
 NESTED = 3  # how deep a state_dict may lie in others
 
+#: Dicts of tensors that one file has side by side: those of an IP-Adapter. The tensors' names begin with the dict's.
+BESIDE = ("image_proj", "ip_adapter")
+
 
 def read_pickle_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the tensors by name of a file that torch.save wrote, as read-only views of the mapped file.
 
-    The file holds a dict of tensors, or a dict in which "state_dict" or "string_to_param" is one. It must not change
-    while the arrays are used. Nothing in the file is ever executed. SdjaxError: names a file that holds anything else.
+    The file holds a dict of tensors, or a dict in which "state_dict" or "string_to_param" is one, or all of BESIDE
+    are. It must not change while the arrays are used. Nothing in the file is ever executed. SdjaxError: names a file
+    that holds anything else.
     """
     path = Path(path)
     with refusals(path):
@@ -65,6 +69,13 @@ def find_tensors(value: Any) -> dict[str, Tensor]:
         for root in ("state_dict", "string_to_param"):  # in checkpoints, in the web UI's embeddings
             if isinstance(value, dict) and root in value:
                 value = value[root]
+    if isinstance(value, dict) and all(isinstance(value.get(name), dict) for name in BESIDE):
+        nested = {root: value[root] for root in BESIDE}
+        value = {
+            f"{root}.{name}" if type(name) is str else name: tensor
+            for root, inside in nested.items()
+            for name, tensor in inside.items()
+        }
     if not isinstance(value, dict) or not value:
         raise SdjaxError(f'holds {shown(value)}, should hold a dict of tensors, or one as "state_dict"')
     found = {}

@@ -107,6 +107,21 @@ def pil_to_pixels(
     return np.asarray(image, np.float32)[None] / 127.5 - 1.0
 
 
+def clip_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """Prepares an image as CLIP's image processor does. Returns float32 [size, size, 3].
+
+    The image becomes RGB, is resized (bicubic) so that its shorter side is `size`, cropped to the centre square, and
+    normalised with CLIP's mean and standard deviation.
+    """
+    image = to_rgb(whole_picture(image))
+    short, long = sorted(image.size)
+    sides = [size if side == short else int(size * long / short) for side in image.size]
+    image = image.resize(sides, Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in sides)
+    image = image.crop((left, top, left + size, top + size))
+    return (np.asarray(image, np.float32) / 255 - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+
+
 def read_images(
     image, height: int | None, width: int | None, multiple: int, channels: int = 4, unit: int | None = None
 ) -> np.ndarray:

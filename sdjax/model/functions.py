@@ -18,6 +18,7 @@ from sdjax.checks import is_whole
 from sdjax.diffusion.noise import seeded_posterior_sample
 from sdjax.errors import SdjaxError
 from sdjax.model.control import Control, predicted_residuals
+from sdjax.model.image_prompt import ImagePrompt, predicted_keys, with_pictures
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.bert.config import BertTextConfig
 from sdjax.networks.bert.network import Bert
@@ -136,6 +137,8 @@ def predict(
     control: Control | Sequence[Control] | None = None,
     control_image: Any = None,
     control_scale: float | Sequence[Any] = 1.0,
+    image_prompt: tuple[ImagePrompt, Any] | Sequence[tuple[ImagePrompt, Any]] | None = None,
+    image_prompt_scale: float | Sequence[float] = 1.0,
 ) -> Float[Array, "B h w c"]:
     """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
@@ -146,7 +149,9 @@ def predict(
     guidance_scale: of a model whose UNet takes the scale itself (LCM), [B] or one for all; None: the model's own.
     control: a ControlNet or T2I-Adapter, as `sdjax.load_control` returns it, or a list of them.
     control_image, control_scale: as for `sdjax.txt2img`; a list of one for each control of a list.
-    SdjaxError: a wrong shape or dtype, a scale or a control for another model.
+    image_prompt, image_prompt_scale: as for `sdjax.txt2img`. (adapter, None) is the unconditional side, which an
+        IP-Adapter gives tokens of its own.
+    SdjaxError: a wrong shape or dtype, a scale or an adapter for another model.
     """
     config = sd.config.unet
     cond = Cond() if cond is None else cond
@@ -165,7 +170,10 @@ def predict(
     vector = checked_field("vector", cond.vector, (len(x), config.vector or 1) if config.takes_vector else None)
     t = jnp.broadcast_to(t.astype(jnp.float32), len(x))
     guidance = embedded_scale(sd, guidance_scale, len(x))
-    args = sd.params["unet"], x, t, context, config, sd.dtype, vector, guidance
+    keys, pictures = context, predicted_keys(sd, image_prompt, image_prompt_scale, len(x))
+    if pictures:
+        keys = with_pictures(context_keys(sd.params["unet"], context, sd.dtype), config, pictures)
+    args = sd.params["unet"], x, t, keys, config, sd.dtype, vector, guidance
     if control is None:
         return unet_output(*args)
     more = predicted_residuals(sd, control, control_image, control_scale, x, t, context, vector)

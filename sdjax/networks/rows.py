@@ -9,6 +9,7 @@ says which:
     same      file value is ours               conv      file OIHW, ours HWIO
     dense     file [out, in], ours [in, out]   conv1x1   file [out, in, 1, 1], ours [in, out]
     split q, split k, split v                  one third of OpenCLIP's stacked [3 out, in] or [3 out], then as dense
+    half k, half v                             one half of a stacked [2 out, in], then as dense
     stacked 8 q, stacked 8 k, stacked 8 v      LDM's [3 out, in, 1] or [3 out], stacked head by head, here of 8 heads
     conv1d    file [out, in, 1], ours [in, out]
 

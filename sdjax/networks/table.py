@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from sdjax.networks.bert.part import BERT_TEXT, LAYOUT_TOWER
 from sdjax.networks.clip.part import CLIP_TEXT, CLIP_VISION, NORMALIZER
 from sdjax.networks.control.part import CONTROLNET
+from sdjax.networks.image_prompt.part import IMAGE_PROMPT
 from sdjax.networks.labels.part import CLASS_TABLE
 from sdjax.networks.maps.part import MAP_RESCALER
 from sdjax.networks.part import Part, module_shapes
@@ -19,7 +20,7 @@ from sdjax.types import Array, Params
 
 NETWORKS = (
     *(CLIP_TEXT, CLIP_VISION, NORMALIZER, KL_VAE, UNET, CLASS_TABLE, BERT_TEXT, LAYOUT_TOWER, MAP_RESCALER),
-    *(CONTROLNET, T2I_ADAPTER),
+    *(CONTROLNET, T2I_ADAPTER, IMAGE_PROMPT),
 )
 PARTS: dict[type, Part] = {part.config: part for part in NETWORKS}
 

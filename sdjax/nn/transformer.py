@@ -22,24 +22,28 @@ class Attention(nn.Module):
     upcast: bool = False
     zero_init: bool = False  # the last layer starts at zero
     inner: int | None = None  # width of all heads together; None: x's
+    out_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array, context: Context | None = None) -> Array:
         """x [B, T, C] -> [B, T, C].
 
-        context: text states [B, S, D], or their (keys, values), [B, S, C] each; None is self-attention.
+        context: text states [B, S, D], or their (keys, values), [B, S, C] each; None is self-attention. Behind these
+            there may be more keys and values; what each pair gives is added to what the first one gives.
         """
         watched = context is not None and self.is_mutable_collection("maps") and not self.is_initializing()
         context = x if context is None else context
         width = x.shape[-1]
         project = lambda name: Dense(self.inner or width, self.dtype, self.qkv_bias, name=name)
-        k, v = context if isinstance(context, tuple) else (project("k")(context), project("v")(context))
+        k, v, *more = context if isinstance(context, tuple) else (project("k")(context), project("v")(context))
         q = project("q")(x)
         if watched:
             self.sow("maps", "weights", attention_weights(q, k, self.heads))
         y = attention(q, k, v, self.heads, self.causal, self.upcast)
+        for k, v in zip(more[::2], more[1::2], strict=True):
+            y = y + attention(q, k, v, self.heads, self.causal, self.upcast)
         init = nn.initializers.zeros_init() if self.zero_init else lecun_normal
-        return Dense(width, self.dtype, kernel_init=init, name="out")(y)
+        return Dense(width, self.dtype, self.out_bias, init, name="out")(y)
 
 
 class AttentionBlock(nn.Module):

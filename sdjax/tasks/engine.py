@@ -28,11 +28,13 @@ from sdjax.families.table import family_of
 from sdjax.image.masks import feather_masks
 from sdjax.image.pixels import pixels_to_pil
 from sdjax.model.functions import context_keys
+from sdjax.model.image_prompt import with_pictures
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
+from sdjax.tasks.image_prompts import Looks, Own, image_prompts_of, keys_of_looks, own_of
 from sdjax.tasks.remarks import announce, remark_beginning
 from sdjax.tasks.request import Request
 from sdjax.tasks.request_sdxl import turn_of
@@ -63,6 +65,7 @@ class Chunk(NamedTuple):
     cells: np.ndarray | None = None  # [B, h, w, 1], the same for latents
     beside: Cond | None = None  # what the task adds to both sides of guidance: concat, vector
     hints: tuple[np.ndarray, ...] | None = None  # the pictures of each control, [B, H, W, C] in [0, 1]
+    looks: Looks | None = None  # the tokens of each image prompt
 
 
 def evaluations(plan: Plan) -> int:
@@ -100,12 +103,13 @@ def draw_request(
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     controls, hints = controls_of(sd.config, request)
-    whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside, hints)
+    image_prompts, looks = image_prompts_of(sd, request)
+    whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside, hints, looks)
     whole = jax.tree.map(np.asarray, whole)
     sides = sides or read_sides(sd, request)
     chunks = len(plan_work(sd, request, sides, made=False))
     rows, results = evaluations(plan), [None] * count
-    models, params, steered, where = [], None, [], None
+    models, params, steered, adapters, where = [], None, [], [], None
     weight = (
         None if masks is None or options.output in ("latents", "trajectory") else each(feather_masks(masks, feather))
     )
@@ -130,11 +134,12 @@ def draw_request(
             models = [part.sd] if options.refiner is None else [part.sd, with_vae(options.refiner, part.sd)]
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
             steered = [stages.cast_unet(copy_over(one.control.params, where), sd.dtype) for one in controls]
+            adapters = [own_of(one, where) for one in image_prompts]
         chunk = split_over(chunk, part.devices)
         announce(models, request, plan, chunk, part.devices)
         with over(part.devices), here():
             steers = steers_of(controls, steered, chunk.hints or (), plan, sd.dtype) or None
-            images = draw_chunk(models, params, request, plan, chunk, negatives, report, stream, steers)
+            images = draw_chunk(models, params, request, plan, chunk, negatives, report, stream, steers, adapters)
         for i, place in enumerate(part.places[: part.length]):
             results[place] = jax.tree.map(itemgetter(i), images)
         if options.finished is not None:
@@ -183,13 +188,14 @@ def draw_chunk(
     report,
     stream,
     steers: tuple[Steer, ...] | None = None,
+    adapters: Sequence[Own] = (),
 ):
     """Draws one chunk. Returns host arrays whose first axis is the image: latents, pixels or a Trajectory.
 
     models: the model and, if there is one, the refiner, which takes over the walk's state at its first row.
     params: theirs, on the chunk's devices.
     report(row, picture) is called after each row if the options have `progress` or `preview`.
-    steers: the controls, which steer the first model alone.
+    steers, adapters: the controls and the image prompts, which steer the first model alone.
     """
     options, walks, begin = request.options, [], None
     draws = noise.image_draws(
@@ -199,10 +205,11 @@ def draw_chunk(
         static = {"config": sd.config, "dtype": sd.dtype}
         text, vectors = (None, None) if sd.config.text is None else text_tower_of(sd, options.clip_skip)
         args = own, chunk, asked, negative, draws, plan, request.shape, text, vectors
-        *sides, known, state = prepare(*args, controls=[one.params for one in steers or ()], **static)
+        steering = {"controls": [one.params for one in steers or ()], "adapters": adapters}
+        *sides, known, state = prepare(*args, **steering, **static)
         unet = stages.cast_unet(own["unet"], sd.dtype)  # once: every call of the walk would make a copy of its own
         guide = guide_of(sd.config, request, plan)._replace(control=steers)
-        steers = None
+        steers, adapters = None, ()
         walk = partial(stages.walk, unet, *sides, guide, draws, known)
         walks.append(partial(walk, function=options.guidance_fn, **static))
         begin = begin or (known, state)
@@ -254,17 +261,18 @@ def prepare(
     config: Config,
     dtype,
     controls: Sequence[Params] = (),
+    adapters: Sequence[Own] = (),
 ):
     """Returns what a walk starts from: (cond, uncond, known, state). Traceable for txt2img; see program.py.
-    controls: the parameters of ControlNets and T2I-Adapters."""
-    count = len(chunk.seeds)
-    cond, uncond = (encoded(params, side, text, dtype, vectors, count) for side in (asked, negative))
-    cond, uncond = (
-        side._replace(
-            context=context_keys(params["unet"], side.context, dtype) | own_keys(controls, side.context, dtype)
-        )
-        for side in (cond, uncond)
-    )  # computed once for all steps
+    controls: the parameters of ControlNets and T2I-Adapters. adapters: of the chunk's image prompts."""
+    count, sides = len(chunk.seeds), []
+    for side, is_negative in ((asked, False), (negative, True)):
+        side = encoded(params, side, text, dtype, vectors, count)
+        context = context_keys(params["unet"], side.context, dtype)
+        if adapters:
+            context = with_pictures(context, config.unet, keys_of_looks(adapters, chunk.looks, is_negative, dtype))
+        sides.append(side._replace(context=context | own_keys(controls, side.context, dtype)))
+    cond, uncond = sides  # computed once for all steps
     eps = noise.draw(draws, shape, chunk.noise)
     x0, concat, known = condition(config, dtype, params, plan, chunk, eps)
     if concat is not None:

@@ -2,7 +2,7 @@
 
 These rows make the tasks' signatures and docstrings, the command line, the PNG text both ways, the axes of grids and
 the list of options that an exported program takes. To add an option, add a row and the code that uses it. Those of SDXL
-are in options_sdxl.py, those of controls in options_control.py.
+are in options_sdxl.py, and so on.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from sdjax.errors import SdjaxError
 from sdjax.image.parameters import read_interval, read_sampler, read_schedule
 from sdjax.tasks.option import FUNCTION, SEED, SHARE, Option, label_of, one_of
 from sdjax.tasks.options_control import CONTROL_OPTIONS
+from sdjax.tasks.options_image_prompt import IMAGE_PROMPT_OPTIONS
 from sdjax.tasks.options_lora import LORA_OPTIONS
 from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 from sdjax.text.syntax import SYNTAXES
@@ -272,6 +273,7 @@ OPTIONS: tuple[Option, ...] = (
     *SDXL_OPTIONS,
     *LORA_OPTIONS,
     *CONTROL_OPTIONS,
+    *IMAGE_PROMPT_OPTIONS,
 )
 
 TaskOptions = make_dataclass(

@@ -11,6 +11,7 @@ from sdjax.checks import is_number, is_whole
 from sdjax.errors import SdjaxError, in_short
 from sdjax.families.config import Config
 from sdjax.families.table import prompt_of
+from sdjax.model.image_prompt import check_image_prompts
 from sdjax.tasks.given import check_cond, repeated, stands_beside
 from sdjax.tasks.networks import Networks, cut_networks
 from sdjax.tasks.options import OPTIONS, TaskOptions
@@ -86,6 +87,7 @@ def check(
     options = sized_by(config, prompts, options)
     height, width = check_size(config, options)
     check_control(config, options, count, (height, width))
+    check_image_prompts(config, options.image_prompt, options.image_prompt_scale, count)
     factor = config.vae.factor
     shape = (height // factor, width // factor, config.vae.latent_channels)
     if options.latents is not None:

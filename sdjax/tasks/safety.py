@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from sdjax.conditioning.clip import clip_pixels, image_embedding
+from sdjax.conditioning.clip import image_embedding
 from sdjax.devices.placement import on_all_devices
 from sdjax.errors import SdjaxError
-from sdjax.image.pixels import pixels_to_pil
+from sdjax.image.pixels import clip_pixels, pixels_to_pil
 from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.clip.fields import read_vision
 from sdjax.networks.fields import Fields

@@ -26,15 +26,15 @@ OPERATIONS = {
 }
 
 
-def third(i: int):
-    """Returns the operation for one of q, k, v, which the file stacks along the first axis. `to_file_tensors` stacks
-    them again."""
-    return (lambda a: a[i * (len(a) // 3) : (i + 1) * (len(a) // 3)].T, lambda a: a.T, lambda s: (3 * s[-1], *s[:-1]))
+def share(i: int, n: int):
+    """Returns the operation for one of n matrices, as q, k, v, which the file stacks along the first axis.
+    `to_file_tensors` stacks them again."""
+    return (lambda a: a[i * (len(a) // n) : (i + 1) * (len(a) // n)].T, lambda a: a.T, lambda s: (n * s[-1], *s[:-1]))
 
 
-SPLIT = ("split q", "split k", "split v")
+SPLIT, HALVES = ("split q", "split k", "split v"), ("half k", "half v")
 
-OPERATIONS |= {name: third(i) for i, name in enumerate(SPLIT)}
+OPERATIONS |= {name: share(i, len(names)) for names in (SPLIT, HALVES) for i, name in enumerate(names)}
 OPERATIONS["conv1d"] = (lambda a: a[:, :, 0].T, lambda a: a.T[:, :, None], lambda s: (s[1], s[0], 1))
 
 
@@ -61,9 +61,10 @@ def operation_of(name: str):
 
 
 def stacked(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns q, k and v, by their operations' names, as the file's one tensor."""
-    if set(parts) == set(SPLIT):
-        return np.ascontiguousarray(np.concatenate([parts[part] for part in SPLIT]))
+    """Returns q, k and v, or k and v, by their operations' names, as the file's one tensor."""
+    for names in (SPLIT, HALVES):
+        if set(parts) == set(names):
+            return np.ascontiguousarray(np.concatenate([parts[part] for part in names]))
     heads = int(next(iter(parts)).split()[1])
     by_head = [parts[f"stacked {heads} {part}"] for part in "qkv"]
     by_head = [value.reshape(heads, -1, *value.shape[1:]) for value in by_head]
@@ -200,7 +201,7 @@ def to_file_tensors(params: Params, rows: Sequence[TensorRow], layout: str = "di
     for row in rows:
         name, operation = file_name(row, layout)
         value = operation_of(operation)[1](np.asarray(flat[row.path]))
-        if operation in SPLIT or operation.startswith("stacked "):
+        if operation in (*SPLIT, *HALVES) or operation.startswith("stacked "):
             stacks.setdefault(name, {})[operation] = value
         else:
             tensors[name] = np.ascontiguousarray(value)

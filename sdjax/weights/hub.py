@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdjax.errors import SdjaxError, log
-from sdjax.weights.folder import DIFFUSERS, FOLDERS, shard_names, weights_file
+from sdjax.weights.folder import DIFFUSERS, FOLDERS, TRANSFORMERS, shard_names, weights_file
 
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt")  # a name that ends in one of these means a file, not a hub id
 SECONDS = 7  # time limit for the hub's answer, including the look-up of its address
@@ -211,4 +211,36 @@ def fetch_part(repo: str) -> Path:
     folder = download(repo, ["config.json", weights])
     if weights.endswith(".json"):
         download(repo, shard_names(folder / weights))
+    return folder
+
+
+def fetch_inside(source: str) -> Path:
+    """Downloads a file, or a network's folder, that lies inside of a repository of the hub, and returns its path.
+
+    source: org/name/path/to/it. SdjaxError: no such repository, file or folder, or the download stopped.
+    """
+    from huggingface_hub import snapshot_download
+
+    *repo, inside = source.split("/", 2) if source.count("/") > 1 else (source,)
+    repo = "/".join(repo)
+    if not is_hub_id(repo) or not inside or ".." in inside.split("/"):
+        raise SdjaxError(f"{source}: no such file or folder")
+    try:
+        names = list_files(repo)
+    except SdjaxError as error:
+        with contextlib.suppress(Exception):  # whose classes depend on huggingface_hub's version
+            cached = Path(snapshot_download(repo, local_files_only=True)) / inside
+            if cached.exists():
+                log.warning("%s: taken from the cache, since %s", source, error)
+                return cached
+        raise SdjaxError(f"{source}: no such file or folder here, nor in the cache, and {error}") from None
+    if inside in names:
+        return download(repo, [inside]) / inside
+    below = {name.removeprefix(f"{inside}/") for name in names if name.startswith(f"{inside}/")}
+    weights = weights_file(below, TRANSFORMERS)
+    if "config.json" not in below or weights is None:
+        raise SdjaxError(f"{source}: {repo} on the hub has no such file, nor a folder of config.json and weights")
+    folder = download(repo, [f"{inside}/config.json", f"{inside}/{weights}"]) / inside
+    if weights.endswith(".json"):
+        download(repo, [f"{inside}/{shard}" for shard in shard_names(folder / weights)])
     return folder

@@ -267,3 +267,34 @@ def test_float8_and_parameters_with_a_state(path):
     for strange in (name("torch", "complex32"), name("torch", "uint7")):  # of a type that nothing here computes with
         found = read(path, make_zip(mapping({"w": typed(untyped(48), scalar=strange), "v": typed(untyped(48))})))
         assert list(found) == ["v"]
+
+
+def test_two_dicts_side_by_side(path):
+    """An IP-Adapter's file: names begin with their dict's. One of the dicts alone, or others, is no such file."""
+    both = {
+        "image_proj": mapping({"norm.bias": tensor((4,), (1,))}),
+        "ip_adapter": mapping({"1.to_k_ip.weight": tensor()}),
+    }
+    for body in (both, {"epoch": number(3)} | both):
+        found = read(path, make_zip(mapping(body)))
+        assert {key: value.shape for key, value in found.items()} == {
+            "image_proj.norm.bias": (4,),
+            "ip_adapter.1.to_k_ip.weight": (3, 4),
+        }
+    ordered = ORDERED + b"(" + text("norm.bias") + tensor() + b"u" + mapping({"_metadata": ORDERED}) + b"b"
+    assert set(read(path, make_zip(mapping(both | {"image_proj": ordered})))) == {
+        "image_proj.norm.bias",
+        "ip_adapter.1.to_k_ip.weight",
+    }
+    evil = name("os", "system") + group(text("exit")) + b"R"
+    strange = mapping({"norm.bias": evil, "norm.weight": tensor()})
+    assert "image_proj.norm.bias" not in read(path, make_zip(mapping(both | {"image_proj": strange})))
+    empty = {key: mapping({"x": number(1)}) for key in both}
+    for body in ({"image_proj": both["image_proj"]}, {"a": both["image_proj"], "b": both["ip_adapter"]}, empty):
+        with pytest.raises(SdjaxError, match=r"model.ckpt: .*should be a tensor"):
+            read(path, make_zip(mapping(body)))
+    odd = b"}(" + group(number(1)) + tensor() + b"u"
+    with pytest.raises(SdjaxError, match=r"model.ckpt: a tensor's name is"):
+        read(path, make_zip(mapping(both | {"image_proj": odd})))
+    with pytest.raises(SdjaxError, match=r"is not a tensor's name"):
+        read(path, make_zip(mapping(both | {"image_proj": mapping({"a\\b": tensor()})})))

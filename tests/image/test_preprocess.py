@@ -9,6 +9,7 @@ from PIL import Image
 import sdjax
 from sdjax.errors import SdjaxError
 from sdjax.image.hints import read_hints
+from tests.hed import hed_arrays, write_hed
 
 SQUARE = np.zeros((32, 32, 3), np.uint8)
 SQUARE[8:24, 8:24] = (250, 120, 30)
@@ -34,6 +35,35 @@ def test_canny_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(SdjaxError, match=r"canny: needs opencv-python-headless, .*sdjax\[control\]"):
         sdjax.preprocess.canny(PICTURE)
+
+
+def test_hed(tmp_path):
+    pytest.importorskip("h5py")
+    path = write_hed(tmp_path / "hed.h5")
+    weights = sdjax.preprocess.read_hed(path)
+    assert weights["block_1_conv_0"]["kernel"].shape == (3, 3, 3, 4) and weights["fuse"]["bias"].shape == (1,)
+    for picture in (PICTURE, SQUARE[:7, :13]):
+        found = sdjax.preprocess.hed(picture, path)
+        array = np.asarray(found)
+        assert found.mode == "RGB" and array.shape == np.shape(picture) and (array == array[..., :1]).all()
+        assert len(np.unique(array)) > 5
+        np.testing.assert_array_equal(np.asarray(sdjax.preprocess.hed(picture, weights)), array)
+    arrays = hed_arrays()
+    for name, value, said in (
+        (
+            "block3/layers/conv2d_1/vars/0",
+            np.zeros((3, 3, 6, 7), np.float32),
+            r"block3/layers/conv2d_1/vars/0.*\[3, 3, 6, 7\]",
+        ),
+        ("dsn2/vars/1", np.zeros(2, np.float32), "dsn2/vars/0"),
+        ("fuse/vars/0", np.zeros((1, 1, 4, 1), np.float32), "fuse/vars/0"),
+    ):
+        with pytest.raises(SdjaxError, match=f"hed.h5: {said}"):
+            sdjax.preprocess.hed(PICTURE, write_hed(path, arrays | {name: value}))
+    with pytest.raises(SdjaxError, match="weights is int"):
+        sdjax.preprocess.hed(PICTURE, 3)
+    with pytest.raises(SdjaxError, match=r"nowhere.h5: no such file"):
+        sdjax.preprocess.hed(PICTURE, "nowhere.h5")
 
 
 def test_grey_and_invert():

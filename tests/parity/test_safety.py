@@ -12,7 +12,7 @@ from transformers import CLIPConfig  # noqa: E402
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
 
 import sdjax  # noqa: E402
-from sdjax.conditioning import clip  # noqa: E402
+from sdjax.image.pixels import clip_pixels  # noqa: E402
 from sdjax.networks.clip.fields import FIELDS  # noqa: E402
 from tests.narrow import NARROW_VISION  # noqa: E402
 from tests.parity.peers import perturb  # noqa: E402
@@ -49,7 +49,7 @@ def test_decisions(tmp_path):
     checker = sdjax.load_safety_checker(tmp_path)
 
     for picture, want in zip(pictures, inputs, strict=True):
-        np.testing.assert_allclose(clip.clip_pixels(picture, 16), want.permute(1, 2, 0), atol=1e-6)
+        np.testing.assert_allclose(clip_pixels(picture, 16), want.permute(1, 2, 0), atol=1e-6)
     _, flags = theirs(inputs, [np.zeros(1) for _ in pictures])
     np.testing.assert_array_equal(sdjax.check_safety(checker, pictures), flags)
     assert 10 < sum(flags) < 50

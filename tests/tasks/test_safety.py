@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax.conditioning import clip
+from sdjax.image.pixels import CLIP_MEAN, CLIP_STD, clip_pixels
 from sdjax.networks.clip.fields import FIELDS
 from sdjax.networks.table import make_rows
 from sdjax.tasks import safety
@@ -78,11 +78,11 @@ def test_the_rule(cosine, special, flag):
 
 def test_pixels():
     image = Image.new("RGB", (40, 20), (255, 0, 0))
-    pixels = clip.clip_pixels(image, 10)
+    pixels = clip_pixels(image, 10)
     assert pixels.shape == (10, 10, 3) and pixels.dtype == np.float32
-    np.testing.assert_allclose(pixels[5, 5], (np.array([1, 0, 0]) - clip.MEAN) / clip.STD, rtol=1e-5)
+    np.testing.assert_allclose(pixels[5, 5], (np.array([1, 0, 0]) - CLIP_MEAN) / CLIP_STD, rtol=1e-5)
     image.paste((0, 0, 255), (0, 0, 10, 20))
-    np.testing.assert_allclose(clip.clip_pixels(image, 10)[0, -1], pixels[5, 5], rtol=1e-5)  # the sides are cut off
+    np.testing.assert_allclose(clip_pixels(image, 10)[0, -1], pixels[5, 5], rtol=1e-5)  # the sides are cut off
 
 
 def edit(folder, **fields):

@@ -73,8 +73,12 @@ class ImageTower(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels: Array) -> Array:
-        """pixels [B, size, size, 3] -> float32 embedding [B, projection], not normalised."""
+    def __call__(self, pixels: Array, back: int = 0) -> Array:
+        """pixels [B, size, size, 3] -> float32 embedding [B, projection], not normalised.
+
+        back: n > 0 returns the states before the n last layers instead, float32 [B, 1 + patches, width], which no norm
+            follows.
+        """
         config = self.config
         patch = (config.patch, config.patch)
         x = nn.Conv(config.width, patch, patch, "VALID", use_bias=False, dtype=self.dtype, name="patch")(
@@ -86,8 +90,10 @@ class ImageTower(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, config.width)), x], axis=1)
         x = x + parameter(self, "position_embedding", normal, x.shape[1:]).astype(self.dtype)
         x = LayerNorm(name="pre_norm")(x)
-        for i in range(config.layers):
+        for i in range(config.layers - back):
             x = Layer(config, False, self.dtype, name=f"layer_{i}")(x)
+        if back:
+            return x.astype(jnp.float32)
         pooled = LayerNorm(name="post_norm")(x[:, 0])
         projection = Dense(config.projection, self.dtype, use_bias=False, name="projection")
         return projection(pooled).astype(jnp.float32)

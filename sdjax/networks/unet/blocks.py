@@ -11,7 +11,8 @@ from sdjax.nn.layers import Dense, ResBlock, conv3x3, timestep_embedding
 from sdjax.nn.transformer import AttentionBlock, SpatialTransformer, block_name
 from sdjax.types import Array
 
-KeysValues = dict[str, tuple[Array, Array]]  # name of a transformer -> its cross-attention's keys and values, [B, L, C]
+#: name of a transformer -> its cross-attention's keys and values, [B, L, C], and behind them those of image prompts
+KeysValues = dict[str, tuple[Array, ...]]
 TimeShifts = dict[str, Array]  # name of a ResBlock -> what the time adds in it, [B, C]
 
 

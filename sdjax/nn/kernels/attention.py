@@ -17,7 +17,8 @@ from sdjax.nn.kernels import flash as kernels  # early: Pallas adds to what JAX'
 from sdjax.nn.kernels.backends import by_platform, split_by_batch
 from sdjax.types import Array
 
-Context = Array | tuple[Array, Array]  # text states [B, S, D], or the keys and values that a layer projects them to
+#: text states [B, S, D], or the keys and values that a layer projects them to, and more pairs of these behind them
+Context = Array | tuple[Array, ...]
 
 
 def attention(q: Array, k: Array, v: Array, heads: int, causal: bool = False, upcast: bool = False) -> Array:

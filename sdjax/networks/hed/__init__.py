@@ -1,0 +1,1 @@
+"""HED, a detector of soft edges (arXiv 1504.06375)."""
