@@ -82,7 +82,9 @@ class Options(DiffusionOptions):
         if not 0 <= self.dropout < 1:
             raise SdjaxError(f"dropout {self.dropout}: expected a number in [0, 1)")
         if self.dropout and self.kind not in ("lora", "locon"):
-            raise SdjaxError(f"dropout {self.dropout}: of kind lora or locon, {self.kind} has no neurons between factors")
+            raise SdjaxError(
+                f"dropout {self.dropout}: of kind lora or locon, {self.kind} has no neurons between factors"
+            )
         if self.keep_tokens < 0 or (self.keep_tokens and not self.shuffle_captions):
             raise SdjaxError(f"keep_tokens {self.keep_tokens}: expected a number from 0 on, with `shuffle_captions`")
         if self.prior is not None and self.prior_prompt is not None:
@@ -94,7 +96,9 @@ class Options(DiffusionOptions):
         if self.has_prior and self.buckets:
             raise SdjaxError("buckets: not with a prior, whose pictures are of one shape with the others of a batch")
         if self.has_prior and self.examples % 2:
-            raise SdjaxError(f"batch_size {self.batch_size}: with a prior, an even number, of which half are its pictures")
+            raise SdjaxError(
+                f"batch_size {self.batch_size}: with a prior, an even number, of which half are its pictures"
+            )
 
     @property
     def has_prior(self) -> bool:
@@ -111,9 +115,12 @@ class Options(DiffusionOptions):
         if self.text_learning_rate is None:
             return optimizer, schedule
         share = self.text_learning_rate / self.learning_rate
-        scaled = lambda tree: {part: jax.tree.map(lambda leaf: leaf * (1 if part == "unet" else share), own)
-                               for part, own in tree.items()}
-        return optax.chain(optimizer, optax.stateless(lambda updates, params: scaled(updates))), schedule
+
+        def own_rates(updates: Params, _: Params | None) -> Params:
+            scaled = lambda own: jax.tree.map(lambda leaf: share * leaf, own)
+            return {part: own if part == "unet" else scaled(own) for part, own in updates.items()}
+
+        return optax.chain(optimizer, optax.stateless(own_rates)), schedule
 
 
 def main(options: Options) -> None:

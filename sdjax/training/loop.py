@@ -227,7 +227,9 @@ class _Loop:
 
     def begin(self, batch: Any) -> None:
         """Compiles the step, prints the summary of the run, and starts the clock."""
-        compiled = self.step.lower(self.state, batch, self.seed, *self.frozen).compile()  # JAX keeps it for the first call
+        compiled = self.step.lower(
+            self.state, batch, self.seed, *self.frozen
+        ).compile()  # JAX keeps it for the first call
         self.costs = Costs(compiled, self.options.accumulate)
         if is_primary():
             for line in _summary(self.options, self.shapes, self.layout, self.costs, self.frozen_shapes):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.adapters.lora_files import HEADER, Lora, changes_of, find_files, key_of, read_lora
+from sdjax.adapters.lora_files import HEADER, Lora, changes_of, find_files, read_lora
 from sdjax.adapters.lora_kinds import kind_of, matrix
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
@@ -123,9 +123,7 @@ def as_file(sd: StableDiffusion, sites: Sequence[Site], tree: Tree, name: str) -
 # ---- from a file on
 
 
-def read_init(
-    sd: StableDiffusion, source: Path, kind: str, parts: tuple[str, ...]
-) -> tuple[list[Site], Tree]:
+def read_init(sd: StableDiffusion, source: Path, kind: str, parts: tuple[str, ...]) -> tuple[list[Site], Tree]:
     """Returns the layers and the factors of a LoRA file that training goes on from. Its ranks and alphas stay.
 
     kind: what the file has to be. parts: of the model that are trained; the file may change no others.
