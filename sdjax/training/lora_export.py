@@ -47,7 +47,7 @@ def kohya_tensors(config: Config, sites: Sequence[Site], tree: Tree) -> dict[str
         name, factors = kohya_name(config, site), tree[site.layer.part][site.layer.name]
         tensors |= {f"{name}.{ENDINGS.get(factor, factor)}": np.asarray(leaf) for factor, leaf in factors.items()}
         tensors[f"{name}.alpha"] = np.float32(site.alpha)
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+    return {name: np.array(value, np.float32, order="C") for name, value in tensors.items()}  # an alpha has no axes
 
 
 def diffusers_tensors(
@@ -69,7 +69,7 @@ def diffusers_tensors(
             tensors[f"{name}.lora_magnitude_vector"] = m.reshape(-1) if m.ndim == 2 else m.swapaxes(0, 1)
         own = settings.setdefault(folder, {"ranks": {}, "dora": "dora_scale" in factors})
         own["ranks"][site.layer.name] = len(down)
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}, settings
+    return {name: np.array(value, np.float32, order="C") for name, value in tensors.items()}, settings
 
 
 def peft_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_a_convolution_with_a_narrow_path(enlarge, stride):
 
 def test_dropout_is_of_the_example():
     """On average it is none, and an example's draws do not depend on the others of its batch."""
-    (site,) = [s for s in chosen_sites(LIKE_SD15, "attention", ALPHA, ("unet",))][:1]
+    site = chosen_sites(LIKE_SD15, "attention", ALPHA, ("unet",))[0]
     out, wide = site.shape
     rng = np.random.default_rng(0)
     f = {"down": rng.normal(size=(RANK, wide)), "up": rng.normal(size=(out, RANK))}
