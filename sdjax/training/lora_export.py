@@ -68,7 +68,7 @@ def diffusers_tensors(
             m = np.asarray(factors["dora_scale"])
             tensors[f"{name}.lora_magnitude_vector"] = m.reshape(-1) if m.ndim == 2 else m.swapaxes(0, 1)
         own = settings.setdefault(folder, {"ranks": {}, "dora": "dora_scale" in factors})
-        own["ranks"][site.layer.name] = len(down)
+        own["ranks"][site.layer.name.removeprefix("text_model.")] = len(down)  # which transformers has no more since 5
     return {name: np.array(value, np.float32, order="C") for name, value in tensors.items()}, settings
 
 
