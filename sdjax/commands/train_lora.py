@@ -24,7 +24,7 @@ from sdjax.training.conditions import text_null
 from sdjax.training.diffusion import diffusion_loss, text_cond
 from sdjax.training.diffusion_options import DiffusionOptions
 from sdjax.training.loop import on_primary
-from sdjax.training.lora import Site, changes, chosen_sites, initial_tree
+from sdjax.training.lora import Site, changes, chosen_sites, initial_tree, with_changes
 from sdjax.training.lora_export import as_file, read_init, write_lora
 from sdjax.training.options import check_channels
 from sdjax.training.pictures import Part, Prior, as_asked, sample_prompts, train_on_pictures, with_views
@@ -200,12 +200,9 @@ def lora_part(sd: StableDiffusion, options: Options, sites: list[Site], tree: Pa
 
         return cond
 
-    def forward(unet: Any, variables: Any, x: Array, t: Array, cond: Cond, batch: Batch) -> Array:
-        return unet.apply(variables, x, t, cond.context, cond.vector)
-
     def loss(dropout: float) -> Any:
         shares = options.caption_dropout, options.min_snr_gamma, options.logit_normal, options.noise_offset
-        return diffusion_loss(config, conditioner(dropout), options.dtype, options.remat, *shares, forward)
+        return diffusion_loss(config, conditioner(dropout), options.dtype, options.remat, *shares, with_changes)
 
     def whole(params: Params) -> StableDiffusion:
         return merge(sd, [Added(as_file(sd, sites, params, name), 1.0, 1.0)])

@@ -26,7 +26,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 from sdjax.nn.layers import CHANGE, precise
-from sdjax.types import Array, Params
+from sdjax.types import Array, Cond, Params
 from sdjax.weights.convert import operation_of
 
 KINDS = ("lora", "locon", "loha", "lokr", "dora")
@@ -201,6 +201,11 @@ def changes(sites: list[Site], tree: Tree, part: str, keys: Array | None = None,
             own = Trained(tree[part][site.layer.name], keys, site, dropout)
             found[(*site.layer.weight.path[:-1], CHANGE)] = own
     return unflatten_dict(found)
+
+
+def with_changes(unet: Any, variables: Params, x: Array, t: Array, cond: Cond, batch: Any) -> Array:
+    """The Forward of a LoRA's loss (training/diffusion.py). variables: {"params": ..., "changes": ...}."""
+    return unet.apply(variables, x, t, cond.context, cond.vector)
 
 
 # ---- as LoRA alone
