@@ -54,5 +54,7 @@ class Batch(NamedTuple):
     moments: Array  # [B, h, w, 8]: the VAE posterior's mean and log variance, unscaled
     context: Array | None  # [B, L, D]: text states, of a model of text
     index: Array  # uint32 [B]
-    given: Array | None = None  # classes [B], tokens of layouts [B, L], ids of maps [B, H, W]; or channels [B, h, w, C]
+    given: Array | None = None  # classes [B], tokens of layouts [B, L] or of texts [B, T, L], ids of maps [B, H, W];
+    #                             channels [B, h, w, C]; pictures for a control, uint8 [B, H, W, 3]
     vector: Array | None = None  # float32 [B, V], of SDXL: the pooled text, then the features of six sizes
+    weight: Array | None = None  # float32 [B], of the examples' losses; None: 1

@@ -69,9 +69,14 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def tucker(core: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Core [p, q, ...], a [p, out], b [q, in] -> [out, in ...]."""
-    half = np.tensordot(matrix(a), core, (0, 0))  # [out, q, ...]
-    return matrix(np.moveaxis(np.tensordot(half, matrix(b), (1, 0)), -1, 1))
+    """Core [p, q, ...], a [p, out], b [q, in] -> [out, in ...].
+
+    It is written with methods of arrays alone, as all products are: training gives them JAX' arrays.
+    """
+    a, b, (p, q) = matrix(a), matrix(b), core.shape[:2]
+    half = (a.T @ core.reshape(p, -1)).reshape(a.shape[1], q, -1)
+    whole = half.swapaxes(1, 2).reshape(-1, q) @ b  # [out ..., in]
+    return matrix(whole.reshape(a.shape[1], -1, b.shape[1]).swapaxes(1, 2))
 
 
 def product_shape(a: np.ndarray, b: np.ndarray) -> Sides:

@@ -8,9 +8,11 @@ the compiler's figures for one chip.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,13 +22,17 @@ from sdjax.devices.cost import Costs, array_sizes, cycles, main_memory_traffic, 
 from sdjax.devices.layouts import KINDS, FsdpLayout
 from sdjax.devices.tpu import compile_lowered, topology_devices
 from sdjax.errors import SdjaxError
+from sdjax.families.config import Config
 from sdjax.families.table import NAMED
 from sdjax.model.load import initial_params
+from sdjax.networks.table import param_shapes
 from sdjax.training.captions import batch_shapes
-from sdjax.training.diffusion import diffusion_loss, on_text, zero_null
+from sdjax.training.diffusion import diffusion_loss, on_text, text_cond, zero_null
 from sdjax.training.loop import build, state_shapes
+from sdjax.training.lora import changes, chosen_sites, initial_tree, with_changes
 from sdjax.training.options import TrainOptions, check_channels, check_dtype, picture_size
 from sdjax.training.report import describe_memory, describe_state, megabytes
+from sdjax.types import Array, Batch, Cond, Params
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -50,6 +56,8 @@ class Options:
     ema_decay: float = 0.9999
     dtype: str = "bfloat16"
     remat: bool = False
+    lora: int | None = None
+    """Train a LoRA of this rank beside the attentions' matrices, and not the UNet, which is in --dtype then."""
     chips: int | None = None
     """So many of the slice's chips; all when not given."""
 
@@ -66,6 +74,8 @@ def main(options: Options) -> None:
     config = replace(config, size=picture_size(options.size, config, config.multiple))
     with errors.prefixed("--topology "):
         devices = topology_devices(options.topology)
+    if options.lora is not None and options.lora < 1:
+        raise SdjaxError(f"--lora {options.lora}: expected at least 1")
     if options.chips is not None and not 1 <= options.chips <= len(devices):
         raise SdjaxError(f"--chips {options.chips}: expected 1 to {len(devices)}, of {options.topology}")
     devices = devices[: options.chips]
@@ -84,12 +94,12 @@ def main(options: Options) -> None:
     # pmap compiles only for devices of this machine; jit with the state on every chip is the same arrangement
     layout = FsdpLayout(options.replicas if options.parallel == "fsdp" else len(devices), devices)
     layout.kind = options.parallel
-    loss = diffusion_loss(config, on_text(zero_null(config)), options.dtype, options.remat, 0.1)
+    loss, params, frozen = whole_unet(config, options) if options.lora is None else beside_unet(config, options)
     make, step = build(settings, loss, layout)
-    shapes = state_shapes(make, partial(initial_params, config, "unet"))
-    print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind), sep="\n")
+    shapes = state_shapes(make, params)
+    print(*describe_state(shapes, layout, len(devices), 1, devices[0].device_kind, frozen), sep="\n")
     batch = batch_shapes(config, settings.examples), jax.ShapeDtypeStruct((settings.examples,), np.float32)
-    lowered = layout.step(step, shapes).lower(shapes, batch, np.uint32(0))
+    lowered = layout.step(step, shapes, *frozen).lower(shapes, batch, np.uint32(0), *frozen)
     with errors.prefixed(f"--batch-size {options.batch_size}: "):
         compiled = compile_lowered(lowered)
     text, costs = compiled.as_text(), Costs(compiled, options.accumulate)
@@ -105,6 +115,25 @@ def main(options: Options) -> None:
     )
     for name, (count, size) in collectives(text).items():
         print(f"{name:<20}{count:5d} x, {megabytes(size)} a chip")
+
+
+def whole_unet(config: Config, options: Options) -> tuple[Callable, Any, tuple]:
+    """Returns the loss, the parameters and what is frozen, of a training of the UNet."""
+    loss = diffusion_loss(config, on_text(zero_null(config)), options.dtype, options.remat, 0.1)
+    return loss, partial(initial_params, config, "unet"), ()
+
+
+def beside_unet(config: Config, options: Options) -> tuple[Callable, Any, tuple]:
+    """Returns the same of a training of a LoRA."""
+    sites, null = chosen_sites(config, "attention", options.lora, ("unet",)), zero_null(config)
+    tree = initial_tree("lora", sites, options.lora, 0, {"unet": {}})
+    shaped = lambda tree, dtype=None: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype), tree)
+
+    def cond(params: Params, batch: Batch, drop: Array, key: Array, frozen: Params) -> tuple[Params, Cond]:
+        return {"params": frozen, "changes": changes(sites, params, "unet")}, text_cond(batch, null, drop)
+
+    loss = diffusion_loss(config, cond, options.dtype, options.remat, 0.1, forward=with_changes)
+    return loss, shaped(tree), (shaped(param_shapes(config.unet), jax.numpy.dtype(options.dtype)),)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:

@@ -21,6 +21,9 @@ COMMANDS = {
     "train diffusion": ("train_diffusion", "Train the UNet."),
     "train vae": ("train_vae", "Train the VAE."),
     "train clip": ("train_clip", "Train CLIP's towers."),
+    "train lora": ("train_lora", "Train a LoRA or a relative of it, with prior pictures if asked for (DreamBooth)."),
+    "train embedding": ("train_embedding", "Teach a new word (textual inversion)."),
+    "train controlnet": ("train_controlnet", "Train a ControlNet."),
 }
 
 

@@ -1,4 +1,5 @@
-"""The file beside each picture that a column of metadata.jsonl names: a map of ids, a mask, depth, a small picture.
+"""The file beside each picture that a column of metadata.jsonl names: a map of ids, a mask, depth, a small picture, a
+control.
 
 It is cropped and mirrored as its picture is.
 """
@@ -19,7 +20,10 @@ READERS: dict[str, Callable[[Path], Image.Image]] = {
     "mask": lambda path: decode(open_file(path), under="black").convert("L"),
     "depth": lambda path: Image.fromarray(decode_depth(path)),
     "lowres": lambda path: decode(open_file(path)),
+    "control": lambda path: decode(open_file(path), under="black"),
 }
+
+ANY_SIZE = ("lowres", "control")  # kinds whose files may have another size than the picture
 
 
 @dataclass
@@ -40,7 +44,7 @@ class FilesBeside:
     def read(self, i: int, size: tuple[int, int] | None = None) -> Image.Image | None:
         """Returns the file of picture i, or None without one. size: (width, height) of the picture.
 
-        Unreadable: it cannot be read, has another size (a small picture may), or an id that is not below `below`.
+        Unreadable: it cannot be read, has another size (ANY_SIZE may), or an id that is not below `below`.
         """
         if not self.has(i):
             return None
@@ -49,7 +53,7 @@ class FilesBeside:
             found = READERS[self.kind](self.source.listing.root / self.source.given[i])
         except Unreadable as error:
             raise Unreadable(f"{name}: {error}") from None
-        if size is not None and found.size != size and self.kind != "lowres":
+        if size is not None and found.size != size and self.kind not in ANY_SIZE:
             raise Unreadable(f"{name} has {found.width} x {found.height} pixels, the picture {size[0]} x {size[1]}")
         low, high = found.getextrema() if self.kind == "map" else (0, 0)
         if self.below and not 0 <= low <= high < self.below:
@@ -60,14 +64,14 @@ class FilesBeside:
         """Returns the file of picture i as the view of `row` crops and mirrors its picture, [height, width(, 3)].
 
         i: the picture; it differs from `row` where it stands in for a bad one.
-        shape: (height, width) to resize to, with LANCZOS a small picture, by the nearest pixels what else; None: as it
-            is.
+        shape: (height, width) to resize to, with LANCZOS those of ANY_SIZE, by the nearest pixels what else; None: as
+            it is.
         """
         found, (box, mirrored) = self.read(i), self.source.framing(i, row, epoch, group)
         sides = found.size * 2
         found = found.crop([round(share * side) for share, side in zip(box, sides, strict=True)])
         if shape is not None and found.size != shape[::-1]:
-            how = Image.Resampling.LANCZOS if self.kind == "lowres" else Image.Resampling.NEAREST
+            how = Image.Resampling.LANCZOS if self.kind in ANY_SIZE else Image.Resampling.NEAREST
             found = found.resize(shape[::-1], how)
         values = np.asarray(found)
         return values[:, ::-1] if mirrored else values

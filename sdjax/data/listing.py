@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Listing:
     known: Mapping[int, str] = field(default_factory=dict)  # {row: reason} of those known to be bad already
     given: Sequence[Any] = ()  # of the column that was asked for: its value of each row, None of a bad one; or empty
     root: Path = Path()  # the folder that files named in columns are in
+    repeats: Sequence[int] = ()  # how often an epoch has each picture; empty: once
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,7 +44,7 @@ def list_data(data: Any, index: Path | None = None, column: Column | None = None
     """Returns the Listing of a data set.
 
     data: a folder with metadata.jsonl, a folder of .tar shards, one shard, a folder of pictures with captions in .txt
-        files beside them, or a `datasets.Dataset`.
+        files beside them, a folder of folders of pictures named as 20_sks dog (kohya's), or a `datasets.Dataset`.
     index: the folder that keeps the index of shards; None keeps none.
     column: a further column that each row must have; a folder's metadata.jsonl has columns, shards do not.
     captions: must each row have a caption? Otherwise a missing one is "".
@@ -53,6 +55,8 @@ def list_data(data: Any, index: Path | None = None, column: Column | None = None
     root = Path(data)
     if (root / "metadata.jsonl").is_file():
         return list_folder(root, column, captions)
+    if column is None and (folders := repeated_folders(root)):
+        return list_repeated(root, folders)
     shards = sorted(root.glob("*.tar")) if root.is_dir() else [root] if root.suffix == ".tar" and root.is_file() else []
     if shards and column is not None:
         raise SdjaxError(
@@ -162,6 +166,40 @@ def list_beside(root: Path, pictures: Sequence[Path], captions: bool = True) -> 
     names = [path.name for path in pictures]
     opened = lambda i: open_file(pictures[i])
     return Listing(names, [str(path) for path in pictures], texts, opened, digest.hexdigest(), known, (), root)
+
+
+REPEATED = re.compile(r"(\d{1,4})_(.+)")  # kohya's names of folders: how often an epoch has each picture, a caption
+
+
+def repeated_folders(root: Path) -> list[Path]:
+    """Returns the folders in `root` that kohya's trainer would take pictures from."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and REPEATED.fullmatch(path.name))
+
+
+def list_repeated(root: Path, folders: Sequence[Path]) -> Listing:
+    """Lists the pictures in kohya's folders. A caption is that in a .txt or .caption file of the picture's name, else
+    what the folder's name says. SdjaxError: there are no pictures."""
+    files, texts, repeats, known, digest = [], [], [], {}, hashlib.sha256()
+    for folder in folders:
+        times, said = REPEATED.fullmatch(folder.name).groups()
+        for path in sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in SUFFIXES):
+            own = [other for end in (".txt", ".caption") if (other := path.with_suffix(end)).is_file()]
+            try:
+                text = own[0].read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8") if own else said
+            except (OSError, UnicodeDecodeError) as error:
+                text = ""
+                known[len(files)] = f"{own[0].name} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})"
+            files.append(str(path.relative_to(root)))
+            texts.append(" ".join(text.split()))
+            repeats.append(max(1, int(times)))
+            found = path.stat()
+            digest.update(f"{files[-1]} {(found.st_size, found.st_mtime_ns)} {texts[-1]}\n".encode("utf-8", "replace"))
+    if not files:
+        raise SdjaxError(f"data {root}: no pictures in {folders[0].name}, nor in others named so")
+    opened, paths = lambda i: open_file(root / files[i]), [str(root / name) for name in files]
+    return Listing(files, paths, texts, opened, digest.hexdigest(), known, (), root, repeats)
 
 
 def unfit(root: Path, column: Column, record: Mapping[str, Any]) -> str | None:

@@ -67,6 +67,11 @@ class Pictures:
         self.shapes = [shape for shape, rows in zip(shapes, members, strict=True) if len(rows)]
         self.groups = [rows for rows in members if len(rows)]
 
+    def repeated(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns rows of pictures, each as often as an epoch has it: once, or as its folder's name says."""
+        rows = np.asarray(rows)
+        return np.repeat(rows, np.asarray(self.listing.repeats)[rows]) if self.listing.repeats else rows
+
     def set_aside(self, row: int, reason: str) -> None:
         """Marks a row as bad. SdjaxError if there are too many now."""
         self.bad.add(self.listing.paths[row], reason)

@@ -84,13 +84,16 @@ class PmapLayout:
         """Splits this process' part of a batch over its devices: [B, ...] -> [devices, B / devices, ...]."""
         return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(self.count, -1, *np.shape(leaf)[1:]), batch)
 
-    def step(self, step: Callable, state: Any) -> Callable:
-        """Compiles step(state, batch, seed) -> (state, metrics). The new state reuses the old one's memory."""
-        return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
+    def step(self, step: Callable, state: Any, *frozen: Any) -> Callable:
+        """Compiles step(state, batch, seed, *frozen) -> (state, metrics). The new state reuses the old one's memory.
 
-    def evaluate(self, function: Callable) -> Callable:
-        """Compiles function(params, batch, seed) -> scalars."""
-        return jax.pmap(function, axis_name=AXIS, in_axes=(0, 0, None))
+        frozen: trees that steps read and do not change, placed as the state is.
+        """
+        return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None, *(0 for _ in frozen)), donate_argnums=0)
+
+    def evaluate(self, function: Callable, *frozen: Any) -> Callable:
+        """Compiles function(params, batch, seed, *frozen) -> scalars."""
+        return jax.pmap(function, axis_name=AXIS, in_axes=(0, 0, None, *(0 for _ in frozen)))
 
     def fetch(self, tree: Any, everywhere: bool = True, free: bool = False) -> Any:
         """Returns numpy copies of the whole tree.
@@ -204,18 +207,21 @@ class FsdpLayout:
         """Puts this process' part of a batch on its devices."""
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self.batch, np.asarray(leaf)), batch)
 
-    def step(self, step: Callable, state: Any) -> Callable:
-        """Compiles step(state, batch, seed) -> (state, metrics). The new state reuses the old one's memory."""
+    def step(self, step: Callable, state: Any, *frozen: Any) -> Callable:
+        """Compiles step(state, batch, seed, *frozen) -> (state, metrics). The new state reuses the old one's memory.
+
+        frozen: trees that steps read and do not change, placed as the state is.
+        """
         shardings = self.shardings(state)
         return jax.jit(
             on_mesh(step, self.mesh),
-            in_shardings=(shardings, self.batch, self.whole),
+            in_shardings=(shardings, self.batch, self.whole, *map(self.shardings, frozen)),
             out_shardings=(shardings, self.whole),
             donate_argnums=0,
         )
 
-    def evaluate(self, function: Callable) -> Callable:
-        """Compiles function(params, batch, seed) -> scalars."""
+    def evaluate(self, function: Callable, *frozen: Any) -> Callable:
+        """Compiles function(params, batch, seed, *frozen) -> scalars."""
         return jax.jit(on_mesh(function, self.mesh), out_shardings=self.whole)
 
     def fetch(self, tree: Any, everywhere: bool = True, free: bool = False) -> Any:

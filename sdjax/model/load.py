@@ -152,6 +152,7 @@ def create(
     config: str | None = None,
     unet: str | Path | None = None,
     vae: str | Path | None = None,
+    keep_dtype: bool = False,
 ) -> StableDiffusion:
     """Returns the model that training starts from, with float32 parameters.
 
@@ -161,12 +162,15 @@ def create(
     without: "text", "vae" or "unet" leaves out that part's random parameters, which `initial_params` can make later;
         it changes nothing for a model that is loaded.
     config, unet, vae: see `load`.
+    keep_dtype: leave a loaded model's parameters in the dtypes of its files, where they are not trained.
     """
     if str(model) not in NAMED:
         try:
             sd = load(model, config=config, unet=unet, vae=vae)
         except SdjaxError as error:
             raise SdjaxError(f"{error} (from nothing: {', '.join(NAMED)})") from None
+        if keep_dtype:
+            return sd
         return replace(sd, params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), sd.params))
     for name, part in (("unet", unet), ("vae", vae)):
         if part is not None:

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -92,6 +93,47 @@ class LayerNorm(nn.Module):
         return by_platform(x, default=exact, tpu=fast if x.dtype == jnp.bfloat16 else exact)
 
 
+CHANGES, CHANGE = "changes", "change"  # the collection of Changes, and the name of a layer's own one in it
+
+
+class Change(Protocol):
+    """What is added to one layer's kernel while it is trained, as a LoRA (training/lora.py). It is a pytree.
+
+    Apply a network with {"params": ..., "changes": ...}: where the second tree has a Change under the name "change" at
+    a layer's path, the layer computes with it. A network without that collection computes what it did before.
+    """
+
+    def kernel(self, kernel: Array) -> Array:
+        """Returns the kernel that takes the place of the layer's own."""
+
+    def down(self) -> Array | None:
+        """Returns the kernel of a layer of the same kind with r outputs, whose output `up` takes, or None."""
+
+    def up(self, h: Array) -> Array:
+        """Returns what is added to the layer's output, [B, ..., r] -> [B, ..., features]."""
+
+
+def changed(module: nn.Module, params: Params, apply: Callable, cast: Any = None) -> Callable:
+    """Returns the function of a layer, x -> apply(params, x), with the module's Change if there is one.
+
+    cast: a dtype that the parameters are cast to beforehand; None: `apply` does that.
+    """
+    ready = lambda params: params if cast is None else {name: leaf.astype(cast) for name, leaf in params.items()}
+    change: Change | None = module.get_variable(CHANGES, CHANGE)
+    if change is None:
+        return partial(apply, ready(params))
+    own, down = ready(params | {"kernel": change.kernel(params["kernel"])}), change.down()
+    if down is None:
+        return partial(apply, own)
+    below = ready({"kernel": down, "bias": jnp.zeros(down.shape[-1])} if "bias" in params else {"kernel": down})
+
+    def both(x: Array, *rest: Any, **more: Any) -> Array:
+        y = apply(own, x, *rest, **more)
+        return y + change.up(apply(below, x, *rest, **more)).astype(y.dtype)
+
+    return both
+
+
 class Dense(nn.Module):
     """x @ kernel + bias, computed in `dtype`.
 
@@ -113,7 +155,7 @@ class Dense(nn.Module):
         params = {"kernel": parameter(self, "kernel", self.kernel_init, (channels, self.features))}
         if self.use_bias:
             params["bias"] = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
-        return lambda x: dense(params, x, self.dtype)
+        return changed(self, params, lambda params, x: dense(params, x, self.dtype))
 
 
 def dense(params: Params, x: Array, dtype: jnp.dtype) -> Array:
@@ -165,15 +207,18 @@ class Conv3x3(nn.Module):
         With `enlarge` the function also takes the size of its result, see `convolve_enlarged`; without it `before` (it
         convolves before(x)) and padding (by default its own).
         """
-        kernel = parameter(self, "kernel", self.kernel_init, (3, 3, channels, self.features)).astype(self.dtype)
-        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
-        if self.enlarge:
-            return lambda x, size=None: split_by_batch(
-                partial(convolve_enlarged, size=size), x.astype(self.dtype), whole=(kernel, bias)
-            )
-        return lambda x, before=None, padding=self.padding: convolve(
-            x.astype(self.dtype), kernel, bias, self.stride, padding, before
-        )
+        kernel = parameter(self, "kernel", self.kernel_init, (3, 3, channels, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
+        dtype, stride, own = self.dtype, self.stride, self.padding
+
+        def enlarged(params: Params, x: Array, size: tuple[int, int] | None = None) -> Array:
+            whole = params["kernel"], params["bias"]
+            return split_by_batch(partial(convolve_enlarged, size=size), x.astype(dtype), whole=whole)
+
+        def convolved(params: Params, x: Array, before: Callable | None = None, padding: Any = own) -> Array:
+            return convolve(x.astype(dtype), params["kernel"], params["bias"], stride, padding, before)
+
+        return changed(self, {"kernel": kernel, "bias": bias}, enlarged if self.enlarge else convolved, cast=dtype)
 
 
 def conv3x3(

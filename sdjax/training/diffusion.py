@@ -137,9 +137,17 @@ def text_cond(batch: Batch, null: Array | Null, drop: Array) -> Cond:
     )
 
 
-#: (params, Batch, which examples lose their condition, key) -> (the UNet's parameters, Cond). The third is bool [B], or
-#: [B, 2] as in `text_cond`.
-Conditioner = Callable[[Params, Batch, Array, Array], tuple[Params, Cond]]
+#: (params, Batch, which examples lose their condition, key, *frozen) -> (the UNet's parameters, Cond). The third is
+#: bool [B], or [B, 2] as in `text_cond`. frozen: see `sdjax.training.loop.fit`.
+Conditioner = Callable[..., tuple[Params, Cond]]
+
+#: (the UNet, what the Conditioner gives as its parameters, x, t, Cond, Batch) -> its output
+Forward = Callable[[UNet, Any, Array, Array, Cond, Batch], Array]
+
+
+def plain(unet: UNet, params: Params, x: Array, t: Array, cond: Cond, batch: Batch) -> Array:
+    """Returns the output of the UNet alone."""
+    return unet.apply({"params": params}, beside(x, cond.concat), t, cond.context, cond.vector)
 
 
 def on_text(null: Array | Null) -> Conditioner:
@@ -160,10 +168,11 @@ def diffusion_loss(
     min_snr_gamma: float | None = None,
     logit_normal: tuple[float, float] | None = None,
     noise_offset: float = 0.0,
+    forward: Forward = plain,
 ) -> Callable:
     """Returns the loss of the UNet, and of the networks that make its condition: the weighted mean squared error.
 
-    It is a function (params, Batch, key) -> (losses [B], {}).
+    It is a function (params, Batch, key, *frozen) -> (losses [B], {}).
 
     conditioner: what the UNet is conditioned on, `on_text` or one of training/conditions.py.
     dtype: of the computation.
@@ -171,11 +180,12 @@ def diffusion_loss(
     caption_dropout: share of examples whose condition is replaced by the model's null, see `dropped`; of two text
         towers the share for which each one's embedding is replaced, whether the other's is or not.
     min_snr_gamma, logit_normal, noise_offset: see `noise_batch`.
+    forward: how the UNet is called, where something is added in it.
     """
     unet = UNet(config.unet, jnp.dtype(dtype), remat)
     abar = jnp.asarray(make_schedule(config.schedule).alphas_cumprod, jnp.float32)
 
-    def loss_fn(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss_fn(params: Params, batch: Batch, key: Array, *frozen: Params) -> tuple[Array, dict[str, Array]]:
         x0 = lambda noise: config.vae.scaling * latents_of(batch.moments, noise)
         shape = (*batch.moments.shape[:3], config.vae.latent_channels)
         noised = noise_batch(
@@ -184,10 +194,10 @@ def diffusion_loss(
         drop = dropped(batch.index, key, caption_dropout)
         if config.text_2 is not None:
             drop = jnp.stack([drop, dropped(batch.index, key, caption_dropout, SECOND)], axis=1)
-        unet_params, cond = conditioner(params, batch, drop, key)
+        unet_params, cond = conditioner(params, batch, drop, key, *frozen)
         with precise(dtype):
-            inputs = beside(noised.x, cond.concat), noised.t, cond.context, cond.vector
-            out = unet.apply({"params": unet_params}, *inputs)
-        return noised.weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
+            out = forward(unet, unet_params, noised.x, noised.t, cond, batch)
+        weight = noised.weight if batch.weight is None else noised.weight * batch.weight
+        return weight * jnp.square(out - noised.target).mean((1, 2, 3)), {}
 
     return loss_fn

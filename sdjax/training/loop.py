@@ -31,14 +31,15 @@ Source = Params | Callable[[Any], Params]  # arrays, or a function of the seed t
 def build(options: TrainOptions, loss_fn: LossFn, layout: Layout) -> tuple[Callable, Callable]:
     """Returns two functions, neither of them compiled: make and step.
 
-    make(params) -> state. step(state, (batch, asked), seed) -> (state, metrics). asked is float32 [B], above 0 in the
-    examples of a process that was asked to stop; its mean, metrics["asked"], tells all processes.
+    make(params) -> state. step(state, (batch, asked), seed, *frozen) -> (state, metrics). asked is float32 [B], above 0
+    in the examples of a process that was asked to stop; its mean, metrics["asked"], tells all processes. frozen: what
+    the loss takes besides, see `fit`.
     """
     optimizer, schedule = options.make_optimizer()
-    loss = lambda params, batch, key: loss_fn(layout.for_loss(params), batch, key)
-    train_step = make_train_step(loss, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
 
-    def step(state: TrainState, batch: Any, seed: Any) -> tuple[TrainState, dict[str, Any]]:
+    def step(state: TrainState, batch: Any, seed: Any, *frozen: Params) -> tuple[TrainState, dict[str, Any]]:
+        loss = lambda params, batch, key: loss_fn(layout.for_loss(params), batch, key, *frozen)
+        train_step = make_train_step(loss, optimizer, options.ema_decay, layout.average, options.accumulate, schedule)
         batch, asked = batch
         state, metrics = train_step(state, batch, jax.random.key(seed))
         return state, metrics | {"asked": layout.average(asked.mean())}
@@ -52,20 +53,20 @@ def state_shapes(make: Callable, params: Source) -> TrainState:
     return jax.eval_shape(seeded) if callable(params) else jax.eval_shape(make, params)
 
 
-def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any) -> None:
+def dry_run(options: TrainOptions, params: Source, loss_fn: LossFn, batch: Any, frozen: Sequence[Params] = ()) -> None:
     """Prints the options, the state and what the compiled step costs; trains nothing.
 
-    batch: one step's examples, as arrays or `jax.ShapeDtypeStruct`s.
+    batch: one step's examples, as arrays or `jax.ShapeDtypeStruct`s. frozen: see `fit`; arrays or shapes.
     """
     layout = make_layout(options.parallel, options.replicas)
     make, step = build(options, loss_fn, layout)
     shapes, asked = state_shapes(make, params), jax.ShapeDtypeStruct((options.examples,), np.float32)
-    inputs = layout.abstract(shapes), layout.abstract_batch((batch, asked)), np.uint32(0)
+    inputs = layout.abstract(shapes), layout.abstract_batch((batch, asked)), np.uint32(0), *map(layout.abstract, frozen)
     with here():
-        costs = Costs(layout.step(step, shapes).lower(*inputs).compile(), options.accumulate)
+        costs = Costs(layout.step(step, shapes, *frozen).lower(*inputs).compile(), options.accumulate)
     if is_primary():
         print(json.dumps(dataclasses.asdict(options), indent=2, default=str))
-        print(*_summary(options, shapes, layout, costs), sep="\n")
+        print(*_summary(options, shapes, layout, costs, frozen), sep="\n")
 
 
 def fit(
@@ -76,6 +77,8 @@ def fit(
     on_sample: Callable[[int, Params, Run], None] | None = None,
     name_batch: Callable[[int], Sequence[Any]] | None = None,
     validation: Sequence[tuple[Any, Any]] = (),
+    frozen: Sequence[Params] = (),
+    validation_loss: LossFn | None = None,
 ) -> Params:
     """Trains over all devices up to step `options.steps`. Returns the weights to export, as numpy arrays.
 
@@ -89,16 +92,29 @@ def fit(
         finite.
     validation: pairs (batch, weights [B]), this process' part of `options.batch_size` examples each. Their weighted
         mean loss, with the weights to export and always the same draws, is logged as validation_loss.
+    frozen: parameters that the loss takes besides and that stay: loss_fn(params, batch, key, *frozen). They lie on the
+        devices as the state does, in their own dtypes, and no checkpoint holds them.
+    validation_loss: in place of `loss_fn` for held-out examples, where training drops what these keep.
     """
     check_batch_size(options.batch_size)
     with device_errors(), here(), closing(Run(options.out, options)) as run, _StopFlag() as stop:
-        return _Loop(options, params, loss_fn, run, stop).train(stream, on_sample, name_batch, validation)
+        loop = _Loop(options, params, loss_fn, run, stop, frozen, validation_loss or loss_fn)
+        return loop.train(stream, on_sample, name_batch, validation)
 
 
 class _Loop:
     """One run of `fit`: the compiled functions, and the state that goes from step to step."""
 
-    def __init__(self, options: TrainOptions, params: Source, loss_fn: LossFn, run: Run, stop: "_StopFlag"):
+    def __init__(
+        self,
+        options: TrainOptions,
+        params: Source,
+        loss_fn: LossFn,
+        run: Run,
+        stop: "_StopFlag",
+        frozen: Sequence[Params],
+        validation_loss: LossFn,
+    ):
         self.options, self.run, self.stop = options, run, stop
         self.layout = layout = make_layout(options.parallel, options.replicas)
         make, step = build(options, loss_fn, layout)
@@ -107,14 +123,16 @@ class _Loop:
         self.seed = np.uint32(options.seed)
         self.state = layout.create(make, params, self.seed) if saved is None else layout.place(saved)
         self.start = self.logged = int(layout.fetch(self.state.step))
-        self.step = layout.step(step, self.state)
+        self.frozen_shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tuple(frozen))
+        self.frozen = tuple(map(layout.place, frozen))
+        self.step = layout.step(step, self.state, *self.frozen)
 
-        def evaluate(params, batch, seed):
+        def evaluate(params, batch, seed, *frozen):
             batch, weights = batch
-            losses, _ = loss_fn(params, batch, jax.random.key(seed))
+            losses, _ = validation_loss(params, batch, jax.random.key(seed), *frozen)
             return layout.average({"loss": (weights * losses).sum(), "weight": weights.sum()})
 
-        self.evaluate, self.compiled = layout.evaluate(evaluate), set()
+        self.evaluate, self.compiled = layout.evaluate(evaluate, *self.frozen), set()
 
     def train(self, stream, on_sample, name_batch, validation) -> Params:
         from tqdm import tqdm
@@ -136,7 +154,7 @@ class _Loop:
                 if step == self.start + 1:
                     self.begin(batch)
                 self.compile("step", self.step, self.state, batch)
-                self.state, metrics = self.step(self.state, batch, self.seed)
+                self.state, metrics = self.step(self.state, batch, self.seed, *self.frozen)
                 run.checkpoints.check()
                 stopping = self.settle(*waiting) if waiting else False  # waits for the step before, while this one runs
                 waiting, last = (step, metrics), step == options.steps
@@ -209,10 +227,12 @@ class _Loop:
 
     def begin(self, batch: Any) -> None:
         """Compiles the step, prints the summary of the run, and starts the clock."""
-        compiled = self.step.lower(self.state, batch, self.seed).compile()  # JAX keeps it for the first call
+        compiled = self.step.lower(
+            self.state, batch, self.seed, *self.frozen
+        ).compile()  # JAX keeps it for the first call
         self.costs = Costs(compiled, self.options.accumulate)
         if is_primary():
-            for line in _summary(self.options, self.shapes, self.layout, self.costs):
+            for line in _summary(self.options, self.shapes, self.layout, self.costs, self.frozen_shapes):
                 self.bar.write(line)
         self.run.start(self.start)
 
@@ -224,7 +244,7 @@ class _Loop:
         """
         shapes = name, *(leaf.shape for leaf in jax.tree.leaves(batch))
         if shapes not in self.compiled and jax.process_count() > 1:
-            function.lower(state, batch, self.seed).compile()
+            function.lower(state, batch, self.seed, *self.frozen).compile()
             meet()
         self.compiled.add(shapes)
 
@@ -267,14 +287,14 @@ class _Loop:
         params, sums = trained_params(self.state), []
         for batch in map(self.layout.put, validation):
             self.compile("validation", self.evaluate, params, batch)
-            sums.append(self.layout.fetch(self.evaluate(params, batch, self.seed)))
+            sums.append(self.layout.fetch(self.evaluate(params, batch, self.seed, *self.frozen)))
         return float(sum(s["loss"] for s in sums) / sum(s["weight"] for s in sums))
 
 
-def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: Costs) -> list[str]:
+def _summary(options: TrainOptions, shapes: TrainState, layout: Layout, costs: Costs, frozen: Any = ()) -> list[str]:
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     return [
-        *describe_state(shapes, layout, count, jax.process_count(), kind),
+        *describe_state(shapes, layout, count, jax.process_count(), kind, frozen),
         *describe_step(costs, options.batch_size, options.accumulate, count),
     ]
 

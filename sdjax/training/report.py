@@ -1,5 +1,7 @@
 """The lines that a training job prints about itself: memory, sharding, FLOPs, and its share of the peak."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -8,10 +10,12 @@ from sdjax.devices.layouts import Layout
 from sdjax.training.state import TrainState
 
 
-def describe_state(shapes: TrainState, layout: Layout, devices: int, processes: int, kind: str) -> list[str]:
+def describe_state(
+    shapes: TrainState, layout: Layout, devices: int, processes: int, kind: str, frozen: Any = ()
+) -> list[str]:
     """Returns the lines about devices, parameters and the state, for before the first step.
 
-    shapes: the whole state, as arrays or shapes.
+    shapes: the whole state, as arrays or shapes. frozen: parameters that are not trained, as arrays or shapes.
     devices, processes, kind: how many devices and processes there are, and the devices' kind.
     """
     size = lambda leaf: int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
@@ -29,6 +33,7 @@ def describe_state(shapes: TrainState, layout: Layout, devices: int, processes: 
         f"parameters  {count:,} trained, {len(jax.tree.leaves(shapes.params))} arrays",
         f"state       {megabytes(total(shapes))}: parameters {megabytes(total(shapes.params))}, optimiser "
         f"{megabytes(total(shapes.opt_state))}, EMA {megabytes(total(shapes.ema))}; {how}",
+        *([f"frozen      {megabytes(total(frozen))}"] if frozen else []),
     ]
 
 

@@ -21,11 +21,18 @@ from sdjax.training.run import hold
 from sdjax.training.signals import leave_on_signals
 
 
-def start_model(options: TrainOptions, tokenizer: bool = True, without: str | None = None) -> StableDiffusion:
+def start_model(
+    options: TrainOptions,
+    tokenizer: bool = True,
+    without: str | None = None,
+    exported: str = "model_index.json",
+    keep_dtype: bool = False,
+) -> StableDiffusion:
     """Joins the job's processes and returns the model that --model names; what is cheap to refuse is refused first.
 
     tokenizer: refuse a model that has none, as a small preset.
-    without: see `sdjax.model.load.create`.
+    without, keep_dtype: see `sdjax.model.load.create`.
+    exported: a file in RUN/export by which it is known as this command's; what else is there is not written over.
     SdjaxError: the folder cannot be used, another process trains there, or the model does not fit.
     """
     start_processes(options.coordinator, options.num_processes, options.process_id, options.patience)
@@ -34,15 +41,16 @@ def start_model(options: TrainOptions, tokenizer: bool = True, without: str | No
     leave_on_signals(options.out)
     check_batch_size(options.batch_size)
     export = options.out / "export"
-    if export.exists() and not (export / "model_index.json").is_file():
-        raise SdjaxError(f"out {options.out}: {export} exists and is not a model folder; move it away")
+    if export.exists() and not (export / exported).is_file():
+        what = "is not a model folder" if exported == "model_index.json" else f"has no {exported}"
+        raise SdjaxError(f"out {options.out}: {export} exists and {what}; move it away")
     if not options.dry_run:
         on_primary(lambda: hold(options.out))  # before anything is cached there
     open_more_files()
     return_memory()
     with loading(""):
         parts = {"unet": options.unet, "vae": options.vae}
-        sd = create(options.model, options.seed, without, options.config, **parts)
+        sd = create(options.model, options.seed, without, options.config, **parts, keep_dtype=keep_dtype)
     if tokenizer and sd.tokenizer is None:
         raise SdjaxError(f"model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd
