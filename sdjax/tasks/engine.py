@@ -63,6 +63,8 @@ class Chunk(NamedTuple):
     cells: np.ndarray | None = None  # [B, h, w, 1], the same for latents
     beside: Cond | None = None  # what the task adds to both sides of guidance: concat, vector
     hints: tuple[np.ndarray, ...] | None = None  # the pictures of each control, [B, H, W, C] in [0, 1]
+    guidance: np.ndarray | None = None  # [B], see Request
+    others: np.ndarray | None = None  # [B], see Request
 
 
 def evaluations(plan: Plan) -> int:
@@ -83,6 +85,7 @@ def draw_request(
     after: int = 0,
     sides: Sides | None = None,
     beside: Cond | None = None,
+    watch: Callable[[int, int, Callable[[], Array]], None] | None = None,
 ):
     """Draws all images of a request and returns them in the form that options.output says.
 
@@ -93,6 +96,8 @@ def draw_request(
     before, after: evaluations of other walks before and after this one, which `progress` counts too.
     sides: the request's prompts, if they were read before; None reads them.
     beside: what the task adds to both sides of guidance, one entry for each image.
+    watch: watch(step, total, picture) is called after each evaluation in place of `progress` and `preview`, one of
+        which the options must have; picture() returns the pixels of x0 of the images that are drawn then.
     """
     if not plan.signal:
         remark_beginning(sd.config, request.options, plan)
@@ -101,6 +106,7 @@ def draw_request(
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     controls, hints = controls_of(sd.config, request)
     whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside, hints)
+    whole = whole._replace(guidance=request.guidance, others=request.others)
     whole = jax.tree.map(np.asarray, whole)
     sides = sides or read_sides(sd, request)
     chunks = len(plan_work(sd, request, sides, made=False))
@@ -125,7 +131,7 @@ def draw_request(
         asked, negatives = zip(*part.sides, strict=True)
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=asked)
         done, total = before + n * rows, before + chunks * rows + after
-        report = partial(report_step, request, part.places[: part.length], done, total)
+        report = partial(report_step, request, part.places[: part.length], done, total, watch)
         if not models or part.sd is not models[0] or part.devices != where:  # once for all chunks of a model
             models = [part.sd] if options.refiner is None else [part.sd, with_vae(options.refiner, part.sd)]
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
@@ -143,14 +149,22 @@ def draw_request(
 
 
 def report_step(
-    request: Request, places: np.ndarray, done: int, total: int, row: int, picture: Callable[[], Array]
+    request: Request,
+    places: np.ndarray,
+    done: int,
+    total: int,
+    watch: Callable[[int, int, Callable[[], Array]], None] | None,
+    row: int,
+    picture: Callable[[], Array],
 ) -> None:
-    """Calls `progress` and `preview` after row number `row` (from 1 on) of a chunk.
+    """Calls `watch`, or `progress` and `preview`, after row number `row` (from 1 on) of a chunk.
 
     places: the chunk's images. done, total: evaluations before this chunk, and of everything.
     picture: returns the pixels of the row's x0.
     """
     options, step = request.options, done + row
+    if watch is not None:
+        return watch(step, total, picture)
     if options.preview and step % options.preview_every == 0 and step != total:
         options.preview(step, [*map(int, places)], pixels_to_pil(picture())[: len(places)])
     if options.progress:
@@ -193,7 +207,10 @@ def draw_chunk(
     """
     options, walks, begin = request.options, [], None
     draws = noise.image_draws(
-        chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength), stream
+        chunk.seeds,
+        np.uint32(options.variation_seed) if chunk.others is None else chunk.others,
+        np.float32(options.variation_strength),
+        stream,
     )
     for sd, own, asked, negative in zip(models, params, chunk.asked, negatives, strict=True):
         static = {"config": sd.config, "dtype": sd.dtype}
@@ -202,6 +219,8 @@ def draw_chunk(
         *sides, known, state = prepare(*args, controls=[one.params for one in steers or ()], **static)
         unet = stages.cast_unet(own["unet"], sd.dtype)  # once: every call of the walk would make a copy of its own
         guide = guide_of(sd.config, request, plan)._replace(control=steers)
+        if chunk.guidance is not None:
+            guide = guide._replace(scales=jnp.broadcast_to(chunk.guidance, (len(plan.levels), len(chunk.seeds))))
         steers = None
         walk = partial(stages.walk, unet, *sides, guide, draws, known)
         walks.append(partial(walk, function=options.guidance_fn, **static))
