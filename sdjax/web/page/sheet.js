@@ -1,0 +1,102 @@
+// Sheets that compare: one setting takes several values, a picture for each, drawn by single requests and put side by side.
+
+import { $ } from "./fields.js";
+import { withText } from "./png.js";
+
+const MOST = 24; // pictures of one sheet
+const FLAGS = { sampler_name: "sampler", cfg_scale: "guidance-scale", steps: "steps", seed: "seed" }; // as `generate --grid` has them
+const CAPTION = 15; // pixels of a caption's letters
+
+/** "1, 3, 7.5" or "0..3" -> numbers. A refusal of the field "values" where it cannot be read. */
+function readNumbers(text, whole) {
+  const wrong = (message) => ({ fields: [{ path: ["values"], message }] });
+  const numbers = [];
+  for (const part of text.split(",").map((p) => p.trim())) {
+    const range = /^(-?\d+)\s*\.\.\s*(-?\d+)$/.exec(part);
+    if (range) for (let n = Number(range[1]); n <= Number(range[2]) && numbers.length <= MOST; n++) numbers.push(n);
+    else if (part === "" || !Number.isFinite(Number(part)) || (whole && !Number.isInteger(Number(part))))
+      throw wrong(`${whole ? "Whole numbers" : "Numbers"} with commas between them are expected${whole ? "; 0..3 is 0, 1, 2, 3" : ""}.`);
+    else numbers.push(Number(part));
+  }
+  if (new Set(numbers).size < numbers.length) throw wrong("A value is there twice.");
+  if (numbers.length > MOST) throw wrong(`At most ${MOST} pictures fit on a sheet.`);
+  return numbers;
+}
+
+/** The axis of the sheet: {name, label, values}, or null where none is chosen. */
+export function axis() {
+  const name = $("axis").value;
+  if (!name) return null;
+  const label = $("axis").selectedOptions[0].label;
+  if (name !== "sampler_name") return { name, label, values: readNumbers($("values").value, name !== "cfg_scale") };
+  const values = [...document.querySelectorAll("#axis-samplers input:checked")].map((box) => box.value);
+  if (!values.length) throw { fields: [{ path: ["axis"], message: "Choose the samplers below." }] };
+  if (values.length > MOST) throw { fields: [{ path: ["axis"], message: `At most ${MOST} pictures fit on a sheet.` }] };
+  return { name, label, values };
+}
+
+/** The requests of a sheet, all with one seed but where the seed is the axis. */
+export function requestsOf({ name, values }, request, seed) {
+  return values.map((value) => ({ ...request, seed, batch_size: 1, [name]: value }));
+}
+
+/** Lays pictures out with captions. Resolves to a PNG whose text is the first picture's and the axis, as `generate --grid` writes it. */
+export async function sheetOf({ name, label, values }, pictures) {
+  const images = await Promise.all(pictures.map((one) => createImageBitmap(one.blob)));
+  const columns = Math.min(values.length, 6), rows = Math.ceil(values.length / columns), gap = 12;
+  const width = Math.max(112, ...images.map((image) => image.width)), height = Math.max(...images.map((image) => image.height));
+  const below = CAPTION * 1.3 * 2 + 8, top = CAPTION * 2.2;
+  const canvas = Object.assign(document.createElement("canvas"), {
+    width: gap + columns * (width + gap),
+    height: Math.ceil(top + rows * (height + below)),
+  });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.fillStyle = "#191b20";
+  context.textBaseline = "top";
+  context.font = `600 ${CAPTION}px system-ui, sans-serif`;
+  context.fillText(label, gap, gap / 1.5);
+  context.font = `${CAPTION}px system-ui, sans-serif`;
+  images.forEach((image, i) => {
+    const x = gap + (i % columns) * (width + gap), y = top + Math.floor(i / columns) * (height + below);
+    context.drawImage(image, x + Math.floor((width - image.width) / 2), Math.round(y));
+    wrapped(context, String(values[i]), width).forEach((line, k) =>
+      context.fillText(line, x + (width - context.measureText(line).width) / 2, y + height + 5 + k * CAPTION * 1.3));
+  });
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  const text = `${pictures[0].text}, Grid: "${FLAGS[name]}=${values.join(",")}"`;
+  return { blob: await withText(blob, "parameters", text), text };
+}
+
+/** A caption in at most two lines, cut where it is longer. */
+function wrapped(context, text, width) {
+  const lines = [""];
+  for (const word of text.split(/(?<=\s)/)) {
+    if (context.measureText(lines.at(-1) + word).width > width && lines.at(-1) && lines.length < 2) lines.push("");
+    lines[lines.length - 1] += word;
+  }
+  return lines.map((line) => {
+    let cut = line.trim();
+    while (cut.length > 1 && context.measureText(cut).width > width) cut = `${cut.slice(0, -2)}…`;
+    return cut;
+  });
+}
+
+export function offerAxes(samplers) {
+  const boxes = samplers.map((name) => {
+    const label = Object.assign(document.createElement("label"), { className: "check" });
+    label.append(Object.assign(document.createElement("input"), { type: "checkbox", value: name }), ` ${name}`);
+    return label;
+  });
+  $("axis-samplers").replaceChildren($("axis-samplers").querySelector("legend"), ...boxes);
+}
+
+const USUAL = { steps: "4, 8, 16, 32", cfg_scale: "1, 3, 5, 7.5", seed: "0..7" };
+$("axis").addEventListener("input", () => {
+  const name = $("axis").value;
+  $("values-field").hidden = !(name in USUAL);
+  $("axis-samplers").hidden = name !== "sampler_name";
+  if (name in USUAL) $("values").value = USUAL[name];
+  $("grid-note").textContent = name ? $("axis").selectedOptions[0].label : "";
+});
