@@ -5,24 +5,26 @@ import { controlFields } from "./extras.js";
 import { $, clearErrors, request, showError } from "./fields.js";
 import { add, picture, preview } from "./gallery.js";
 import { axis, requestsOf, sheetOf } from "./sheet.js";
-import { sourceFields } from "./source.js";
+import { blobOf, sourceFields } from "./source.js";
 
 const AT_ONCE = 4; // requests of a sheet: those of one shape become one batch of the server
 const MOST_SEED = 4294967294;
 let running = null; // the Drawings of what is drawn now
 
 const title = document.title;
+const seconds = (ms) => `${(ms / 1000).toFixed(ms < 10_000 ? 1 : 0)} s`;
 const percent = (share) => `${Math.round(100 * share)}%`;
 
-/** Says something to screen readers; the same twice is not said again. */
+/** Says something to screen readers (the same twice is not said again), and to all when nothing is drawn. */
 export function say(text) {
   if ($("status").textContent !== text) $("status").textContent = text;
+  if (!running) $("state").textContent = text;
 }
 
 /** share: 0 to 1, or null where nothing is known. */
 function showProgress(text, share) {
   const bar = $("progress");
-  $("busy-text").textContent = text;
+  $("state").textContent = text;
   if (share === null) bar.removeAttribute("aria-valuenow");
   else bar.setAttribute("aria-valuenow", Math.round(100 * share));
   bar.setAttribute("aria-valuetext", text);
@@ -33,7 +35,7 @@ function showProgress(text, share) {
 function begin() {
   running = [];
   $("view").classList.add("drawing");
-  $("busy").hidden = false;
+  $("progress").hidden = false;
   $("generate").setAttribute("aria-disabled", "true");
   $("cancel").removeAttribute("aria-disabled");
   showProgress("Sent to the server", null);
@@ -44,7 +46,7 @@ function begin() {
 function end() {
   running = null;
   $("view").classList.remove("drawing");
-  $("busy").hidden = true;
+  $("progress").hidden = true;
   $("generate").removeAttribute("aria-disabled");
   $("cancel").setAttribute("aria-disabled", "true");
   document.title = title;
@@ -65,10 +67,6 @@ function tell({ queued, active, progress, eta, preview: address, ahead }) {
     say(share ? `Drawing, ${25 * Math.floor(4 * share)}%` : "Getting ready");
     if (address) preview(address);
   }
-}
-
-function blobOf(base64) {
-  return new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))], { type: "image/png" });
 }
 
 /** One request -> its pictures. */
@@ -121,7 +119,7 @@ async function drawSheet(asked, across) {
   }
   if (running.cancelled) throw new DOMException("", "AbortError");
   const { blob, text } = await sheetOf(across, drawn);
-  return [await picture(blob, { request: { ...asked, seed }, prompt: asked.prompt, seed, text, sheet: true, name: `sheet-seed${seed}.png` })];
+  return [await picture(blob, { request: { ...asked, seed }, prompt: asked.prompt, seed, text, across, name: `sheet-seed${seed}.png` })];
 }
 
 export async function generate() {
@@ -135,18 +133,22 @@ export async function generate() {
     return showError(refused.path ? { fields: [refused] } : refused);
   }
   begin();
+  const from = performance.now();
   try {
     const pictures = across ? await drawSheet(asked, across) : await draw(asked, tell);
     end();
     if (!pictures.length) return say("Cancelled");
     add(pictures);
     const [{ seed, stopped }] = pictures, count = pictures.length;
-    say(`${stopped ? "Stopped early" : "Done"}: ${count === 1 ? "a picture" : `${count} pictures`}, seed ${seed}`);
+    say(`${stopped ? "Stopped early" : "Done"}: ${count === 1 ? "a picture" : `${count} pictures`}, seed ${seed}, ${seconds(performance.now() - from)}`);
   } catch (error) {
     const cancelled = error.name === "AbortError" || (running?.cancelled && error.status === 503);
     end();
     if (cancelled) say("Cancelled");
-    else showError(error);
+    else {
+      say("");
+      showError(error);
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 // Pickers of what the server has besides a model: LoRAs and embeddings (words of the prompt), and controls. Empty ones stay hidden.
 
-import { $, offer } from "./fields.js";
+import { $, offer, put } from "./fields.js";
 import { addressOf, takesFiles } from "./source.js";
 
 const MOST_UNITS = 3;
@@ -23,8 +23,8 @@ function listWords() {
   const tags = [...prompt.value.matchAll(TAG)];
   $("words-list").replaceChildren(
     ...tags.map(([, name, weight = "1"]) => {
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `${name} ${weight} ✕` });
-      button.setAttribute("aria-label", `Remove LoRA ${name}`);
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `${name} ${weight}` });
+      button.setAttribute("aria-label", `Remove LoRA ${name} ${weight}`);
       button.addEventListener("click", () => (write(without(name)), $("lora").focus()));
       const item = document.createElement("li");
       item.append(button);
@@ -68,27 +68,40 @@ function noteUnits() {
   $("unit-add").hidden = count >= MOST_UNITS;
 }
 
-$("unit-add").addEventListener("click", () => {
+/** Adds the fields of one more control, and puts in what `given`, a unit of a request, says. */
+function addUnit(given = {}) {
   const unit = $("unit").content.cloneNode(true).firstElementChild;
   const part = (name) => unit.querySelector(`[data-field="${name}"]`);
   unit.querySelector("legend").textContent = `Control ${units().length + 1}`;
   offer(part("model"), controlModels.map((name) => ({ value: name })));
-  offer(part("module"), modules.map((name) => ({ value: name, label: name === "none" ? "nothing: it is one already" : name })));
-  const image = unit.querySelector("img");
-  takesFiles(unit.querySelector(".drop"), async (file) => {
-    unit.address = await addressOf(file);
-    Object.assign(image, { src: unit.address, hidden: false });
-    unit.querySelector(".drop span").textContent = file.name;
-  });
+  offer(part("module"), modules.map((name) => ({ value: name })));
+  const showImage = (address, text) => {
+    unit.address = address;
+    Object.assign(unit.querySelector("img"), { src: address, hidden: false });
+    unit.querySelector(".drop span").textContent = text;
+  };
+  takesFiles(unit.querySelector(".drop"), async (file) => showImage(await addressOf(file), file.name));
   unit.querySelector("[data-remove]").addEventListener("click", () => {
     unit.remove();
     noteUnits();
     $("unit-add").focus();
   });
+  const { image, ...values } = given;
+  for (const [name, value] of Object.entries(values)) if (part(name)) put(part(name), value);
+  if (image) showImage(image, "Picture that steers");
   $("units").append(unit);
   noteUnits();
-  part("image").focus();
-});
+  return part("image");
+}
+
+$("unit-add").addEventListener("click", () => addUnit().focus());
+
+/** Puts the controls of a request, as it was sent, back into the form. */
+export function useControls({ alwayson_scripts }) {
+  for (const unit of units()) unit.remove();
+  for (const given of alwayson_scripts?.controlnet.args ?? []) addUnit(given);
+  noteUnits();
+}
 
 /** What a request has of the controls ({alwayson_scripts}), or {}. */
 export function controlFields() {

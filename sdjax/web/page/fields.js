@@ -13,6 +13,8 @@ const TEXTS = {
 };
 /** What is not in a text is as at first, for these: otherwise "use these" would draw another picture. */
 const RESET = ["negative_prompt", "scheduler", "CLIP_stop_at_last_layers", "subseed", "subseed_strength", "eta", "width", "height"];
+/** What the model's sizes are like: a multiple of `multiple`, about `area` pixels. The server says more exactly. */
+export const limits = { multiple: 8, area: 512 * 512 };
 const FIRST = {}; // name -> the value at first
 
 const OVERRIDES = ["sd_model_checkpoint", "CLIP_stop_at_last_layers"];

@@ -73,12 +73,18 @@ export function show(one) {
   }
   $("empty").hidden = true;
   $("sheet").hidden = false;
-  $("facts").hidden = false;
-  $("text").textContent = one.text || "This picture has no settings in it.";
+  $("facts").classList.remove("none");
+  showText(one.text || "This picture has no settings in it.");
   Object.assign($("download"), { href: one.url, download: one.name });
   $("use").hidden = !one.request && !one.texts;
   fit();
   onShow(one);
+}
+
+/** The settings as they are in the PNG; the prompts stand out. */
+function showText(text) {
+  const at = text.lastIndexOf("\nSteps:") + 1 || text.length;
+  $("text").replaceChildren(element("span", { className: "said", textContent: text.slice(0, at) }), text.slice(at));
 }
 
 function figureOf(one, many) {
@@ -106,7 +112,7 @@ function factorFor({ width, height }, count, [roomX, roomY]) {
 
 function fit() {
   const view = $("view").getBoundingClientRect();
-  const room = [view.width - 4, Math.max(view.height - 4, 280)];
+  const room = [view.width - 6, view.height - 6]; // the outline of the shown one is beside it
   if (shown) {
     const { pictures } = shown.picture.group;
     const [factor, columns] = actual ? [1, Math.ceil(Math.sqrt(pictures.length))] : factorFor(pictures[0], pictures.length, room);

@@ -132,6 +132,22 @@ export class Mask {
     return !this.#pixels().data.some((value, i) => i % 4 === 3 && value >= 128);
   }
 
+  /** Paints what is white in a picture, a mask as `address` gives it. */
+  async load(address) {
+    const image = new Image();
+    image.src = address;
+    await image.decode();
+    const { context, canvas } = this;
+    context.globalCompositeOperation = "copy";
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    const white = this.#pixels();
+    context.fillStyle = COLOUR;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    const painted = this.#pixels();
+    for (let i = 0; i < painted.data.length; i += 4) painted.data[i + 3] = white.data[i];
+    this.#replace(painted);
+  }
+
   /** The mask as a data: address of a PNG: white is drawn anew, black is kept. */
   address() {
     const pixels = this.#pixels();

@@ -2,11 +2,11 @@
 
 import { ask } from "./api.js";
 import { cancel, generate, say } from "./draw.js";
-import { offerControls, offerWords } from "./extras.js";
-import { $, clearErrors, first, offer, put, reset, restore, showError, snapshot, usePayload, useTexts } from "./fields.js";
+import { offerControls, offerWords, useControls } from "./extras.js";
+import { $, clearErrors, first, limits, offer, put, reset, restore, showError, snapshot, usePayload, useTexts } from "./fields.js";
 import { add, current, picture, whenShown } from "./gallery.js";
-import { offerAxes } from "./sheet.js";
-import { addressOf, startFrom } from "./source.js";
+import { offerAxes, useAxis } from "./sheet.js";
+import { addressOf, startFrom, useSource } from "./source.js";
 
 const EXAMPLES = {
   emoji: [
@@ -21,6 +21,7 @@ const EXAMPLES = {
 /** The usual sizes around the model's own: square, upright, wide, larger. */
 function offerSizes({ model_width: width, model_height: height, size_multiple: multiple = 8, max_pixels: most = Infinity }) {
   if (!width || !height) return;
+  Object.assign(limits, { multiple, area: width * height });
   $("width").placeholder = width;
   $("height").placeholder = height;
   for (const id of ["width", "height"]) $(id).step = multiple;
@@ -144,7 +145,7 @@ async function readSettings(file) {
     const known = useTexts(parameters ?? {});
     Object.assign(its, { text: info, texts: known ? parameters : null, prompt: parameters?.Prompt ?? "", seed: parameters?.Seed });
     add([its]);
-    if (known) offerBack(before, `Settings of ${file.name} are in the form.`);
+    if (known) offerBack(before, `Settings of ${file.name} are in the form.${parameters["Init image"] ? " The picture it started from is not in the file." : ""}`);
     else say(`${file.name} has no settings in it`);
   } catch (error) {
     showError(error);
@@ -152,7 +153,6 @@ async function readSettings(file) {
 }
 
 function offerBack(before, text) {
-  const note = $("alert");
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Put the old ones back" });
   button.addEventListener("click", () => {
     restore(before);
@@ -161,7 +161,6 @@ function offerBack(before, text) {
   });
   $("told").replaceChildren(`${text} `, button);
   $("told").hidden = false;
-  note.hidden = true;
 }
 
 $("read").addEventListener("click", () => $("read-file").click());
@@ -202,9 +201,13 @@ $("dice").addEventListener("click", () => put("seed", ""));
 $("reuse").addEventListener("click", () => current()?.seed != null && put("seed", current().seed));
 $("reset").addEventListener("click", reset);
 $("use").addEventListener("click", () => {
-  const { request, seed, texts } = current();
-  if (request) usePayload(request, seed);
-  else useTexts(texts);
+  const { request, seed, texts, across } = current();
+  if (request) {
+    usePayload(request, seed);
+    useControls(request);
+    useAxis(across ?? null);
+    useSource(request);
+  } else useTexts(texts);
   say("The form has this picture's settings");
 });
 $("start").addEventListener("click", () => startFrom(current().blob).then(() => $("source").scrollIntoView({ block: "nearest" })));

@@ -1,6 +1,6 @@
 // Sheets that compare: one setting takes several values, a picture for each, drawn by single requests and put side by side.
 
-import { $ } from "./fields.js";
+import { $, put } from "./fields.js";
 import { withText } from "./png.js";
 
 const MOST = 24; // pictures of one sheet
@@ -44,25 +44,27 @@ export function requestsOf({ name, values }, request, seed) {
 export async function sheetOf({ name, label, values }, pictures) {
   const images = await Promise.all(pictures.map((one) => createImageBitmap(one.blob)));
   const columns = Math.min(values.length, 6), rows = Math.ceil(values.length / columns), gap = 12;
-  const width = Math.max(112, ...images.map((image) => image.width)), height = Math.max(...images.map((image) => image.height));
-  const below = CAPTION * 1.3 * 2 + 8, top = CAPTION * 2.2;
-  const canvas = Object.assign(document.createElement("canvas"), {
-    width: gap + columns * (width + gap),
-    height: Math.ceil(top + rows * (height + below)),
-  });
-  const context = canvas.getContext("2d");
+  const times = Math.max(1, Math.floor(160 / Math.max(...images.map((image) => image.width)))); // small ones are enlarged
+  const width = Math.max(112, ...images.map((image) => times * image.width)), height = times * Math.max(...images.map((image) => image.height));
+  const canvas = document.createElement("canvas"), context = canvas.getContext("2d"), line = Math.round(CAPTION * 1.3);
+  const font = `${CAPTION}px system-ui, sans-serif`;
+  context.font = font;
+  const captions = values.map((value) => wrapped(context, String(value), width));
+  const below = line * Math.max(...captions.map((lines) => lines.length)) + 14, top = 2 * line;
+  canvas.width = gap + columns * (width + gap); // which also clears the font
+  canvas.height = top + rows * (height + below);
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.fillStyle = "#191b20";
   context.textBaseline = "top";
-  context.font = `600 ${CAPTION}px system-ui, sans-serif`;
+  context.imageSmoothingEnabled = false;
+  context.font = `600 ${font}`;
   context.fillText(label, gap, gap / 1.5);
-  context.font = `${CAPTION}px system-ui, sans-serif`;
+  context.font = font;
   images.forEach((image, i) => {
     const x = gap + (i % columns) * (width + gap), y = top + Math.floor(i / columns) * (height + below);
-    context.drawImage(image, x + Math.floor((width - image.width) / 2), Math.round(y));
-    wrapped(context, String(values[i]), width).forEach((line, k) =>
-      context.fillText(line, x + (width - context.measureText(line).width) / 2, y + height + 5 + k * CAPTION * 1.3));
+    context.drawImage(image, x + Math.floor((width - times * image.width) / 2), y, times * image.width, times * image.height);
+    captions[i].forEach((text, k) => context.fillText(text, x + (width - context.measureText(text).width) / 2, y + height + 5 + k * line));
   });
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   const text = `${pictures[0].text}, Grid: "${FLAGS[name]}=${values.join(",")}"`;
@@ -90,6 +92,13 @@ export function offerAxes(samplers) {
     return label;
   });
   $("axis-samplers").replaceChildren($("axis-samplers").querySelector("legend"), ...boxes);
+}
+
+/** Puts an axis, as `axis` gave it, back into the form; null: no sheet. */
+export function useAxis(across) {
+  put($("axis"), across?.name ?? "");
+  if (across && across.name !== "sampler_name") put($("values"), across.values.join(", "));
+  for (const box of document.querySelectorAll("#axis-samplers input")) box.checked = across?.values.includes(box.value) ?? false;
 }
 
 const USUAL = { steps: "4, 8, 16, 32", cfg_scale: "1, 3, 5, 7.5", seed: "0..7" };

@@ -1,6 +1,6 @@
 // The picture from which another one starts, and the mask on it.
 
-import { $, clearErrors, put, showError } from "./fields.js";
+import { $, clearErrors, limits, put, showError } from "./fields.js";
 import { picture } from "./gallery.js";
 import { Mask } from "./mask.js";
 
@@ -15,6 +15,12 @@ export const addressOf = (blob) =>
     reader.readAsDataURL(blob);
   });
 
+/** Base64, with or without a data: address around it, -> Blob. */
+export function blobOf(base64) {
+  const bytes = atob(base64.slice(base64.indexOf(",") + 1));
+  return new Blob([Uint8Array.from(bytes, (letter) => letter.charCodeAt(0))], { type: "image/png" });
+}
+
 /** What a request of image to image has besides the form's fields, or null. */
 export function sourceFields() {
   if (!source) return null;
@@ -25,6 +31,23 @@ function note() {
   const masked = source && !source.mask.empty();
   $("mask-on").hidden = !masked;
   $("source-note").textContent = source ? `${source.picture.width} × ${source.picture.height}${masked ? ", masked" : ""}` : "";
+}
+
+/** The size at which a picture is drawn over: its own, or about the model's own area where it is much larger. */
+function sizeFor({ width, height }) {
+  const { multiple, area } = limits;
+  const factor = width * height > 4 * area ? Math.sqrt(area / (width * height)) : 1;
+  return [width, height].map((side) => Math.max(multiple, Math.floor((side * factor) / multiple) * multiple));
+}
+
+/** Puts the picture and the mask of a request, as it was sent, back into the form. */
+export async function useSource({ init_images: [address] = [], mask, width, height }) {
+  unset();
+  if (!address) return;
+  await startFrom(blobOf(address));
+  if (mask) await source.mask.load(mask);
+  put("width", width ?? "");
+  put("height", height ?? "");
 }
 
 /** Starts from a picture, a blob. */
@@ -44,8 +67,9 @@ export async function startFrom(blob) {
   source = { picture: its, address: await addressOf(blob), mask: new Mask(board, its, brush, note) };
   $("brush").max = Math.max(8, Math.round(Math.max(its.width, its.height) / 2));
   put($("brush"), Math.max(2, Math.round(Math.max(its.width, its.height) / 8)));
-  put("width", its.width - (its.width % 8));
-  put("height", its.height - (its.height % 8));
+  const [width, height] = sizeFor(its);
+  put("width", width);
+  put("height", height);
   $("source").open = true;
   $("source-on").hidden = false;
   $("source-drop").hidden = true;
