@@ -65,6 +65,7 @@ class Chunk(NamedTuple):
     hints: tuple[np.ndarray, ...] | None = None  # the pictures of each control, [B, H, W, C] in [0, 1]
     guidance: np.ndarray | None = None  # [B], see Request
     others: np.ndarray | None = None  # [B], see Request
+    hole: np.ndarray | None = None  # [B, 1, 1, 1], see `draw_request`
 
 
 def evaluations(plan: Plan) -> int:
@@ -85,6 +86,7 @@ def draw_request(
     after: int = 0,
     sides: Sides | None = None,
     beside: Cond | None = None,
+    hole: np.ndarray | None = None,
     watch: Callable[[int, int, Callable[[], Array]], None] | None = None,
 ):
     """Draws all images of a request and returns them in the form that options.output says.
@@ -96,6 +98,7 @@ def draw_request(
     before, after: evaluations of other walks before and after this one, which `progress` counts too.
     sides: the request's prompts, if they were read before; None reads them.
     beside: what the task adds to both sides of guidance, one entry for each image.
+    hole: [B], what a walk with a strength starts from inside the masks: so much of its own noise in place of `pictures`.
     watch: watch(step, total, picture) is called after each evaluation in place of `progress` and `preview`, one of
         which the options must have; picture() returns the pixels of x0 of the images that are drawn then.
     """
@@ -106,7 +109,9 @@ def draw_request(
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     controls, hints = controls_of(sd.config, request)
     whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside, hints)
-    whole = whole._replace(guidance=request.guidance, others=request.others)
+    whole = whole._replace(
+        guidance=request.guidance, others=request.others, hole=hole if hole is None else hole.reshape(-1, 1, 1, 1)
+    )
     whole = jax.tree.map(np.asarray, whole)
     sides = sides or read_sides(sd, request)
     chunks = len(plan_work(sd, request, sides, made=False))
@@ -291,6 +296,8 @@ def prepare(
     uncond = stages.with_zero_vector(config, uncond, cond)
     if chunk.beside is not None:
         cond, uncond = (side | chunk.beside for side in (cond, uncond))
+    if chunk.hole is not None:
+        x0 = jnp.where(chunk.cells == 0, x0, chunk.hole * eps)
     return cond, uncond, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
 
 
