@@ -95,17 +95,11 @@ export class Drawing {
         const now = await ask("internal/progress", wanted, { signal });
         this.active = now.active;
         shown = now.id_live_preview ?? shown;
-        const ahead = now.queued ? await this.#ahead(signal) : 0;
-        if (!signal.aborted) this.report({ ...now, preview: now.live_preview, ahead });
+        if (!signal.aborted) this.report({ ...now, preview: now.live_preview, ahead: now.position ?? 0 });
       } catch {
         // the answer of the request itself says what is wrong
       }
       await pause(350, signal);
     }
-  }
-
-  async #ahead(signal) {
-    const { tasks = [] } = await ask("internal/pending-tasks", undefined, { signal });
-    return Math.max(0, tasks.indexOf(this.id));
   }
 }

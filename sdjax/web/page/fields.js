@@ -7,7 +7,7 @@ const control = (name) => form.elements[name];
 /** Where a PNG's text (the web UI's names) goes. */
 const TEXTS = {
   "Prompt": "prompt", "Negative prompt": "negative_prompt", "Steps": "steps", "Sampler": "sampler_name", "Schedule type": "scheduler",
-  "CFG scale": "cfg_scale", "Seed": "seed", "Size-1": "width", "Size-2": "height", "Clip skip": "CLIP_stop_at_last_layers",
+  "CFG scale": "cfg_scale", "Seed": "seed", "Clip skip": "CLIP_stop_at_last_layers",
   "Variation seed": "subseed", "Variation seed strength": "subseed_strength", "Eta": "eta", "Hires upscale": "hr_scale",
   "Hires steps": "hr_second_pass_steps", "Hires upscaler": "hr_upscaler", "Mask blur": "mask_blur",
 };
@@ -67,21 +67,35 @@ export function offer(select, rows) {
   if (kept) choose(select, kept);
 }
 
-function read(name) {
+/** A control's value; null where nothing is typed. What the browser itself sees to be wrong goes into `wrong`. */
+function read(name, wrong) {
   const element = control(name);
   if (element.type === "checkbox") return element.checked;
   const typed = element.paired ?? element;
-  if (typed.type === "number") {
-    if (typed.validity.badInput) throw { path: [name], message: "A number is expected here." };
-    return typed.value === "" ? null : Number(typed.value);
-  }
+  if (!typed.validity.valid) wrong.push({ path: [name], message: typed.validationMessage });
+  if (typed.type === "number") return typed.value === "" ? null : Number(typed.value);
   return ["true", "false"].includes(element.value) ? element.value === "true" : element.value;
 }
 
-const given = (names) => Object.fromEntries(names.map((name) => [name, read(name)]).filter(([, value]) => value !== null && value !== ""));
+/** Takes the limits of fields from the server's own description of a request (JSON Schema). */
+export function bound(properties) {
+  for (const [name, { minimum, maximum, description }] of Object.entries(properties)) {
+    const element = control(name), typed = element?.paired ?? element;
+    if (typed?.type === "number") {
+      if (minimum !== undefined && !["width", "height"].includes(name)) typed.min = minimum;
+      if (maximum !== undefined) typed.max = maximum;
+    }
+    if (description && element?.labels) for (const label of element.labels) label.title = description;
+  }
+}
 
 /** Reads the request from the form. source: what image to image adds ({init_images, mask}), or null. */
 export function request(source) {
+  const wrong = [];
+  const given = (names) => {
+    const values = names.map((name) => [name, read(name, wrong)]);
+    return Object.fromEntries(values.filter(([, value]) => value !== null && value !== ""));
+  };
   const named = [...new Set([...form.elements].map((e) => e.name).filter(Boolean))];
   const asked = { prompt: "", ...given(named.filter((name) => !LATER.has(name))) };
   if (asked.subseed_strength === 0) delete asked.subseed_strength, delete asked.subseed;
@@ -95,6 +109,7 @@ export function request(source) {
     const { hr_strength, ...hires } = given(HIRES);
     Object.assign(asked, hires, { denoising_strength: hr_strength });
   }
+  if (wrong.length) throw { fields: wrong };
   return asked;
 }
 
@@ -114,6 +129,8 @@ export function useTexts(texts) {
   if (!known.length) return 0;
   for (const name of RESET) put(name, FIRST[name]);
   for (const [text, name] of known) put(name, String(texts[text]));
+  const size = /^(\d+)x(\d+)$/.exec(texts.Size);
+  if (size) put("width", size[1]), put("height", size[2]);
   const hires = texts["Hires upscale"] != null;
   put("enable_hr", hires);
   if (texts["Denoising strength"] != null) put(hires ? "hr_strength" : "denoising_strength", texts["Denoising strength"]);

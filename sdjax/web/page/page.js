@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { cancel, generate, say } from "./draw.js";
 import { offerControls, offerWords, useControls } from "./extras.js";
-import { $, clearErrors, first, limits, offer, put, reset, restore, showError, snapshot, usePayload, useTexts } from "./fields.js";
+import { $, bound, clearErrors, first, limits, offer, put, reset, restore, showError, snapshot, usePayload, useTexts } from "./fields.js";
 import { add, current, picture, whenShown } from "./gallery.js";
 import { offerAxes, useAxis } from "./sheet.js";
 import { addressOf, startFrom, useSource } from "./source.js";
@@ -19,12 +19,11 @@ const EXAMPLES = {
 /* What the server has */
 
 /** The usual sizes around the model's own: square, upright, wide, larger. */
-function offerSizes({ model_width: width, model_height: height, size_multiple: multiple = 8, max_pixels: most = Infinity }) {
-  if (!width || !height) return;
+function offerSizes({ size, unit: multiple = 8, max_pixels: most = Infinity }) {
+  if (!size) return;
+  const width = size, height = size;
   Object.assign(limits, { multiple, area: width * height });
-  $("width").placeholder = width;
-  $("height").placeholder = height;
-  for (const id of ["width", "height"]) $(id).step = multiple;
+  for (const id of ["width", "height"]) Object.assign($(id), { placeholder: size, step: multiple, min: multiple });
   const longer = (side) => Math.round((1.5 * side) / multiple) * multiple;
   const sizes = [[width, height], [width, longer(height)], [longer(width), height], [longer(width), longer(height)]];
   const buttons = sizes.filter(([w, h]) => w * h <= most).map(([w, h]) => {
@@ -59,22 +58,26 @@ function offerModels(models, served) {
 }
 
 async function load() {
-  const paths = ["sd-models", "options", "samplers", "schedulers", "upscalers", "latent-upscale-modes", "loras", "embeddings", "cmd-flags"];
-  const lists = await Promise.all([...paths.map((p) => ask(`sdapi/v1/${p}`)), ask("controlnet/model_list"), ask("controlnet/module_list")]);
-  const [models, options, samplers, schedulers, upscalers, latents, loras, embeddings, flags, controls, modules] = lists;
+  const paths = ["sd-models", "options", "samplers", "schedulers", "upscalers", "latent-upscale-modes", "loras", "embeddings", "sdjax"];
+  const others = ["controlnet/model_list", "controlnet/module_list", "openapi.json"];
+  const lists = await Promise.all([...paths.map((p) => `sdapi/v1/${p}`), ...others].map((p) => ask(p)));
+  const [models, options, samplers, schedulers, upscalers, latents, loras, embeddings, about, controls, modules, api] = lists;
+  for (const path of ["/sdapi/v1/img2img", "/sdapi/v1/txt2img"]) {
+    bound(api.paths[path].post.requestBody.content["application/json"].schema.properties);
+  }
   offerModels(models, options.sd_model_checkpoint);
   offer($("sampler"), samplers.map(({ name, aliases }) => ({ value: name, aliases })));
   if (samplers.some(({ name }) => name === "DPM++ 2M")) first("sampler_name", "DPM++ 2M");
   offer($("scheduler"), schedulers.map(({ name, label, aliases }) => ({ value: name, label, aliases: aliases ?? [] })));
-  const enlarge = [...latents, ...upscalers.filter(({ name }) => name !== "None")];
+  const enlarge = [...latents, ...upscalers].filter(({ name }) => name !== "None");
   offer($("hr-upscaler"), enlarge.map(({ name }) => ({ value: name })));
   offerWords(loras, embeddings);
   offerControls(controls.model_list ?? [], modules.module_list ?? []);
   offerAxes(samplers.map(({ name }) => name));
-  offerSizes(flags);
-  if (flags.guidance_scale) first("cfg_scale", flags.guidance_scale);
-  if (flags.max_pictures) $("pictures").max = flags.max_pictures;
-  if (flags.tokens) countTokens();
+  offerSizes(about);
+  if (about.guidance_scale) first("cfg_scale", about.guidance_scale);
+  if (about.few_steps) first("steps", about.few_steps);
+  countTokens();
   for (const name of ["sampler_name", "scheduler", "hr_upscaler"]) first(name, document.getElementsByName(name)[0].value);
 }
 
@@ -122,8 +125,8 @@ function countTokens() {
     const count = async () => {
       const turn = ++asked;
       try {
-        const { tokens, room } = await ask("internal/tokens", { prompt: field.value });
-        if (turn === asked) note.textContent = tokens ? `${tokens} of ${room} tokens` : "";
+        const { tokens, limit } = await ask("sdapi/v1/sdjax/tokens", { prompt: field.value });
+        if (turn === asked) note.textContent = tokens ? `${tokens} of ${limit} tokens` : "";
       } catch {
         note.textContent = "";
       }
