@@ -113,6 +113,8 @@ def blurred(plane: np.ndarray, radius: float) -> np.ndarray:
     """Returns floats [H, W] under Pillow's Gaussian blur, which takes 8 bits: high and low parts apart."""
     top = max(float(plane.max()), 1e-6)
     levels = np.uint16(np.round(plane / top * 65535))
-    parts = [Image.fromarray(np.uint8(part)).filter(ImageFilter.GaussianBlur(radius)) for part in (levels >> 8, levels & 255)]
+    parts = [
+        Image.fromarray(np.uint8(part)).filter(ImageFilter.GaussianBlur(radius)) for part in (levels >> 8, levels & 255)
+    ]
     high, low = (np.asarray(part, np.float32) for part in parts)
     return (high * 256 + low) / 65535 * top

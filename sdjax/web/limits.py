@@ -156,7 +156,9 @@ def limited(app: App) -> App:
             words = Refused("a body without Content-Encoding expected", None, 415, "content_encoding")
             return await refuse(scope, receive, send, words, close=True)
         if held + int(length) > ALL_BODIES:
-            return await refuse(scope, receive, send, Refused("too many bodies at once", None, 503, "busy", 5), close=True)
+            return await refuse(
+                scope, receive, send, Refused("too many bodies at once", None, 503, "busy", 5), close=True
+            )
         until, whole = time.monotonic() + SECONDS, False
         error: Refused | None = None
 

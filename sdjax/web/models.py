@@ -138,9 +138,7 @@ class Models:
 def files_of(folder: Path | None) -> list[Path]:
     """Returns the files of weights in a folder, by name."""
     suffixes = (*FILES, ".pt", ".bin", ".pth")
-    return (
-        [] if folder is None else [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
-    )
+    return [] if folder is None else [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
 
 
 def title_of(source: str) -> str:

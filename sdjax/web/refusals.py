@@ -51,7 +51,7 @@ def answer(request: Request, refused: Refused) -> JSONResponse:
     """Returns a refusal in the form of the interface that `request` is for."""
     status, headers = refused.status, {}
     if request.url.path.startswith("/v1/"):
-        status = {422: 400}.get(status, 429 if refused.kind == "queue_full" else status)
+        status = {422: 400, 415: 400}.get(status, 429 if refused.kind == "queue_full" else status)
         kind = TYPES.get(status, "invalid_request_error")
         body: dict[str, Any] = {
             "error": {"message": refused.message, "type": kind, "param": refused.field, "code": refused.kind}

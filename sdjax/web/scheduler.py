@@ -50,7 +50,9 @@ class Job:
         self.keys: list[tuple] = []
         self.next = 0  # the first picture that is not drawn yet, nor being drawn
         self.pictures: dict[int, Any] = {}  # number -> PIL image
-        self.answered: Future = Future()  # of the pictures by their numbers; of those that were drawn, if it was interrupted
+        self.answered: Future = (
+            Future()
+        )  # of the pictures by their numbers; of those that were drawn, if it was interrupted
         self.arrived, self.began, self.ended = time.monotonic(), 0.0, 0.0
         self.place, self.step, self.total = (0, 0), 0, 1  # those being drawn, and how far they are
         self.interrupted = self.skipped = self.left = False
@@ -69,7 +71,9 @@ class Job:
             return 1.0
         if not self.asks or not self.began:
             return 0.0
-        return min((len(self.pictures) + (self.place[1] - self.place[0]) * self.step / self.total) / len(self.asks), 1.0)
+        return min(
+            (len(self.pictures) + (self.place[1] - self.place[0]) * self.step / self.total) / len(self.asks), 1.0
+        )
 
     def answer(self, error: Exception | None = None) -> None:
         """Ends the request, with its pictures or with an error."""

@@ -110,9 +110,9 @@ def leave_at_last() -> None:
     os._exit(0)
 
 
-def serve(app: Any, scheduler: Scheduler, listening: socket.socket, answers: Callable[[int], None]) -> None:
-    """Serves at a bound socket until SIGTERM or Ctrl-C."""
-    config = uvicorn.Config(
+def config_of(app: Any) -> uvicorn.Config:
+    """Returns uvicorn's settings."""
+    return uvicorn.Config(
         app,
         http=Protocol,
         ws="none",
@@ -125,4 +125,8 @@ def serve(app: Any, scheduler: Scheduler, listening: socket.socket, answers: Cal
         h11_max_incomplete_event_size=2**16,
         proxy_headers=False,
     )
-    Server(config, scheduler, answers).run([listening])
+
+
+def serve(app: Any, scheduler: Scheduler, listening: socket.socket, answers: Callable[[int], None]) -> None:
+    """Serves at a bound socket until SIGTERM or Ctrl-C."""
+    Server(config_of(app), scheduler, answers).run([listening])

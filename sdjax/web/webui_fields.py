@@ -111,5 +111,3 @@ def texts_of(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         values |= {"hr_second_pass_steps": found.get("hires_steps", 0)}
         values |= {"hr_upscaler": {"pixels": "Lanczos"}.get(found.get("hires_upscale"), "Latent")}
     return {name: value for name, value in values.items() if given.get(name) is None}
-
-

@@ -78,7 +78,8 @@ def routes(service: Service) -> APIRouter:
         "samplers": listed_samplers,
         "schedulers": listed_schedulers,
         "upscalers": [
-            {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0} for name in UPSCALERS
+            {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+            for name in UPSCALERS
         ],
         "latent-upscale-modes": [{"name": name} for name in ("None", *LATENT_MODES)],
         "loras": lambda: [
