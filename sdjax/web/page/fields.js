@@ -73,7 +73,7 @@ function read(name, wrong) {
   if (element.type === "checkbox") return element.checked;
   const typed = element.paired ?? element;
   if (!typed.validity.valid) wrong.push({ path: [name], message: typed.validationMessage });
-  if (typed.type === "number") return typed.value === "" ? null : Number(typed.value);
+  if (typed.type === "number" || "number" in element.dataset) return typed.value === "" ? null : Number(typed.value);
   return ["true", "false"].includes(element.value) ? element.value === "true" : element.value;
 }
 
