@@ -18,6 +18,7 @@ UNSAID = ("lora_folder", "num_images")
 def text_of(models: Models, title: str, sd: StableDiffusion, ask: Ask, size: tuple[int, int]) -> str:
     """Returns the text of one picture. size: (width, height) of it."""
     options, found = ask.options, {"prompt": ask.prompt, "dtype": sd.dtype.name}
+    found["negative_prompt"] = options.negative_prompt
     for option in OPTIONS:
         if option.text is not None and option.name not in UNSAID:
             found[option.name] = getattr(options, option.name)

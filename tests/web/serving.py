@@ -1,10 +1,15 @@
 """A server in this process, for tests: real HTTP at a free port, in a thread."""
 
+import base64
+import io
 import json
 import threading
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
 
 from sdjax.commands.serve import listen
 from sdjax.web.app import make_app
@@ -67,3 +72,22 @@ def serving(model="emoji", queue=64, most_pixels=2**20, password=None, cors=(), 
         server.should_exit = True
         thread.join(20)
         scheduler.thread.join(60)
+
+
+def in_base64(image, **how) -> str:
+    """A picture as clients send it."""
+    out = io.BytesIO()
+    image.save(out, "PNG", **how)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def opened(text):
+    """A picture as the server sends it."""
+    return Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+
+
+def difference(one, other) -> int:
+    """The largest difference of two pictures in 1/255."""
+    assert one.size == other.size
+    one, other = (np.asarray(image.convert("RGB"), np.int16) for image in (one, other))
+    return int(np.abs(one - other).max())
