@@ -182,6 +182,9 @@ def test_dropped_picture(visit):
     visit.page.evaluate(DROP, [base64.b64encode(file["buffer"]).decode(), "snail.png"])
     visit.page.get_by_text("Settings of snail.png are in the form").wait_for()
     assert visit.text == TEXT
+    visit.page.get_by_role("button", name="Put the old ones back").click()
+    assert visit.field("textbox", "Prompt").input_value() == "typed before"
+    visit.page.get_by_role("button", name="Use these settings").click()
     asked = visit.request_of(None)
     assert asked | {
         "prompt": "a snail, slow",
@@ -196,8 +199,6 @@ def test_dropped_picture(visit):
         "subseed": 9,
         "subseed_strength": 0.25,
     } == asked
-    visit.page.get_by_role("button", name="Put the old ones back").click()
-    assert visit.field("textbox", "Prompt").input_value() == "typed before"
     visit.page.get_by_label("Picture whose settings are read").set_input_files(picture_file())
     visit.page.get_by_text("noise.png has no settings in it").first.wait_for()
     visit.page.get_by_label("Picture whose settings are read").set_input_files(
@@ -227,7 +228,7 @@ def test_refusals_at_their_field(visit):
 
     visit.ask("refused", steps=2, width=2**14, height=2**14)
     visit.page.keyboard.press("Control+Enter")
-    assert "pixel" in visit.refusal(visit.page.locator("#width[aria-invalid], #height[aria-invalid]").first)
+    assert "width times height" in visit.refusal(visit.page.locator("#width[aria-invalid], #height[aria-invalid]").first)
 
 
 def test_sheet(visit):
