@@ -1,49 +1,15 @@
-"""Headless Chromium of the system, driven by playwright, and a server in a process of its own."""
+"""Headless Chromium of the system, driven by playwright."""
 
-import os
-import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
-from tests.scripts import ROOT
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 120_000  # ms: a first picture compiles, on a machine that has more to do
-
-
-@contextmanager
-def served(place: Path, *arguments: object) -> Iterator[str]:
-    """Starts sample/serve.py in `place` and yields its address; SIGTERM ends it, with status 0."""
-    command = [sys.executable, str(ROOT / "sample" / "serve.py"), "--port", "0", *map(str, arguments)]
-    process = subprocess.Popen(
-        command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | CACHELESS
-    )
-    assert process.stdout is not None
-    said = []
-    try:
-        for line in process.stdout:
-            said.append(line)
-            if found := re.search(r"http://[\w.]+:\d+", line):
-                break
-        else:
-            pytest.fail(f"no server: {''.join(said)}")
-        Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
-        yield found[0]
-        process.terminate()
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-
-
-CACHELESS = {"SDJAX_CACHE": "off", "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager
@@ -61,7 +27,8 @@ def chromium() -> Iterator:
 class Visit:
     """A page of a context of its own, and what it said and asked for."""
 
-    def __init__(self, browser, address: str, **context):
+    def __init__(self, browser, address: str, answers: dict | None = None, **context):
+        """answers: what stands for the server's own answers, by path."""
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context)
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT)
@@ -69,6 +36,8 @@ class Visit:
         self.page.on("console", lambda line: line.type in ("error", "warning") and self.errors.append(line.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: (self.requests.append(request), self.asked.append(request.url)))
+        for path, answer in (answers or {}).items():
+            self.page.route(f"**{path}", lambda route, answer=answer: route.fulfill(json=answer))
         self.page.goto(address)
         self.until("document.querySelector('[name=sampler_name]').options.length")
 
@@ -96,9 +65,13 @@ class Visit:
         """Draws and returns the pictures' `img`s on the stage."""
         self.ask(prompt, **fields)
         self.page.keyboard.press("Control+Enter")
-        images = self.page.locator("#sheet").get_by_role("img", name=prompt)
+        images = self.picture(prompt)
         images.first.wait_for()
         return images
+
+    def picture(self, name: str):
+        """The `img`s on the stage that have a name."""
+        return self.page.locator("#sheet").get_by_role("img", name=name)
 
     def request_of(self, prompt: str | None, **fields: object) -> dict:
         """What the page would send: it is answered here, with 503, before it reaches the server."""

@@ -13,10 +13,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.scripts import CONFIG
-from tests.web.browser import Visit, chromium, served
+from tests.web.browser import Visit, chromium
+from tests.web.conftest import TWO
 
 pytestmark = pytest.mark.browser
-SIZE = CONFIG.size
+SIZE = TWO.size
 REFUSED = "Failed to load resource: the server responded with a status of 4"  # what Chromium itself says of each
 
 
@@ -26,26 +27,20 @@ def browser():
         yield browser
 
 
-@pytest.fixture(scope="module")
-def address(browser, place):
-    with served(place, "--model", "model") as address:
-        yield address
-
-
 @pytest.fixture
-def visits(browser, address):
+def visits(browser, served):
     """visits(**context): a new visit. Afterwards: the page said nothing, but of refusals, and asked nobody else."""
     made = []
 
-    def visit(**context):
-        made.append(Visit(browser, address, **context))
+    def visit(*answers, **context):
+        made.append(Visit(browser, served.url, *answers, **context))
         return made[-1]
 
     yield visit
     for one in made:
         one.context.close()
         assert not [text for text in one.errors if not text.startswith(REFUSED)]
-        assert not [url for url in one.asked if not url.startswith((address, "data:image/", f"blob:{address}"))]
+        assert not [url for url in one.asked if not url.startswith((served.url, "data:image/", f"blob:{served.url}"))]
 
 
 @pytest.fixture
@@ -226,7 +221,7 @@ def test_refusals_at_their_field(visit):
     assert not visit.page.locator("#sampler[aria-invalid]").count()
     assert len(visit.sent("/sdapi/v1/txt2img")) == count
 
-    visit.ask("refused", steps=2, width=2**14, height=2**14)
+    visit.ask("refused", steps=2, width=512, height=512)
     visit.page.keyboard.press("Control+Enter")
     assert "width times height" in visit.refusal(visit.page.locator("#width[aria-invalid], #height[aria-invalid]").first)
 
@@ -249,14 +244,62 @@ def test_sheet(visit):
     assert image.width > 3 * 112 and np.asarray(image.convert("L")).std() > 10
 
 
+def test_pickers(visit):
+    """Two models, a LoRA, an embedding, a control: each is in the request, and each changes the picture."""
+    visit.draw("apple", steps=2, seed=1)
+    plain = pixels_of(visit.download())
+    visit.page.locator("#words > summary").click()
+    visit.field("spinbutton", "Weight").fill("0.5")
+    visit.page.get_by_role("button", name="Add LoRA").click()
+    assert visit.field("textbox", "Prompt").input_value() == "apple <lora:style:0.5>"
+    visit.page.keyboard.press("Control+Enter")
+    visit.picture("apple <lora:style:0.5>, seed 1").wait_for()
+    assert (pixels_of(visit.download()) != plain).any()
+    visit.page.get_by_role("button", name="Remove LoRA style 0.5").click()
+    visit.page.get_by_role("button", name="Add embedding").click()
+    assert visit.field("textbox", "Prompt").input_value() == "apple zorp"
+
+    visit.ask("controlled")
+    visit.page.locator("#controls > summary").click()
+    visit.page.get_by_role("button", name="Add a control").click()
+    visit.page.keyboard.press("Control+Enter")
+    assert "picture" in visit.refusal(visit.page.locator("#units [data-field=image]"))
+    visit.page.locator("#units [data-field=image]").set_input_files(picture_file())
+    visit.page.locator("#units img").wait_for()
+    visit.draw("controlled", steps=2, seed=1)
+    (unit,) = visit.sent("/sdapi/v1/txt2img")[-1]["alwayson_scripts"]["controlnet"]["args"]
+    assert (unit["model"], unit["module"], unit["weight"]) == ("net", "none", 1)
+    visit.page.get_by_role("button", name="Remove control").click()
+
+    visit.page.get_by_role("combobox", name="Model", exact=True).select_option("model")
+    image = visit.draw("smaller", steps=2)
+    assert image.evaluate("image => image.naturalWidth") == CONFIG.size
+
+
+def test_queue(visits):
+    """What waits says so, and leaves the queue when it is cancelled; what is drawn goes on."""
+    first, second = visits(), visits()
+    first.ask("long", steps=1000, batch_size=16)
+    first.page.keyboard.press("Control+Enter")
+    first.until("document.getElementById('progress').hasAttribute('aria-valuenow')")
+    second.ask("waits", steps=2, width=2 * SIZE)
+    second.page.keyboard.press("Control+Enter")
+    second.page.get_by_text("Waiting: next in the queue").first.wait_for()
+    second.page.get_by_role("button", name="Cancel").click()
+    second.until("document.getElementById('status').textContent === 'Cancelled'")
+    assert first.page.get_by_role("progressbar").is_visible()
+    first.page.keyboard.press("Escape")
+    first.until("/^(Stopped early|Cancelled)/.test(document.getElementById('status').textContent)")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone(visits, scheme):
-    visit = visits(viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True)
+    empty = {"/sdapi/v1/loras": [], "/sdapi/v1/embeddings": {"loaded": {}}, "/controlnet/model_list": {"model_list": []}}
+    visit = visits(empty, viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True)
     for part in visit.page.locator("details:visible > summary").all():
         part.click()
     visit.draw("on a phone", steps=2, pictures=2)
     assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
-    assert visit.page.get_by_role("combobox", name="Control model").count() == 0  # there are none: hidden
     assert not visit.page.locator("#words").is_visible() and not visit.page.locator("#controls").is_visible()
     paper = lambda: visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
     before, theme = paper(), visit.page.get_by_role("button", name="Dark theme")

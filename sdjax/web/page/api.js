@@ -9,6 +9,9 @@ export class Refusal extends Error {
   }
 }
 
+/** Where the page is. The address bar may hold a name and a password (http://user:password@...), which fetch does not take. */
+const BASE = location.origin + location.pathname.replace(/[^/]*$/, "");
+
 async function refusal(response) {
   let detail;
   try {
@@ -30,7 +33,7 @@ export async function ask(path, body, { signal } = {}) {
   const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   let response;
   try {
-    response = await fetch(path, { ...(body === undefined ? {} : post), signal, cache: "no-store" });
+    response = await fetch(BASE + path, { ...(body === undefined ? {} : post), signal, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The server does not answer. Is it still running?");

@@ -140,7 +140,8 @@ export async function generate() {
     if (!pictures.length) return say("Cancelled");
     add(pictures);
     const [{ seed, stopped }] = pictures, count = pictures.length;
-    say(`${stopped ? "Stopped early" : "Done"}: ${count === 1 ? "a picture" : `${count} pictures`}, seed ${seed}, ${seconds(performance.now() - from)}`);
+    const what = across ? `a sheet of ${across.values.length}` : count === 1 ? "1 picture" : `${count} pictures`;
+    say(`${stopped ? "Stopped early" : "Done"}: ${what}, seed ${seed}, ${seconds(performance.now() - from)}`);
   } catch (error) {
     const cancelled = error.name === "AbortError" || (running?.cancelled && error.status === 503);
     end();

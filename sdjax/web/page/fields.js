@@ -72,6 +72,7 @@ function read(name, wrong) {
   const element = control(name);
   if (element.type === "checkbox") return element.checked;
   const typed = element.paired ?? element;
+  if (element.longest < [...element.value].length) wrong.push({ path: [name], message: `At most ${element.longest} characters are read.` });
   if (!typed.validity.valid) wrong.push({ path: [name], message: typed.validationMessage });
   if (typed.type === "number" || "number" in element.dataset) return typed.value === "" ? null : Number(typed.value);
   return ["true", "false"].includes(element.value) ? element.value === "true" : element.value;
@@ -79,12 +80,13 @@ function read(name, wrong) {
 
 /** Takes the limits of fields from the server's own description of a request (JSON Schema). */
 export function bound(properties) {
-  for (const [name, { minimum, maximum, description }] of Object.entries(properties)) {
+  for (const [name, { minimum, maximum, maxLength, description }] of Object.entries(properties)) {
     const element = control(name), typed = element?.paired ?? element;
     if (typed?.type === "number") {
       if (minimum !== undefined && !["width", "height"].includes(name)) typed.min = minimum;
       if (maximum !== undefined) typed.max = maximum;
     }
+    if (TEXTUAL.includes(name)) element.longest = maxLength;
     if (description && element?.labels) for (const label of element.labels) label.title = description;
   }
 }

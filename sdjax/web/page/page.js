@@ -5,7 +5,7 @@ import { cancel, generate, say } from "./draw.js";
 import { offerControls, offerWords, useControls } from "./extras.js";
 import { $, bound, clearErrors, first, limits, offer, put, reset, restore, showError, snapshot, usePayload, useTexts } from "./fields.js";
 import { add, current, picture, whenShown } from "./gallery.js";
-import { offerAxes, useAxis } from "./sheet.js";
+import { axisOf, offerAxes, useAxis } from "./sheet.js";
 import { addressOf, startFrom, useSource } from "./source.js";
 
 const EXAMPLES = {
@@ -73,7 +73,7 @@ async function load() {
   offer($("hr-upscaler"), enlarge.map(({ name }) => ({ value: name })));
   offerWords(loras, embeddings);
   offerControls(controls.model_list ?? [], modules.module_list ?? []);
-  offerAxes(samplers.map(({ name }) => name));
+  offerAxes(samplers);
   offerSizes(about);
   if (about.guidance_scale) first("cfg_scale", about.guidance_scale);
   if (about.few_steps) first("steps", about.few_steps);
@@ -138,6 +138,13 @@ function countTokens() {
 
 /* Pictures from files: settings are read, the form is filled, and what was in it can be had back */
 
+/** Puts the texts of a picture into the form. Returns how many of them it knew. */
+function fill(texts) {
+  const known = useTexts(texts);
+  if (known) useAxis(axisOf(texts));
+  return known;
+}
+
 async function readSettings(file) {
   clearErrors();
   let its;
@@ -145,7 +152,7 @@ async function readSettings(file) {
     its = await picture(file, { file: file.name, name: file.name, prompt: "" });
     const { info, parameters } = await ask("sdapi/v1/png-info", { image: await addressOf(file) });
     const before = snapshot();
-    const known = useTexts(parameters ?? {});
+    const known = fill(parameters ?? {});
     Object.assign(its, { text: info, texts: known ? parameters : null, prompt: parameters?.Prompt ?? "", seed: parameters?.Seed });
     add([its]);
     if (known) offerBack(before, `Settings of ${file.name} are in the form.${parameters["Init image"] ? " The picture it started from is not in the file." : ""}`);
@@ -210,7 +217,7 @@ $("use").addEventListener("click", () => {
     useControls(request);
     useAxis(across ?? null);
     useSource(request);
-  } else useTexts(texts);
+  } else fill(texts);
   say("The form has this picture's settings");
 });
 $("start").addEventListener("click", () => startFrom(current().blob).then(() => $("source").scrollIntoView({ block: "nearest" })));

@@ -29,7 +29,7 @@ export function axis() {
   if (!name) return null;
   const label = $("axis").selectedOptions[0].label;
   if (name !== "sampler_name") return { name, label, values: readNumbers($("values").value, name !== "cfg_scale") };
-  const values = [...document.querySelectorAll("#axis-samplers input:checked")].map((box) => box.value);
+  const values = boxes().filter((box) => box.checked).map((box) => box.value);
   if (!values.length) throw { fields: [{ path: ["axis"], message: "Choose the samplers below." }] };
   if (values.length > MOST) throw { fields: [{ path: ["axis"], message: `At most ${MOST} pictures fit on a sheet.` }] };
   return { name, label, values };
@@ -67,7 +67,8 @@ export async function sheetOf({ name, label, values }, pictures) {
     captions[i].forEach((text, k) => context.fillText(text, x + (width - context.measureText(text).width) / 2, y + height + 5 + k * line));
   });
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  const text = `${pictures[0].text}, Grid: "${FLAGS[name]}=${values.join(",")}"`;
+  const own = name === "sampler_name" ? values.map((value) => boxes().find((box) => box.value === value).own) : values;
+  const text = `${pictures[0].text}, Grid: "${FLAGS[name]}=${own.join(",")}"`;
   return { blob: await withText(blob, "parameters", text), text };
 }
 
@@ -85,20 +86,31 @@ function wrapped(context, text, width) {
   });
 }
 
+const boxes = () => [...document.querySelectorAll("#axis-samplers input")];
+
+/** samplers: the server's list; the last of a sampler's other names is the one that commands take. */
 export function offerAxes(samplers) {
-  const boxes = samplers.map((name) => {
+  const labels = samplers.map(({ name, aliases }) => {
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", value: name, own: aliases?.at(-1) ?? name });
     const label = Object.assign(document.createElement("label"), { className: "check" });
-    label.append(Object.assign(document.createElement("input"), { type: "checkbox", value: name }), ` ${name}`);
+    label.append(box, ` ${name}`);
     return label;
   });
-  $("axis-samplers").replaceChildren($("axis-samplers").querySelector("legend"), ...boxes);
+  $("axis-samplers").replaceChildren($("axis-samplers").querySelector("legend"), ...labels);
 }
 
 /** Puts an axis, as `axis` gave it, back into the form; null: no sheet. */
 export function useAxis(across) {
   put($("axis"), across?.name ?? "");
   if (across && across.name !== "sampler_name") put($("values"), across.values.join(", "));
-  for (const box of document.querySelectorAll("#axis-samplers input")) box.checked = across?.values.includes(box.value) ?? false;
+  for (const box of boxes()) box.checked = across?.values.some((value) => [box.value, box.own].includes(value)) ?? false;
+}
+
+/** Reads the axis out of a sheet's text ("guidance-scale=1,3"); null where there is none that the page has. */
+export function axisOf({ Grid: text = "" }) {
+  const [flag, values = ""] = text.split("=");
+  const name = Object.keys(FLAGS).find((each) => FLAGS[each] === flag.replaceAll("_", "-"));
+  return name ? { name, values: values.split(",") } : null;
 }
 
 const USUAL = { steps: "4, 8, 16, 32", cfg_scale: "1, 3, 5, 7.5", seed: "0..7" };
