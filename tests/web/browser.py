@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: (self.requests.append(request), self.asked.append(request.url)))
         for path, answer in (answers or {}).items():
-            self.page.route(f"**{path}", lambda route, answer=answer: route.fulfill(json=answer))
+            self.page.route(f"**{path}", partial(lambda answer, route: route.fulfill(json=answer), answer))
         self.page.goto(address)
         self.until("document.querySelector('[name=sampler_name]').options.length")
 

@@ -181,19 +181,23 @@ def test_dropped_picture(visit):
     assert visit.field("textbox", "Prompt").input_value() == "typed before"
     visit.page.get_by_role("button", name="Use these settings").click()
     asked = visit.request_of(None)
-    assert asked | {
-        "prompt": "a snail, slow",
-        "negative_prompt": "blurry",
-        "steps": 4,
-        "sampler_name": "Euler",
-        "scheduler": "karras",
-        "cfg_scale": 2.5,
-        "seed": 77,
-        "width": 8,
-        "height": 16,
-        "subseed": 9,
-        "subseed_strength": 0.25,
-    } == asked
+    assert (
+        asked
+        | {
+            "prompt": "a snail, slow",
+            "negative_prompt": "blurry",
+            "steps": 4,
+            "sampler_name": "Euler",
+            "scheduler": "karras",
+            "cfg_scale": 2.5,
+            "seed": 77,
+            "width": 8,
+            "height": 16,
+            "subseed": 9,
+            "subseed_strength": 0.25,
+        }
+        == asked
+    )
     visit.page.get_by_label("Picture whose settings are read").set_input_files(picture_file())
     visit.page.get_by_text("noise.png has no settings in it").first.wait_for()
     visit.page.get_by_label("Picture whose settings are read").set_input_files(
@@ -204,7 +208,9 @@ def test_dropped_picture(visit):
 
 def test_refusals_at_their_field(visit):
     """The first is the server's own, of a field; the second the browser sees itself, by the server's limits."""
-    visit.page.get_by_role("combobox", name="Sampler").evaluate("s => s.add(new Option('Unknown', 'unknown', true, true))")
+    visit.page.get_by_role("combobox", name="Sampler").evaluate(
+        "s => s.add(new Option('Unknown', 'unknown', true, true))"
+    )
     visit.ask("refused", steps=2)
     visit.page.keyboard.press("Control+Enter")
     sampler = visit.page.get_by_role("combobox", name="Sampler")
@@ -223,7 +229,9 @@ def test_refusals_at_their_field(visit):
 
     visit.ask("refused", steps=2, width=512, height=512)
     visit.page.keyboard.press("Control+Enter")
-    assert "width times height" in visit.refusal(visit.page.locator("#width[aria-invalid], #height[aria-invalid]").first)
+    assert "width times height" in visit.refusal(
+        visit.page.locator("#width[aria-invalid], #height[aria-invalid]").first
+    )
 
 
 def test_sheet(visit):
@@ -294,7 +302,11 @@ def test_queue(visits):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone(visits, scheme):
-    empty = {"/sdapi/v1/loras": [], "/sdapi/v1/embeddings": {"loaded": {}}, "/controlnet/model_list": {"model_list": []}}
+    empty = {
+        "/sdapi/v1/loras": [],
+        "/sdapi/v1/embeddings": {"loaded": {}},
+        "/controlnet/model_list": {"model_list": []},
+    }
     visit = visits(empty, viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True)
     for part in visit.page.locator("details:visible > summary").all():
         part.click()

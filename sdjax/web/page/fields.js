@@ -161,14 +161,20 @@ export const first = (name, value) => (put(name, value), (FIRST[name] = value));
 /** The control that a refusal's path is about: by its name, by its place in a control's fields, or null. */
 function controlOf(path) {
   const names = path.map(String);
-  const unit = names.indexOf("args");
-  if (unit >= 0) return document.querySelectorAll("#units .unit")[Number(names[unit + 1])]?.querySelector(`[data-field="${CSS.escape(names.at(-1))}"]`);
+  if (names[0] === "alwayson_scripts") return partOfUnit(names.slice(names.indexOf("args") + 1 || names.length));
   const key = names[0] === "override_settings" ? names[1] : names[0];
   if (!key) return null;
   if (key === "denoising_strength" && !$("hires-fields").hidden && $("source-on").hidden) return control("hr_strength");
   const other = { sampler_index: "sampler_name", n_iter: "batch_size", init_images: "", mask: "" }[key];
   const found = control(other ?? key);
   return found ?? document.querySelector(`[data-field="${CSS.escape(key)}"]`);
+}
+
+/** The part of a control that ["0", "image"] is about. []: that of the first one without a picture. */
+function partOfUnit([number, name = "image"]) {
+  const units = [...document.querySelectorAll("#units .unit")];
+  const unit = number === undefined ? (units.find(({ address }) => !address) ?? units[0]) : units[number];
+  return unit?.querySelector(`[data-field="${CSS.escape(name)}"]`);
 }
 
 export function clearErrors() {
@@ -201,7 +207,7 @@ export function showError({ message, fields = [] }) {
     }
     placed.push(element);
   }
-  const label = placed.map((e) => e.labels?.[0]?.textContent.trim() ?? e.dataset.field).join(", ");
+  const label = placed.map((e) => e.labels?.[0]?.textContent.split(":")[0].trim() ?? e.dataset.field).join(", ");
   const said = [rest.join(" "), placed.length ? `See ${label}.` : ""].filter(Boolean).join(" ");
   $("alert").textContent = fields.length ? `Not drawn. ${said}` : message;
   $("alert").hidden = false;
