@@ -39,17 +39,15 @@ def whole(low: float, high: float = math.inf) -> Kind:
     return Kind(read, right, {"type": "integer", **limits(low, high)})
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Kind:
-    """Returns the kind of finite numbers."""
+def number(low: float = -(10.0**6), high: float = 10.0**6) -> Kind:
+    """Returns the kind of numbers from `low` to `high`."""
 
     def read(value: Any) -> float:
         if not is_number(value, low, high):
             raise ValueError
         return float(value)
 
-    words = "a finite number" if low == -math.inf else f"a number from {low:g} on"
-    right = words if high == math.inf else f"a number from {low:g} to {high:g}"
-    return Kind(read, right, {"type": "number", **limits(low, high)})
+    return Kind(read, f"a number from {low:g} to {high:g}", {"type": "number", **limits(low, high)})
 
 
 def limits(low: float, high: float) -> dict[str, float]:

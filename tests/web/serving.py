@@ -29,7 +29,7 @@ class Served:
     def ask(self, path, body=None, *, headers=None, method=None, timeout=300):
         """Returns (status, the JSON of the answer or its bytes, headers)."""
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        own = {"Content-Type": "application/json"} if data is not None else {}
+        own = {"Content-Type": getattr(data, "kind", "application/json")} if data is not None else {}
         request = urllib.request.Request(self.url + path, data, own | (headers or {}), method=method)
         try:
             answer = urllib.request.urlopen(request, timeout=timeout)
