@@ -14,11 +14,11 @@ from sdjax.errors import did_you_mean
 COMMANDS = {
     "generate": ("generate", "Draw pictures of a prompt."),
     "batch": ("generate", "Draw a picture of each line of a file; go on after a kill (generate --prompts-file FILE)."),
-    "serve": ("serve", "Serve pictures: a page, the web UI's API, the images API."),
     "convert": ("convert", "Write a model as a folder or as a single file."),
     "compile": ("compile", "Write a generation program to a file."),
     "evaluate": ("evaluate", "Measure how well a model draws the emoji (needs a checkout)."),
     "benchmark": ("benchmark", "Time sdjax beside diffusers."),
+    "serve": ("serve", "Serve pictures: a page, the web UI's API, the images API."),
     "train diffusion": ("train_diffusion", "Train the UNet."),
     "train vae": ("train_vae", "Train the VAE."),
     "train clip": ("train_clip", "Train CLIP's towers."),

@@ -20,7 +20,7 @@ from sdjax.web.refusals import Refused, answer
 LARGEST = 64 * 2**20  # bytes of a body
 ALL_BODIES = 8 * LARGEST  # of all bodies at once
 SECONDS = 30.0  # in which a body has to arrive
-OPEN = ("/healthz", "/v1/images/files/")
+OPEN, OPEN_FOLDER = "/healthz", "/v1/images/files/"  # without a password
 METHODS = "GET, POST, OPTIONS"
 
 access = logging.getLogger("sdjax.web.access")
@@ -103,13 +103,14 @@ def shared_with(app: App, origins: tuple[str, ...]) -> App:
 
 
 def allowed(app: App, password: str | None) -> App:
-    """Answers 401 to everything but OPEN without "user:password", as Basic or as a Bearer key."""
+    """Answers 401 to everything but what is open without "user:password", as Basic or as a Bearer key."""
     if password is None:
         return app
     wanted = password.encode()
 
     async def call(scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] == "lifespan" or any(scope["path"] == path or scope["path"].startswith(path) for path in OPEN):
+        path = scope.get("path", "")
+        if scope["type"] == "lifespan" or path == OPEN or (path.startswith(OPEN_FOLDER) and path != OPEN_FOLDER):
             return await app(scope, receive, send)
         given = dict(scope.get("headers") or ()).get(b"authorization", b"")
         kind, _, value = given.partition(b" ")
@@ -128,14 +129,6 @@ def allowed(app: App, password: str | None) -> App:
     return call
 
 
-class TooLarge(Exception):
-    pass
-
-
-class TooSlow(Exception):
-    pass
-
-
 def limited(app: App) -> App:
     """Answers 413 to bodies above LARGEST, 408 to those that take longer than SECONDS, and 503 while there are many.
 
@@ -148,7 +141,7 @@ def limited(app: App) -> App:
         if scope["type"] != "http":
             return await app(scope, receive, send)
         headers = dict(scope["headers"])
-        length, begun, own = headers.get(b"content-length", b"0"), False, 0
+        length, own = headers.get(b"content-length", b"0"), 0
         large = Refused(f"a body of at most {LARGEST} bytes expected", None, 413, "too_large")
         if not length.isdigit() or len(length) > 20 or int(length) > LARGEST:
             return await refuse(scope, receive, send, large, close=True)
@@ -160,36 +153,32 @@ def limited(app: App) -> App:
                 scope, receive, send, Refused("too many bodies at once", None, 503, "busy", 5), close=True
             )
         until, whole = time.monotonic() + SECONDS, False
-        error: Refused | None = None
+        refused: Refused | None = None
 
         async def receiving() -> dict:
-            nonlocal held, own, whole, error
+            nonlocal held, own, whole, refused
             if whole:
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), max(0.001, until - time.monotonic()))
             except TimeoutError:
-                error = Refused(f"a whole body within {SECONDS:.0f} s expected", None, 408, "timeout")
-                raise TooSlow from None
+                refused = Refused(f"a whole body within {SECONDS:.0f} s expected", None, 408, "timeout")
+                raise refused from None
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 held, own, whole = held + size, own + size, not message.get("more_body", False)
                 if own > LARGEST:
-                    error = large
-                    raise TooLarge
+                    refused = large
+                    raise large
             return message
 
         async def sending(message: dict) -> None:
-            nonlocal begun
-            begun = True
+            if refused is not None and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         try:
             await app(scope, receiving, sending)
-        except Exception:
-            if error is None or begun:
-                raise
-            await refuse(scope, receive, send, error, close=True)
         finally:
             held -= own
 
