@@ -43,7 +43,7 @@ class Visit:
         self.until("document.querySelector('[name=sampler_name]').options.length")
 
     def until(self, expression: str, argument: object = None) -> None:
-        """Waits until JavaScript is true (playwright's own way evaluates text in the page, which its policy forbids)."""
+        """Waits until JavaScript is true. Playwright's own way evaluates text in the page, which the policy forbids."""
         limit = time.monotonic() + WAIT / 1000
         while not self.page.evaluate(expression, argument):
             assert time.monotonic() < limit, expression

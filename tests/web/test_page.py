@@ -158,8 +158,8 @@ def test_use_these(visit):
 
 
 TEXT = (
-    "a snail, slow\nNegative prompt: blurry\nSteps: 4, Sampler: Euler, Schedule type: Karras, CFG scale: 2.5, Seed: 77, "
-    "Size: 8x16, Variation seed: 9, Variation seed strength: 0.25"
+    "a snail, slow\nNegative prompt: blurry\nSteps: 4, Sampler: Euler, Schedule type: Karras, CFG scale: 2.5, "
+    "Seed: 77, Size: 8x16, Variation seed: 9, Variation seed strength: 0.25"
 )
 DROP = """([data, name]) => {
     const transfer = new DataTransfer();

@@ -1,4 +1,5 @@
-// What the page asks of the server: the web UI's API, nothing else. Addresses are relative, so a proxy may put a folder before them.
+// What the page asks of the server: the web UI's API, nothing else. Addresses are relative: a proxy may put a folder
+// before them.
 
 /** A refusal. `fields`: [{path: ["body", ...] without "body", message}], those that the server named. */
 export class Refusal extends Error {
@@ -9,7 +10,7 @@ export class Refusal extends Error {
   }
 }
 
-/** Where the page is. The address bar may hold a name and a password (http://user:password@...), which fetch does not take. */
+/** Where the page is, without the name and password that its address may hold and that fetch does not take. */
 const BASE = location.origin + location.pathname.replace(/[^/]*$/, "");
 
 async function refusal(response) {
@@ -20,15 +21,22 @@ async function refusal(response) {
     detail = null;
   }
   if (Array.isArray(detail)) {
-    const fields = detail.map(({ loc = [], msg }) => ({ path: loc[0] === "body" ? loc.slice(1) : loc, message: String(msg) }));
+    const fields = detail.map(({ loc = [], msg }) => ({
+      path: loc[0] === "body" ? loc.slice(1) : loc,
+      message: String(msg),
+    }));
     return new Refusal(fields.map((f) => f.message).join(" "), fields, response.status);
   }
   const wait = response.headers.get("Retry-After");
   const again = wait ? ` Try again in ${wait} s.` : "";
-  return new Refusal((typeof detail === "string" ? detail : `The server answered ${response.status}.`) + again, [], response.status);
+  return new Refusal(
+    (typeof detail === "string" ? detail : `The server answered ${response.status}.`) + again,
+    [],
+    response.status,
+  );
 }
 
-/** GET `path`, or POST where there is a body. Resolves to the answer's JSON; rejects with a Refusal or an AbortError. */
+/** GET `path`, or POST where there is a body. Resolves to the answer's JSON, rejects with a Refusal or AbortError. */
 export async function ask(path, body, { signal } = {}) {
   const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   let response;

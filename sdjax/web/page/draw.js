@@ -63,7 +63,10 @@ function tell({ queued, active, progress, eta, preview: address, ahead }) {
   } else if (active) {
     const share = Math.min(progress ?? 0, 1);
     const left = eta >= 1 ? `, about ${Math.round(eta)} s left` : "";
-    showProgress(share ? `Drawing, ${percent(share)}${left}` : "Getting ready: a new size or number of steps compiles first", share || null);
+    showProgress(
+      share ? `Drawing, ${percent(share)}${left}` : "Getting ready: a new size or number of steps compiles first",
+      share || null,
+    );
     say(share ? `Drawing, ${25 * Math.floor(4 * share)}%` : "Getting ready");
     if (address) preview(address);
   }
@@ -93,7 +96,9 @@ async function draw(asked, report) {
 /** A request for each value, a few at once -> one sheet. */
 async function drawSheet(asked, across) {
   const seed = asked.seed >= 0 ? asked.seed : Math.floor(Math.random() * MOST_SEED);
-  const requests = requestsOf(across, asked, seed), shares = requests.map(() => 0), drawn = [];
+  const requests = requestsOf(across, asked, seed),
+    shares = requests.map(() => 0),
+    drawn = [];
   let next = 0;
   const total = () => shares.reduce((sum, share) => sum + share, 0) / shares.length;
   const work = async () => {
@@ -119,7 +124,16 @@ async function drawSheet(asked, across) {
   }
   if (running.cancelled) throw new DOMException("", "AbortError");
   const { blob, text } = await sheetOf(across, drawn);
-  return [await picture(blob, { request: { ...asked, seed }, prompt: asked.prompt, seed, text, across, name: `sheet-seed${seed}.png` })];
+  return [
+    await picture(blob, {
+      request: { ...asked, seed },
+      prompt: asked.prompt,
+      seed,
+      text,
+      across,
+      name: `sheet-seed${seed}.png`,
+    }),
+  ];
 }
 
 export async function generate() {
@@ -139,7 +153,8 @@ export async function generate() {
     end();
     if (!pictures.length) return say("Cancelled");
     add(pictures);
-    const [{ seed, stopped }] = pictures, count = pictures.length;
+    const [{ seed, stopped }] = pictures,
+      count = pictures.length;
     const what = across ? `a sheet of ${across.values.length}` : count === 1 ? "1 picture" : `${count} pictures`;
     say(`${stopped ? "Stopped early" : "Done"}: ${what}, seed ${seed}, ${seconds(performance.now() - from)}`);
   } catch (error) {

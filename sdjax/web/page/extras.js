@@ -1,11 +1,13 @@
-// Pickers of what the server has besides a model: LoRAs and embeddings (words of the prompt), and controls. Empty ones stay hidden.
+// Pickers of what the server has besides a model: LoRAs and embeddings (words of the prompt), and controls. Empty ones
+// stay hidden.
 
 import { $, offer, put } from "./fields.js";
 import { addressOf, takesFiles } from "./source.js";
 
 const MOST_UNITS = 3;
 const TAG = /<lora:([^:>]+)(?::([^>]*))?>/g;
-let controlModels = [], modules = [];
+let controlModels = [],
+  modules = [];
 
 /* LoRAs and embeddings: the prompt says which, so that a prompt is all that one needs to keep */
 
@@ -23,7 +25,10 @@ function listWords() {
   const tags = [...prompt.value.matchAll(TAG)];
   $("words-list").replaceChildren(
     ...tags.map(([, name, weight = "1"]) => {
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `${name} ${weight}` });
+      const button = Object.assign(document.createElement("button"), {
+        type: "button",
+        textContent: `${name} ${weight}`,
+      });
       button.setAttribute("aria-label", `Remove LoRA ${name} ${weight}`);
       button.addEventListener("click", () => (write(without(name)), $("lora").focus()));
       const item = document.createElement("li");
@@ -39,13 +44,21 @@ $("lora-add").addEventListener("click", () => {
   const weight = $("lora-weight").value || "1";
   write(`${without($("lora").value).trimEnd()} <lora:${$("lora").value}:${weight}>`.trimStart());
 });
-$("embedding-add").addEventListener("click", () => write(`${prompt.value.trimEnd()} ${$("embedding").value}`.trimStart()));
+$("embedding-add").addEventListener("click", () =>
+  write(`${prompt.value.trimEnd()} ${$("embedding").value}`.trimStart()),
+);
 
 /** loras: the server's list; embeddings: {loaded: {name: ...}}. */
 export function offerWords(loras, embeddings) {
   const words = Object.keys(embeddings?.loaded ?? {});
-  offer($("lora"), loras.map(({ name }) => ({ value: name })));
-  offer($("embedding"), words.map((name) => ({ value: name })));
+  offer(
+    $("lora"),
+    loras.map(({ name }) => ({ value: name })),
+  );
+  offer(
+    $("embedding"),
+    words.map((name) => ({ value: name })),
+  );
   $("lora-row").hidden = !loras.length;
   $("embedding-row").hidden = !words.length;
   $("words").hidden = !loras.length && !words.length;
@@ -73,8 +86,14 @@ function addUnit(given = {}) {
   const unit = $("unit").content.cloneNode(true).firstElementChild;
   const part = (name) => unit.querySelector(`[data-field="${name}"]`);
   unit.querySelector("legend").textContent = `Control ${units().length + 1}`;
-  offer(part("model"), controlModels.map((name) => ({ value: name })));
-  offer(part("module"), modules.map((name) => ({ value: name })));
+  offer(
+    part("model"),
+    controlModels.map((name) => ({ value: name })),
+  );
+  offer(
+    part("module"),
+    modules.map((name) => ({ value: name })),
+  );
   const showImage = (address, text) => {
     unit.address = address;
     Object.assign(unit.querySelector("img"), { src: address, hidden: false });
@@ -109,7 +128,8 @@ export function controlFields() {
     const fields = { enabled: true, image: unit.address ?? null };
     for (const part of unit.querySelectorAll("[data-field]")) {
       if (part.type === "file") continue;
-      fields[part.dataset.field] = part.type === "number" ? (part.value === "" ? null : Number(part.value)) : part.value;
+      fields[part.dataset.field] =
+        part.type === "number" ? (part.value === "" ? null : Number(part.value)) : part.value;
     }
     return fields;
   });

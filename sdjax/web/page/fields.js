@@ -1,4 +1,4 @@
-// The form: its controls carry the request's own names, so that a request is read from it, and a refusal finds its control.
+// The form: its controls carry the request's own names. So a request is read from it, and a refusal finds its control.
 
 export const $ = (id) => document.getElementById(id);
 const form = $("form");
@@ -6,13 +6,33 @@ const control = (name) => form.elements[name];
 
 /** Where a PNG's text (the web UI's names) goes. */
 const TEXTS = {
-  "Prompt": "prompt", "Negative prompt": "negative_prompt", "Steps": "steps", "Sampler": "sampler_name", "Schedule type": "scheduler",
-  "CFG scale": "cfg_scale", "Seed": "seed", "Clip skip": "CLIP_stop_at_last_layers",
-  "Variation seed": "subseed", "Variation seed strength": "subseed_strength", "Eta": "eta", "Hires upscale": "hr_scale",
-  "Hires steps": "hr_second_pass_steps", "Hires upscaler": "hr_upscaler", "Mask blur": "mask_blur",
+  Prompt: "prompt",
+  "Negative prompt": "negative_prompt",
+  Steps: "steps",
+  Sampler: "sampler_name",
+  "Schedule type": "scheduler",
+  "CFG scale": "cfg_scale",
+  Seed: "seed",
+  "Clip skip": "CLIP_stop_at_last_layers",
+  "Variation seed": "subseed",
+  "Variation seed strength": "subseed_strength",
+  Eta: "eta",
+  "Hires upscale": "hr_scale",
+  "Hires steps": "hr_second_pass_steps",
+  "Hires upscaler": "hr_upscaler",
+  "Mask blur": "mask_blur",
 };
 /** What is not in a text is as at first, for these: otherwise "use these" would draw another picture. */
-const RESET = ["negative_prompt", "scheduler", "CLIP_stop_at_last_layers", "subseed", "subseed_strength", "eta", "width", "height"];
+const RESET = [
+  "negative_prompt",
+  "scheduler",
+  "CLIP_stop_at_last_layers",
+  "subseed",
+  "subseed_strength",
+  "eta",
+  "width",
+  "height",
+];
 /** What the model's sizes are like: a multiple of `multiple`, about `area` pixels. The server says more exactly. */
 export const limits = { multiple: 8, area: 512 * 512 };
 const FIRST = {}; // name -> the value at first
@@ -72,7 +92,8 @@ function read(name, wrong) {
   const element = control(name);
   if (element.type === "checkbox") return element.checked;
   const typed = element.paired ?? element;
-  if (element.longest < [...element.value].length) wrong.push({ path: [name], message: `At most ${element.longest} characters are read.` });
+  if (element.longest < [...element.value].length)
+    wrong.push({ path: [name], message: `At most ${element.longest} characters are read.` });
   if (!typed.validity.valid) wrong.push({ path: [name], message: typed.validationMessage });
   if (typed.type === "number" || "number" in element.dataset) return typed.value === "" ? null : Number(typed.value);
   return ["true", "false"].includes(element.value) ? element.value === "true" : element.value;
@@ -81,7 +102,8 @@ function read(name, wrong) {
 /** Takes the limits of fields from the server's own description of a request (JSON Schema). */
 export function bound(properties) {
   for (const [name, { minimum, maximum, maxLength, description }] of Object.entries(properties)) {
-    const element = control(name), typed = element?.paired ?? element;
+    const element = control(name),
+      typed = element?.paired ?? element;
     if (typed?.type === "number") {
       if (minimum !== undefined && !["width", "height"].includes(name)) typed.min = minimum;
       if (maximum !== undefined) typed.max = maximum;
@@ -100,7 +122,7 @@ export function request(source) {
   };
   const named = [...new Set([...form.elements].map((e) => e.name).filter(Boolean))];
   const asked = { prompt: "", ...given(named.filter((name) => !LATER.has(name))) };
-  if (asked.subseed_strength === 0) delete asked.subseed_strength, delete asked.subseed;
+  if (asked.subseed_strength === 0) (delete asked.subseed_strength, delete asked.subseed);
   const overrides = given(OVERRIDES);
   if (control("sd_model_checkpoint").options.length < 2) delete overrides.sd_model_checkpoint;
   if (Object.keys(overrides).length) asked.override_settings = overrides;
@@ -121,7 +143,8 @@ export function usePayload(asked, seed) {
   const flat = { ...rest, ...override_settings, seed, enable_hr: asked.enable_hr ?? false };
   flat[asked.enable_hr ? "hr_strength" : "denoising_strength"] = denoising_strength;
   for (const name of RESET) put(name, flat[name] ?? FIRST[name]);
-  for (const [name, value] of Object.entries(flat)) if (control(name) && value != null && !RESET.includes(name)) put(name, value);
+  for (const [name, value] of Object.entries(flat))
+    if (control(name) && value != null && !RESET.includes(name)) put(name, value);
   put("batch_size", 1);
 }
 
@@ -132,10 +155,11 @@ export function useTexts(texts) {
   for (const name of RESET) put(name, FIRST[name]);
   for (const [text, name] of known) put(name, String(texts[text]));
   const size = /^(\d+)x(\d+)$/.exec(texts.Size);
-  if (size) put("width", size[1]), put("height", size[2]);
+  if (size) (put("width", size[1]), put("height", size[2]));
   const hires = texts["Hires upscale"] != null;
   put("enable_hr", hires);
-  if (texts["Denoising strength"] != null) put(hires ? "hr_strength" : "denoising_strength", texts["Denoising strength"]);
+  if (texts["Denoising strength"] != null)
+    put(hires ? "hr_strength" : "denoising_strength", texts["Denoising strength"]);
   put("batch_size", 1);
   return known.length;
 }
@@ -144,7 +168,8 @@ export function useTexts(texts) {
 export function snapshot() {
   const values = {};
   for (const element of form.elements) {
-    if (element.name) values[element.name] = element.type === "checkbox" ? element.checked : (element.paired ?? element).value;
+    if (element.name)
+      values[element.name] = element.type === "checkbox" ? element.checked : (element.paired ?? element).value;
   }
   return values;
 }
@@ -153,7 +178,8 @@ export function restore(values) {
   for (const [name, value] of Object.entries(values)) if (control(name)) put(name, value);
 }
 
-export const reset = () => restore({ ...FIRST, ...Object.fromEntries(TEXTUAL.map((name) => [name, control(name).value])) });
+export const reset = () =>
+  restore({ ...FIRST, ...Object.fromEntries(TEXTUAL.map((name) => [name, control(name).value])) });
 export const first = (name, value) => (put(name, value), (FIRST[name] = value));
 
 /* Refusals at their field */
@@ -188,7 +214,8 @@ export function clearErrors() {
 
 /** Shows a refusal at the fields that it names, the rest beside the button; the focus goes to the first. */
 export function showError({ message, fields = [] }) {
-  const placed = [], rest = [];
+  const placed = [],
+    rest = [];
   for (const { path, message: text } of fields) {
     const element = controlOf(path);
     if (!element) {
@@ -199,7 +226,8 @@ export function showError({ message, fields = [] }) {
     note.className = "error";
     note.id = `error-${placed.length}`;
     note.textContent = text;
-    for (let outer = element.closest("details"); outer; outer = outer.parentElement.closest("details")) outer.open = true;
+    for (let outer = element.closest("details"); outer; outer = outer.parentElement.closest("details"))
+      outer.open = true;
     (element.closest(".field") ?? element.closest(".row") ?? element.parentElement).append(note);
     for (const target of [element, element.paired].filter(Boolean)) {
       target.setAttribute("aria-invalid", "true");

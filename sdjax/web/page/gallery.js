@@ -1,11 +1,12 @@
-// The stage shows the pictures of one request, the strip all of the session. Each picture is exposed once, named by its prompt.
+// The stage shows the pictures of one request, the strip those of the session. Each is exposed once, named by its prompt.
 
 import { $ } from "./fields.js";
 
 const KEPT = 300; // pictures of a session; the oldest give way
 const groups = []; // [{pictures: [picture, ...], item}]
 let shown = null; // {group, picture}
-let smooth = false, actual = false;
+let smooth = false,
+  actual = false;
 let onShow = () => {};
 
 /** blob -> {blob, url, width, height, ...more}; rejects if it is no picture. */
@@ -23,7 +24,8 @@ export async function picture(blob, more) {
 }
 
 /** The picture's name: its prompt and its seed, which tells the pictures of one prompt apart. */
-const nameOf = ({ prompt, seed, file }) => file ?? `${prompt || "Picture without a prompt"}${seed == null ? "" : `, seed ${seed}`}`;
+const nameOf = ({ prompt, seed, file }) =>
+  file ?? `${prompt || "Picture without a prompt"}${seed == null ? "" : `, seed ${seed}`}`;
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -97,11 +99,13 @@ function figureOf(one, many) {
   return one.figure;
 }
 
-/** The factor at which `count` pictures fill the stage: a whole number where they are enlarged, so that pixels stay squares. */
+/** The factor at which `count` pictures fill the stage; a whole one where it enlarges, so that pixels stay squares. */
 function factorFor({ width, height }, count, [roomX, roomY]) {
-  let best = 0, columns = 1;
+  let best = 0,
+    columns = 1;
   for (let c = 1; c <= count; c++) {
-    const rows = Math.ceil(count / c), caption = count > 1 ? 46 : 0;
+    const rows = Math.ceil(count / c),
+      caption = count > 1 ? 46 : 0;
     const factor = Math.min((roomX - 12 * (c - 1)) / (c * width), (roomY - caption * rows) / (rows * height));
     if (factor > best) [best, columns] = [factor, c];
   }
@@ -115,7 +119,9 @@ function fit() {
   const room = [view.width - 6, view.height - 6]; // the outline of the shown one is beside it
   if (shown) {
     const { pictures } = shown.picture.group;
-    const [factor, columns] = actual ? [1, Math.ceil(Math.sqrt(pictures.length))] : factorFor(pictures[0], pictures.length, room);
+    const [factor, columns] = actual
+      ? [1, Math.ceil(Math.sqrt(pictures.length))]
+      : factorFor(pictures[0], pictures.length, room);
     $("sheet").style.gridTemplateColumns = `repeat(${columns}, auto)`;
     $("sheet").classList.toggle("actual", actual);
     for (const one of pictures) size(one.figure.firstElementChild, one, factor);

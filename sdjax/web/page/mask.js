@@ -8,7 +8,10 @@ export class Mask {
   constructor(board, { width, height }, brush, changed) {
     this.canvas = Object.assign(document.createElement("canvas"), { width, height, tabIndex: 0 });
     this.canvas.setAttribute("role", "application");
-    this.canvas.setAttribute("aria-label", "Mask: paint with the pointer, or move the brush with the arrow keys and paint with the space bar");
+    this.canvas.setAttribute(
+      "aria-label",
+      "Mask: paint with the pointer, or move the brush with the arrow keys and paint with the space bar",
+    );
     this.context = this.canvas.getContext("2d", { willReadFrequently: true });
     this.tip = Object.assign(document.createElement("div"), { className: "tip", hidden: true });
     this.brush = brush;
@@ -35,7 +38,7 @@ export class Mask {
       const between = event.getCoalescedEvents?.() ?? [];
       for (const each of between.length ? between : [event]) {
         this.at = this.#place(each);
-        if (last) this.#stroke(last, this.at), (last = this.at);
+        if (last) (this.#stroke(last, this.at), (last = this.at));
       }
       this.#point();
     });
@@ -70,11 +73,15 @@ export class Mask {
   /** Where an event is, in the picture's pixels. */
   #place({ clientX, clientY }) {
     const box = this.canvas.getBoundingClientRect();
-    return [((clientX - box.left) * this.canvas.width) / box.width, ((clientY - box.top) * this.canvas.height) / box.height];
+    return [
+      ((clientX - box.left) * this.canvas.width) / box.width,
+      ((clientY - box.top) * this.canvas.height) / box.height,
+    ];
   }
 
   #point() {
-    const scale = this.canvas.clientWidth / this.canvas.width, { size } = this.brush();
+    const scale = this.canvas.clientWidth / this.canvas.width,
+      { size } = this.brush();
     const { style } = this.tip;
     style.width = style.height = `${size * scale}px`;
     style.left = `${this.canvas.offsetLeft + (this.at[0] - size / 2) * scale}px`;
@@ -83,7 +90,8 @@ export class Mask {
   }
 
   #stroke([x0, y0], [x1, y1]) {
-    const { context } = this, { size, erase } = this.brush();
+    const { context } = this,
+      { size, erase } = this.brush();
     context.globalCompositeOperation = erase ? "destination-out" : "source-over";
     context.strokeStyle = COLOUR;
     context.lineCap = "round";

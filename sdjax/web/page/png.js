@@ -11,7 +11,7 @@ function crc(bytes) {
   return (sum ^ 0xffffffff) >>> 0;
 }
 
-/** Returns a copy of a PNG (a Blob) that has `text` under `keyword`, as an iTXt chunk before its end (the last 12 bytes). */
+/** Returns a copy of a PNG (a Blob) with `text` under `keyword`: an iTXt chunk before its end, the last 12 bytes. */
 export async function withText(png, keyword, text) {
   const bytes = new Uint8Array(await png.arrayBuffer());
   const body = new TextEncoder().encode(`iTXt${keyword}\0\0\0\0\0${text}`);

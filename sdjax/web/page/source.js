@@ -30,7 +30,9 @@ export function sourceFields() {
 function note() {
   const masked = source && !source.mask.empty();
   $("mask-on").hidden = !masked;
-  $("source-note").textContent = source ? `${source.picture.width} × ${source.picture.height}${masked ? ", masked" : ""}` : "";
+  $("source-note").textContent = source
+    ? `${source.picture.width} × ${source.picture.height}${masked ? ", masked" : ""}`
+    : "";
 }
 
 /** The size at which a picture is drawn over: its own, or about the model's own area where it is much larger. */
@@ -89,7 +91,8 @@ export function unset() {
 
 function fit() {
   if (!source) return;
-  const { width, height } = source.picture, room = $("board").clientWidth - 16;
+  const { width, height } = source.picture,
+    room = $("board").clientWidth - 16;
   if (room <= 0) return;
   const factor = Math.min(room / width, 480 / height);
   const whole = factor >= 2 ? Math.floor(factor) : factor;
