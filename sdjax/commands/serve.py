@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from sdjax.devices.host import open_more_files, return_memory
-from sdjax.errors import SdjaxError, loading
+from sdjax.errors import SdjaxError, loading, log
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Options:
         "limits": ("api_auth", "queue", "max_pixels", "cors"),
     }
     model: str = "emoji"
-    """"emoji", a diffusers folder, a .safetensors or .ckpt file, or a hub id: the one that is served if none is named."""
+    """"emoji", a diffusers folder, a .safetensors or .ckpt file, or a hub id: served if a request names none."""
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0 is for all computers of the network, with --api-auth."""
     port: int = 7860
@@ -77,6 +77,7 @@ def main(options: Options) -> None:
     from sdjax.web.service import Service
     from sdjax.web.warm import warm
 
+    log.addFilter(lambda record: not str(record.msg).startswith("prompt %s"))  # what is drawn is nobody's business
     logging.getLogger("sdjax.web.access").addHandler(logging.StreamHandler(sys.stderr))
     logging.getLogger("sdjax.web.access").setLevel(logging.INFO)
     logging.getLogger("sdjax.web.access").propagate = False

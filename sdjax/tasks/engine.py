@@ -98,7 +98,7 @@ def draw_request(
     before, after: evaluations of other walks before and after this one, which `progress` counts too.
     sides: the request's prompts, if they were read before; None reads them.
     beside: what the task adds to both sides of guidance, one entry for each image.
-    hole: [B], what a walk with a strength starts from inside the masks: so much of its own noise in place of `pictures`.
+    hole: [B], what a walk with a strength starts from inside the masks: so much of its own noise, not `pictures`.
     watch: watch(step, total, picture) is called after each evaluation in place of `progress` and `preview`, one of
         which the options must have; picture() returns the pixels of x0 of the images that are drawn then.
     """

@@ -50,7 +50,7 @@ class Ask:
     strength: float | None = None
     hole: float | None = None
     hires: Hires | None = None
-    controls: tuple[str, ...] = ()
+    controls: tuple[tuple, ...] = ()  # what must be the same of them in a batch
     texts: dict[str, Any] = field(default_factory=dict)
     after: Callable[[Image.Image], Image.Image] | None = None
 

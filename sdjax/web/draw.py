@@ -82,7 +82,7 @@ def draw(sd: StableDiffusion, asks: list[Ask], most: int, watch: Watch) -> list[
 
 
 def one_picture(ask: Ask, pixels: np.ndarray) -> Any:
-    """Returns a finished picture, or the SdjaxError of one whose computation overflowed: its neighbours are not lost."""
+    """Returns a finished picture, or the SdjaxError of one that overflowed: its neighbours are not lost."""
     try:
         return finished(ask, pixels)
     except SdjaxError as error:

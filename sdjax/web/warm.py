@@ -1,6 +1,7 @@
 """Compiles ahead what the first requests would wait for."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sdjax.errors import SdjaxError, log
 from sdjax.model.value import StableDiffusion
@@ -30,10 +31,8 @@ def warm(sd: StableDiffusion, title: str, sizes: Sequence[int]) -> None:
                     return
                 raise Done
 
-            try:
+            with suppress(Done):
                 draw(sd, [ask] * min(size, most), most, enough if steps > 1 else lambda *_: None)
-            except Done:
-                pass
 
 
 class Done(Exception):

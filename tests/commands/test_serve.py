@@ -47,9 +47,9 @@ def test_the_password_is_not_repeated():
 
 
 def test_a_taken_port_is_refused():
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SdjaxError, match="^--port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SdjaxError, match=r"^--port"):
         listen("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(SdjaxError, match="^--host"):
+    with pytest.raises(SdjaxError, match=r"^--host"):
         listen("nowhere.invalid", 0)
 
 

@@ -181,7 +181,7 @@ def pictures(picture, address):
 def test_pictures(served, picture):
     """Addresses and paths are never opened; what is no whole picture of the named formats is refused by its field."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
-        contents, texts = pictures(picture, "127.0.0.1:%d" % trap.getsockname()[1])
+        contents, texts = pictures(picture, f"127.0.0.1:{trap.getsockname()[1]}")
         fine, asked = in_base64(picture), []
         for text in [*texts, 5, None, {}, [fine]]:
             asked += [
@@ -191,7 +191,9 @@ def test_pictures(served, picture):
             ]
             if text is not None:  # no mask
                 asked.append(("/sdapi/v1/img2img", {"steps": 1, "init_images": [fine], "mask": text}, "mask"))
-        asked += [("/sdapi/v1/img2img", {"steps": 1, "init_images": wrong}, "init_images") for wrong in ([], [fine] * 3)]
+        asked += [
+            ("/sdapi/v1/img2img", {"steps": 1, "init_images": wrong}, "init_images") for wrong in ([], [fine] * 3)
+        ]
         asked.append(("/sdapi/v1/img2img", {"steps": 1}, "init_images"))
         problems = [refused(served, *one) for one in asked]
         assert not [problem for problem in problems if problem]
@@ -231,7 +233,15 @@ class Body(bytes):
 
 def test_forms(served, picture):
     fine, problems = base64.b64decode(in_base64(picture)), []
-    wrong = {"n": "2.5", "size": "bigger", "steps": MARK, "seed": "-1", "strength": "nan", "sampler": MARK, "model": MARK}
+    wrong = {
+        "n": "2.5",
+        "size": "bigger",
+        "steps": MARK,
+        "seed": "-1",
+        "strength": "nan",
+        "sampler": MARK,
+        "model": MARK,
+    }
     assert {*wrong} <= {field.name for field in PICTURES} and OWN
     for name, value in wrong.items():
         fields = {"prompt": "a", "steps": "1"} | {name: value}
@@ -241,7 +251,13 @@ def test_forms(served, picture):
     problems.append(refused(served, *form(path, {"prompt": "a"}, {}, "image")))
     problems.append(refused(served, *form(path, {"prompt": "a"}, {"image": fine, "n": b"1"}, "n")))
     problems.append(refused(served, *form(path, {"prompt": "a"}, {"image": b""}, "image")))
-    for body in (b"", b"--edge", b"--edge\r\n\r\n", bytes(1000), b"--edge\r\nContent-Disposition: form-data\r\n\r\nx\r\n--edge--"):
+    for body in (
+        b"",
+        b"--edge",
+        b"--edge\r\n\r\n",
+        bytes(1000),
+        b"--edge\r\nContent-Disposition: form-data\r\n\r\nx\r\n--edge--",
+    ):
         problems.append(refused(served, path, Body(body, "edge"), None))
     problems.append(refused(served, path, b"{}", None))
     assert not [problem for problem in problems if problem]

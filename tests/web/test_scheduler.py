@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
-import pytest
 
 import sdjax
 from tests.web.serving import difference, in_base64, opened
@@ -82,7 +81,9 @@ def test_pictures_share_a_batch(served, picture, mask):
     how = {"steps": 3, "denoising_strength": 0.7, "mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
     before = sum(served.service.metrics.batches.values())
     with drawing(served), ThreadPoolExecutor(4) as pool:
-        asked = [{"init_images": [in_base64(i)], "mask": in_base64(m)} | how for i, m in zip(others, holes, strict=True)]
+        asked = [
+            {"init_images": [in_base64(i)], "mask": in_base64(m)} | how for i, m in zip(others, holes, strict=True)
+        ]
         answers = [pool.submit(served.post, "/sdapi/v1/img2img", body | {"seed": 3}) for body in asked]
         wait_for(lambda: served.get("/queue/status")["queue_size"] == len(asked))
         served.post("/sdapi/v1/interrupt", {})
@@ -153,7 +154,9 @@ def test_skip_goes_on_with_the_rest(served, monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(served.ask, "/sdapi/v1/txt2img", LONG | {"n_iter": 3, "force_task_id": "three"})
         for number in range(3):
-            wait_for(lambda n=number: (job := served.service.scheduler.find("three")) and job.place[0] == n and job.step)
+            wait_for(
+                lambda n=number: (job := served.service.scheduler.find("three")) and job.place[0] == n and job.step
+            )
             served.post("/sdapi/v1/skip", {})
         assert len(answer.result()[1]["images"]) == 3
 

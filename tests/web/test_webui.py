@@ -55,7 +55,9 @@ def test_a_loras_tag_changes_the_picture(served):
 
 def test_subseeds_count_up(served):
     images, answer = drawn(served, subseed=8, subseed_strength=0.4, batch_size=2)
-    ours = [sdjax.txt2img(served.sd, "a red apple", variation_seed=n, variation_strength=0.4, **OURS)[0] for n in (8, 9)]
+    ours = [
+        sdjax.txt2img(served.sd, "a red apple", variation_seed=n, variation_strength=0.4, **OURS)[0] for n in (8, 9)
+    ]
     same(images, ours)
     info = json.loads(answer["info"])
     assert (info["all_seeds"], info["all_subseeds"]) == ([5, 5], [8, 9])
