@@ -64,7 +64,7 @@ function tell({ queued, active, progress, eta, preview: address, ahead }) {
     const share = Math.min(progress ?? 0, 1);
     const left = eta >= 1 ? `, about ${Math.round(eta)} s left` : "";
     showProgress(
-      share ? `Drawing, ${percent(share)}${left}` : "Getting ready: a new size or number of steps compiles first",
+      share ? `Drawing, ${percent(share)}${left}` : "Getting ready: a new size or number of pictures compiles first",
       share || null,
     );
     say(share ? `Drawing, ${25 * Math.floor(4 * share)}%` : "Getting ready");

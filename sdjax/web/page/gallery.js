@@ -1,4 +1,4 @@
-// The stage shows the pictures of one request, the strip those of the session. Each is exposed once, named by its prompt.
+// The stage shows the pictures of one request, the strip those of the session. Each is exposed once, by its prompt.
 
 import { $ } from "./fields.js";
 

@@ -78,9 +78,11 @@ $("copy").hidden = !navigator.clipboard; // it is there on https and localhost a
 $("copy").addEventListener("click", () =>
   navigator.clipboard.writeText($("text").textContent).then(() => say("Copied")),
 );
-whenShown((shown) =>
-  shown.seed == null ? $("reuse").setAttribute("aria-disabled", "true") : $("reuse").removeAttribute("aria-disabled"),
-);
+whenShown(({ seed }) => {
+  say(""); // what it says is about another picture
+  if (seed == null) $("reuse").setAttribute("aria-disabled", "true");
+  else $("reuse").removeAttribute("aria-disabled");
+});
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
