@@ -104,6 +104,9 @@ def draw_request(
     """
     if not plan.signal:
         remark_beginning(sd.config, request.options, plan)
+    if watch is not None:  # of one length, so that no number of steps compiles anew
+        longest = 1 << (2 * sd.config.schedule.timesteps - 1).bit_length()
+        plan = plan._replace(levels=np.pad(plan.levels, (0, longest - len(plan.levels))))
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sdjax.errors import SdjaxError
 from sdjax.image.masks import cells_of, feather_masks
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.given import check_beside
@@ -19,6 +20,9 @@ from sdjax.tasks.text_to_image import enlarged
 #: Options that may differ between the pictures of a batch.
 OF_PICTURES = ("negative_prompt", "seed", "variation_seed", "guidance_scale", "control_image", "progress", "num_images")
 
+PARTS = 16  # the most prompts that AND composes
+POSITIONS = 2**14  # of the context, all of these together: memory grows with it, and 10,000 characters need less
+
 
 class Hires(NamedTuple):
     """The second walk of a large picture."""
@@ -28,6 +32,22 @@ class Hires(NamedTuple):
     upscale: str
     steps: int | None = None
     target: tuple[int, int] | None = None  # (height, width) in pixels, in place of scale
+
+
+class Key(NamedTuple):
+    """What pictures of one batch have in common."""
+
+    model: str
+    alike: tuple  # options and their values
+    kind: tuple
+    text: tuple[int, int]  # (prompts that AND composes, chunks of the longest)
+    networks: tuple  # LoRAs that the prompt names
+
+    @property
+    def shape(self) -> tuple:
+        """What a program is compiled for, or nearly so."""
+        wanted = ("height", "width", "clip_skip")
+        return self.model, tuple(value for name, value in self.alike if name in wanted), self.kind, self.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +118,7 @@ def pictures_of_controls(each: list) -> list | None:
     return None if each[0] is None else [list(pictures) for pictures in zip(*each, strict=True)]
 
 
-def checked(sd: StableDiffusion, model: str, ask: Ask) -> tuple:
+def checked(sd: StableDiffusion, model: str, ask: Ask) -> Key:
     """Returns the key of a picture. SdjaxError: it cannot be drawn by this model; the message names the argument."""
     check_beside(sd.config, ask.prompt, None if ask.masks is None else "mask")
     request = request_of(sd, [ask])
@@ -110,11 +130,16 @@ def checked(sd: StableDiffusion, model: str, ask: Ask) -> tuple:
     for share in sides.shares:
         request, sides = some_images(request, share.places), share.sides
     (group,) = grouped(sd, request, sides)
+    length = getattr(sd.config.text, "length", 0)
+    if group.parts > PARTS or group.parts * group.chunks * length > POSITIONS:
+        name = "prompt" if len(ask.prompt) >= len(ask.options.negative_prompt) else "negative_prompt"
+        most = POSITIONS // length
+        raise SdjaxError(f"{name}: at most {PARTS} prompts joined by AND, and {most} chunks in all, expected")
     alike = tuple((name, value) for name, value in vars(ask.options).items() if name not in OF_PICTURES)
     alike = tuple((name, value) for name, value in alike if name != "control")
     of_all = ask.options.guidance_scale if sd.config.unet.guidance else None
     kind = ask.pictures is not None, ask.masks is not None, ask.strength, ask.feather, ask.hires, ask.hole is not None
-    return model, alike, of_all, kind, ask.controls, (group.parts, group.chunks), networks
+    return Key(model, alike, (*kind, ask.controls, of_all), (group.parts, group.chunks), networks)
 
 
 def large_sides(sd: StableDiffusion, shape: tuple[int, int, int], hires: Hires) -> tuple[int, int]:

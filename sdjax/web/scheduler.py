@@ -13,14 +13,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import jax
+
 from sdjax.errors import SdjaxError, out_of_memory
 from sdjax.model.value import StableDiffusion
-from sdjax.web.ask import Ask, checked
+from sdjax.web.ask import Ask, Key, checked
 from sdjax.web.draw import draw, most_at_once
 from sdjax.web.metrics import Metrics
 from sdjax.web.models import Models
 from sdjax.web.refusals import Refused, busy, refused_by_library
 
+SHAPES = 128  # programs are let go of when so many shapes were drawn: strangers choose them
 GRACE = 0.15  # share of a batch's time that the next one waits for more of its kind
 log = logging.getLogger("sdjax.web")
 
@@ -47,7 +50,7 @@ class Job:
         self.model, self.prepare, self.name, self.interface, self.fields = model, prepare, name, interface, fields
         self.asks: list[Ask] | None = None
         self.sd: StableDiffusion | None = None  # the model that its pictures were made for
-        self.keys: list[tuple] = []
+        self.keys: list[Key] = []
         self.next = 0  # the first picture that is not drawn yet, nor being drawn
         self.pictures: dict[int, Any] = {}  # number -> PIL image
         self.answered: Future = (
@@ -201,8 +204,14 @@ class Scheduler:
     # ---- the thread
 
     def run(self) -> None:
+        shapes: set[tuple] = set()
         while (batch := self.next_batch()) is not None:
             began = time.monotonic()
+            job, first, _ = batch.parts[0]
+            shapes.add((job.keys[first].shape, len(batch.asks).bit_length()))
+            if len(shapes) > SHAPES:
+                jax.clear_caches()
+                shapes.clear()
             try:
                 self.draw(batch)
             finally:
@@ -227,7 +236,7 @@ class Scheduler:
                         self.waiting.remove(first)
                         first.answer()
                         continue
-                    most = most_at_once(sd, first.asks[first.next], first.keys[first.next][5][0])
+                    most = most_at_once(sd, first.asks[first.next], first.keys[first.next].text[0])
                     enough = lambda first=first, most=most: (
                         self.stopped
                         or first not in self.waiting

@@ -1,7 +1,6 @@
 """Compiles ahead what the first requests would wait for."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 from sdjax.errors import SdjaxError, log
 from sdjax.model.value import StableDiffusion
@@ -11,29 +10,14 @@ from sdjax.web.draw import draw, most_at_once
 
 
 def warm(sd: StableDiffusion, title: str, sizes: Sequence[int]) -> None:
-    """Draws batches of some sizes, of the model's own size and text of one chunk, in one step each.
-
-    Steps from 17 on are compiled apart from fewer, and so are the web UI's usual 20 and 50.
-    """
+    """Draws batches of some sizes, of the model's own size and text of one chunk, in one step. Other numbers of steps
+    and other samplers compile nothing more."""
     for size in sizes:
-        for steps in (1, 20, 50):
-            own = {"height": sd.config.size, "width": sd.config.size, "guidance_scale": 7.0}
-            ask = Ask("", TaskOptions(sampler="euler", steps=steps, seed=0, **own))
-            try:
-                parts = checked(sd, title, ask)[5][0]
-            except SdjaxError as error:
-                log.warning("--warm: %s", error)
-                return
-            most = most_at_once(sd, ask, parts)
-
-            def enough(step: int, total: int, picture) -> None:
-                if step == total:
-                    return
-                raise Done
-
-            with suppress(Done):
-                draw(sd, [ask] * min(size, most), most, enough if steps > 1 else lambda *_: None)
-
-
-class Done(Exception):
-    """One step is enough."""
+        own = {"height": sd.config.size, "width": sd.config.size, "guidance_scale": 7.0}
+        ask = Ask("", TaskOptions(sampler="euler", steps=1, **own))
+        try:
+            most = most_at_once(sd, ask, checked(sd, title, ask).text[0])
+            draw(sd, [ask] * min(size, most), most, lambda *_: None)
+        except SdjaxError as error:
+            log.warning("--warm: %s", error)
+            return

@@ -59,6 +59,11 @@ def refused(served, path, body, field, *, statuses=(400, 404, 413, 415, 422), **
     return (path, field, str(body)[:80], problems, text[:300]) if problems else None
 
 
+def test_the_longest_prompt_is_drawn(served):
+    """10,000 characters, many chunks of this small tower."""
+    assert served.post("/sdapi/v1/txt2img", {"prompt": "apple " * 1666, "steps": 1})["images"]
+
+
 def draws(served):
     assert len(served.post("/sdapi/v1/txt2img", {"steps": 1})["images"]) == 1
 
@@ -120,6 +125,9 @@ def test_fields(served, picture):
         ({"prompt": "<lora:../../etc/passwd:1>"}, "prompt"),
         ({"prompt": f"<lora:style:{MARK}>"}, "prompt"),
         ({"infotext": MARK}, "infotext"),
+        ({"prompt": "a AND " * 1600}, "prompt"),
+        ({"prompt": "BREAK " * 1600}, "prompt"),
+        ({"negative_prompt": "BREAK " * 1600}, "negative_prompt"),
     ],
     ids=str,
 )
@@ -267,6 +275,7 @@ def test_forms(served, picture):
 def test_bodies(served, path):
     bodies = [b"", b"{", b"[" * 100_000, b'{"steps":' * 50_000, b"null", b"5", b'"a"', b"[]", b"\xff\xfe\xfa", b"{}}"]
     bodies += [b'{"prompt": "\xff"}', b'{"prompt": "a" "b"}', b"<xml/>", b"a=b", bytes(100)]
+    bodies += [b'{"prompt": [' + b"[]," * 300_000 + b"5]}"]
     problems = [refused(served, path, body, None) for body in bodies]
     huge = b'{"prompt": "a", "steps": ' + b"1" * 10_000 + b"}"
     if "options" not in path:
