@@ -10,7 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ class Job:
         self.answered: Future = (
             Future()
         )  # of the pictures by their numbers; of those that were drawn, if it was interrupted
-        self.arrived, self.began, self.ended = time.monotonic(), 0.0, 0.0
+        self.arrived, self.began = time.monotonic(), 0.0
         self.place, self.step, self.total = (0, 0), 0, 1  # those being drawn, and how far they are
         self.interrupted = self.skipped = self.left = False
         self.wanted = 0.0  # when a preview was asked for
@@ -80,14 +81,12 @@ class Job:
 
     def answer(self, error: Exception | None = None) -> None:
         """Ends the request, with its pictures or with an error."""
-        if self.answered.done():
-            return
-        self.ended = time.monotonic()
         self.preview = None
-        if error is not None:
-            self.answered.set_exception(error)
-        else:
-            self.answered.set_result({n: self.pictures[n] for n in sorted(self.pictures)})
+        with suppress(InvalidStateError):  # it has ended already
+            if error is not None:
+                self.answered.set_exception(error)
+            else:
+                self.answered.set_result({n: self.pictures[n] for n in sorted(self.pictures)})
 
 
 class Batch:
@@ -205,7 +204,14 @@ class Scheduler:
 
     def run(self) -> None:
         shapes: set[tuple] = set()
-        while (batch := self.next_batch()) is not None:
+        while True:
+            try:
+                batch = self.next_batch()
+            except Exception as error:  # a mistake of ours ends a request, not the thread
+                self.drop_first(error)
+                continue
+            if batch is None:
+                return
             began = time.monotonic()
             job, first, _ = batch.parts[0]
             shapes.add((job.keys[first].shape, len(batch.asks).bit_length()))
@@ -221,6 +227,13 @@ class Scheduler:
                     ahead = sum(len(job.asks or ()) - job.next for job in self.waiting)
                     self.expected, self.until = count + ahead, time.monotonic() + GRACE * seconds
                 self.metrics.drawn(count, seconds)
+
+    def drop_first(self, error: Exception) -> None:
+        """Answers the first job that waits with an error."""
+        with self.lock:
+            job = self.waiting.popleft() if self.waiting else None
+        if job is not None:
+            job.answer(self.failure(error, job))
 
     def next_batch(self) -> Batch | None:
         """Waits for jobs, and returns the next batch; None: the server ends."""
@@ -318,6 +331,7 @@ class Scheduler:
         with self.lock:
             if job in self.waiting:
                 self.waiting.remove(job)
+            self.running = [one for one in self.running if one is not job]
         job.answer(error)
 
     def watch(self, batch: Batch, step: int, total: int, picture: Callable[[], list]) -> None:

@@ -56,17 +56,17 @@ def test_strangers_share_a_batch(served, picture, mask):
             "subseed_strength": 0.3,
             "steps": 3,
         }
-        for n in range(11)
+        for n in range(7)
     ]
     before = dict(served.service.metrics.batches)
-    with drawing(served) as long, ThreadPoolExecutor(12) as pool:
+    with drawing(served) as long, ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(served.post, "/sdapi/v1/txt2img", body) for body in asked]
         wait_for(lambda: served.get("/queue/status")["queue_size"] == len(asked))
         served.post("/sdapi/v1/interrupt", {})
         images = [opened(answer.result()["images"][0]) for answer in answers]
         long.result()
     sizes = {size: times - before.get(size, 0) for size, times in served.service.metrics.batches.items()}
-    assert {size for size, times in sizes.items() if times} == {1, 11}
+    assert {size for size, times in sizes.items() if times} == {1, 7}
     for image, body in zip(images, asked, strict=True):
         own = {"seed": body["seed"], "guidance_scale": body["cfg_scale"], "negative_prompt": body["negative_prompt"]}
         own |= {"variation_seed": body["subseed"], "variation_strength": 0.3}
@@ -76,11 +76,11 @@ def test_strangers_share_a_batch(served, picture, mask):
 
 def test_pictures_share_a_batch(served, picture, mask):
     """So do those that start from pictures, with masks, each from its own."""
-    others = [picture.rotate(90 * n) for n in range(4)]
-    holes = [mask.rotate(90 * n) for n in range(4)]
+    others = [picture.rotate(90 * n) for n in range(2)]
+    holes = [mask.rotate(90 * n) for n in range(2)]
     how = {"steps": 3, "denoising_strength": 0.7, "mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
     before = sum(served.service.metrics.batches.values())
-    with drawing(served), ThreadPoolExecutor(4) as pool:
+    with drawing(served), ThreadPoolExecutor(2) as pool:
         asked = [
             {"init_images": [in_base64(i)], "mask": in_base64(m)} | how for i, m in zip(others, holes, strict=True)
         ]
@@ -145,8 +145,7 @@ def test_interrupt_ends_what_is_drawn(served):
         served.post("/sdapi/v1/interrupt", {})
         status, body, _ = answer.result()
         assert status == 200
-        (whole,) = sdjax.txt2img(served.sd, "", steps=1000)
-        assert difference(opened(body["data"][0]["b64_json"]), whole) <= 1
+        assert "Steps: 1000" in opened(body["data"][0]["b64_json"]).info["parameters"]
 
 
 def test_skip_goes_on_with_the_rest(served, monkeypatch):
