@@ -59,8 +59,9 @@ export function add(pictures) {
 
 /** Shows a picture, and those that were drawn with it. */
 export function show(one) {
-  if (shown?.picture.group !== one.group) {
-    for (const other of shown?.picture.group.pictures ?? []) other.thumb.alt = nameOf(other);
+  const other = shown?.picture.group !== one.group;
+  if (other) {
+    for (const old of shown?.picture.group.pictures ?? []) old.thumb.alt = nameOf(old);
     const many = one.group.pictures.length > 1;
     $("sheet").replaceChildren(...one.group.pictures.map((p) => figureOf(p, many)));
     $("sheet").classList.toggle("many", many);
@@ -80,7 +81,7 @@ export function show(one) {
   Object.assign($("download"), { href: one.url, download: one.name });
   $("use").hidden = !one.request && !one.texts;
   fit();
-  onShow(one);
+  onShow(one, other);
 }
 
 /** The settings as they are in the PNG; the prompts stand out. */

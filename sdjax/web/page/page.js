@@ -78,8 +78,8 @@ $("copy").hidden = !navigator.clipboard; // it is there on https and localhost a
 $("copy").addEventListener("click", () =>
   navigator.clipboard.writeText($("text").textContent).then(() => say("Copied")),
 );
-whenShown(({ seed }) => {
-  say(""); // what it says is about another picture
+whenShown(({ seed }, other) => {
+  if (other) say(""); // what it says is about other pictures
   if (seed == null) $("reuse").setAttribute("aria-disabled", "true");
   else $("reuse").removeAttribute("aria-disabled");
 });
