@@ -5,6 +5,7 @@ at /openapi.json.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,6 +76,17 @@ def text(most: int = LONGEST) -> Kind:
         return value
 
     return Kind(read, f"text of at most {most} characters", {"type": "string", "maxLength": most})
+
+
+def word(most: int = 100) -> Kind:
+    """Returns the kind of names: letters, digits and a few signs."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(rf"[\w .+-]{{0,{most}}}", value, re.ASCII):
+            raise ValueError
+        return value
+
+    return Kind(read, "a name", {"type": "string", "maxLength": most})
 
 
 def one_of(names: Sequence[Any]) -> Kind:

@@ -24,11 +24,25 @@ from starlette.requests import Request
 from sdjax.diffusion.tables import samplers
 from sdjax.image.masks import read_masks
 from sdjax.model.value import StableDiffusion
+from sdjax.tasks.option import Option
 from sdjax.tasks.options import OPTIONS, TaskOptions
 from sdjax.tasks.plans import read
 from sdjax.web.ask import Ask
 from sdjax.web.describe import text_of
-from sdjax.web.fields import Field, Kind, arguments, names_of, number, one_of, read_fields, schema, text, truth, whole
+from sdjax.web.fields import (
+    Field,
+    Kind,
+    arguments,
+    names_of,
+    number,
+    one_of,
+    read_fields,
+    schema,
+    text,
+    truth,
+    whole,
+    word,
+)
 from sdjax.web.limits import LARGEST
 from sdjax.web.models import Models
 from sdjax.web.pictures import in_base64, open_picture, png
@@ -41,22 +55,26 @@ KEPT, SECONDS = 256, 3600.0  # pictures with addresses, and how long they have t
 STAND_IN = ("dall-e-", "gpt-image-")  # models of OpenAI's, for which the served one stands
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 EDIT, VARIATION = 0.75, 0.6  # strengths
+TEXTS = ("negative_prompt", "prompt_2", "negative_prompt_2")  # options of any words; other words are names
 UNASKED = ("height", "width", "num_images", "lora_folder")  # options that size and n say, or that name a path
 
 MultiPartParser.spool_max_size = LARGEST  # nothing is written to disk
 
 
-def kind_of(flag: Any) -> Kind | None:
+def kind_of(option: Option) -> Kind | None:
     """Returns the kind of a field for the type of a row's flag; None: a request cannot give it."""
-    kinds = {str: text(), int: whole(0, 2**32 - 1), float: number(), bool: truth()}
+    if option.name == "sampler":
+        return one_of([*samplers])
+    flag = option.flag
+    kinds = {str: text() if option.name in TEXTS else word(), int: whole(0, 2**32 - 1), float: number(), bool: truth()}
     return next((found for kind, found in kinds.items() if flag in (kind, kind | None)), None)
 
 
 #: The rows of OPTIONS that have a flag, as fields.
 OWN = tuple(
-    Field(option.name, one_of([*samplers]) if option.name == "sampler" else kind, option.default, option.name)
+    Field(option.name, kind, option.default, option.name)
     for option in OPTIONS
-    if option.name not in UNASKED and option.flag is not None and (kind := kind_of(option.flag)) is not None
+    if option.name not in UNASKED and option.flag is not None and (kind := kind_of(option)) is not None
 )
 
 SHARED = (
@@ -66,7 +84,7 @@ SHARED = (
     Field("size", text(20), "auto", "height"),
     Field("response_format", one_of(["b64_json", "url"]), "b64_json"),
     Field("output_format", one_of(["png"]), "png"),
-    Field("stream", one_of([False]), False),
+    Field("stream", truth(), False),
     *OWN,
 )
 PICTURES = (*SHARED, Field("strength", number(0, 1), None, "strength"))
@@ -105,6 +123,8 @@ class Asked:
         self.size = size_of(values["size"])
         self.image: Image.Image | None = None
         self.hole: Image.Image | None = None
+        if values["stream"]:
+            raise Refused("false expected: pictures come whole", "stream")
         if values["seed"] + values["n"] > 2**32:
             raise Refused(f"at most {2**32 - values['n']} expected", "seed")
 
@@ -197,7 +217,7 @@ async def form_of(request: Request, fields: tuple[Field, ...], files: tuple[str,
 def from_text(value: str, kind: Kind) -> Any:
     """Returns the text of a form's field as JSON would have it; what is no such number stays text."""
     wanted = kind.schema.get("type")
-    if wanted == "boolean" or kind.schema.get("enum") == [False]:
+    if wanted == "boolean":
         return {"true": True, "false": False, "1": True, "0": False}.get(value.lower(), value)
     if wanted in ("integer", "number") and len(value) <= 100:
         try:

@@ -51,6 +51,7 @@ class Models:
         self.controls_kept: OrderedDict[tuple, Any] = OrderedDict()
         self.skipped: set[str] = set()  # embeddings that are for other models
         self.sources: dict[str, str] = {}
+        self.current = ""  # the title of the model that a request gets if it names none
         self.refresh()
         self.current = next(iter(self.sources))
 
@@ -63,6 +64,8 @@ class Models:
                 is_model = (path / "model_index.json").is_file() or (path.is_file() and path.suffix.lower() in FILES)
                 if is_model and not inside and str(path) != self.first:
                     found.setdefault(path.relative_to(self.folder).as_posix(), str(path))
+        for title in (*self.kept, *([self.current] if self.sources else [])):  # files may go while they are served
+            found.setdefault(title, self.sources[title])
         self.sources = found
 
     def find(self, name: str) -> str | None:

@@ -32,7 +32,8 @@ def wrong_values(kind):
         return ["20", MARK, True, [1], {}, INFINITE, -INFINITE, NOT_A_NUMBER, 10**60, *ends, *whole]
     if schema["type"] == "string":
         many = ["x" * (schema["maxLength"] + 1)] if schema["maxLength"] < 2**20 else []
-        return [5, True, [MARK], {"a": MARK}, HALF, "a\0b", *many]
+        names = [f"a: {MARK}", f"{MARK}': a"] if schema["maxLength"] == 100 and kind.right == "a name" else []
+        return [5, True, [MARK], {"a": MARK}, HALF, "a\0b", *many, *names]
     if schema["type"] == "boolean":
         return ["yes", 7, [], MARK]
     return [MARK, 5, True, LARGE]
@@ -89,6 +90,12 @@ def test_fields(served, picture):
     assert len(asked) > 300
     problems = [problem for problem in (refused(served, *one) for one in asked) if problem]
     assert not problems, (len(problems), problems[:5])
+    for value in (f"a {MARK}", "a.b"):  # names, but of nothing
+        for name in ("sigmas", "spacing", "syntax"):
+            body = {"prompt": "a", "steps": 1, name: value}
+            problem = refused(served, "/v1/images/generations", body, name)
+            assert not problem, problem
+    assert served.post("/v1/images/generations", {"prompt": "a", "steps": 1, "stream": False})["data"]
     draws(served)
 
 
