@@ -43,11 +43,11 @@ from sdjax.web.fields import (
     whole,
     word,
 )
+from sdjax.web.job import Job
 from sdjax.web.limits import LARGEST
 from sdjax.web.models import Models
 from sdjax.web.pictures import in_base64, open_picture, png
 from sdjax.web.refusals import Refused, in_fields
-from sdjax.web.scheduler import Job
 from sdjax.web.service import Service, body_of
 from sdjax.web.webui import json_body
 

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import anyio
 from starlette.requests import Request
 
+from sdjax.web.job import Job
 from sdjax.web.metrics import Metrics
 from sdjax.web.models import Models
 from sdjax.web.refusals import Refused, busy
-from sdjax.web.scheduler import Job, Scheduler
+from sdjax.web.scheduler import Scheduler
 
 Result = TypeVar("Result")
 

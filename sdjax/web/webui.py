@@ -13,9 +13,9 @@ import sdjax
 from sdjax.image.sheets import contact_sheet
 from sdjax.web.describe import all_seeds, text_of
 from sdjax.web.fields import is_text, schema
+from sdjax.web.job import Job
 from sdjax.web.pictures import in_base64, png
 from sdjax.web.refusals import Refused
-from sdjax.web.scheduler import Job
 from sdjax.web.service import Service, body_of
 from sdjax.web.webui_ask import Wanted
 from sdjax.web.webui_fields import IMG2IMG, TXT2IMG

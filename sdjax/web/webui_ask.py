@@ -17,11 +17,11 @@ from sdjax.web import inpainting
 from sdjax.web.ask import Ask, Hires, large_sides
 from sdjax.web.control_units import read_units
 from sdjax.web.fields import arguments, names_of, read_fields
+from sdjax.web.job import Job
 from sdjax.web.models import Models
 from sdjax.web.pictures import read_picture, resized
 from sdjax.web.refusals import Refused, in_fields
 from sdjax.web.samplers import find_sampler
-from sdjax.web.scheduler import Job
 from sdjax.web.webui_fields import IMG2IMG, MOST_PICTURES, SEEDS, SETTINGS, TXT2IMG, texts_of
 
 RANDOM = 4294967294  # seeds of -1 are below it, as the web UI's
