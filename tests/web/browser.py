@@ -1,13 +1,18 @@
 """Headless Chromium of the system, driven by playwright."""
 
+import base64
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 120_000  # ms: a first picture compiles, on a machine that has more to do
@@ -23,6 +28,21 @@ def chromium() -> Iterator:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # root has no sandbox
         yield browser
         browser.close()
+
+
+def picture_file(size=(16, 16), text=None) -> dict:
+    """A PNG of noise, as a file that is given to an input."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    made, info = BytesIO(), PngInfo()
+    if text is not None:
+        info.add_text("parameters", text)
+    Image.fromarray(pixels).save(made, "PNG", pnginfo=info)
+    return {"name": "noise.png", "mimeType": "image/png", "buffer": made.getvalue()}
+
+
+def pixels_of(source: str | bytes) -> np.ndarray:
+    data = base64.b64decode(source.split(",")[-1]) if isinstance(source, str) else source
+    return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
 
 
 class Visit:

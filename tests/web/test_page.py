@@ -10,10 +10,9 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from tests.scripts import CONFIG
-from tests.web.browser import Visit, chromium
+from tests.web.browser import Visit, chromium, picture_file, pixels_of
 from tests.web.conftest import TWO
 
 pytestmark = pytest.mark.browser
@@ -48,21 +47,6 @@ def visit(visits):
     return visits()
 
 
-def picture_file(size=(SIZE, SIZE), text=None) -> dict:
-    """A PNG of noise, as a file that is given to an input."""
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    made, info = BytesIO(), PngInfo()
-    if text is not None:
-        info.add_text("parameters", text)
-    Image.fromarray(pixels).save(made, "PNG", pnginfo=info)
-    return {"name": "noise.png", "mimeType": "image/png", "buffer": made.getvalue()}
-
-
-def pixels_of(source: str | bytes) -> np.ndarray:
-    data = base64.b64decode(source.split(",")[-1]) if isinstance(source, str) else source
-    return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
-
-
 def test_draws(visit):
     visit.page.get_by_role("combobox", name="Sampler").select_option("Euler a")
     picture = visit.draw("a red apple", seed=5, pictures=2, steps=3)
@@ -90,6 +74,34 @@ def test_sliders(visit):
     visit.field("spinbutton", "Steps, as a number").fill("150")  # more than the slider reaches
     assert steps.input_value() == "100"
     assert visit.request_of("not sent")["steps"] == 150
+
+
+def test_hires(visit):
+    visit.page.locator("#hires > summary").click()
+    visit.page.get_by_role("checkbox", name="Enlarge it").check()
+    visit.field("slider", "Upscale by").fill("1.5")
+    visit.field("slider", "Hires strength").fill("0.5")
+    image = visit.draw("large", steps=2)
+    assert image.evaluate("image => image.naturalWidth") == 1.5 * SIZE
+    assert "Denoising strength: 0.5," in visit.text and "Hires upscale: 1.5," in visit.text
+
+
+def test_names(visit):
+    """What a screen reader says of the controls, and the order of the first ones."""
+    names = {
+        "textbox": ("Prompt", "Negative prompt"),
+        "slider": ("Steps", "Guidance scale"),
+        "spinbutton": ("Seed", "Width", "Height", "Pictures"),
+        "combobox": ("Sampler", "Schedule"),
+        "button": ("Generate", "Cancel", "Dark theme"),
+    }
+    for role, each in names.items():
+        for name in each:
+            assert visit.field(role, name).is_visible(), name
+    visit.field("textbox", "Prompt").focus()
+    for name in ("prompt", "negative", "generate", "cancel", "sampler", "scheduler", "steps"):
+        assert visit.page.evaluate("document.activeElement.id") == name
+        visit.page.keyboard.press("Tab")
 
 
 def test_cancel(visit):
