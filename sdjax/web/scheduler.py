@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 
+from sdjax.devices.host import trim_memory
 from sdjax.errors import SdjaxError, out_of_memory
 from sdjax.model.value import StableDiffusion
 from sdjax.web.ask import Ask, checked
@@ -22,6 +23,7 @@ from sdjax.web.metrics import Metrics
 from sdjax.web.models import Models
 from sdjax.web.refusals import Refused, busy, refused_by_library
 
+TRIM = 8  # batches after which freed memory goes back to the system: what many threads use and free would pile up
 SHAPES = 128  # programs are let go of when so many shapes were drawn: strangers choose them
 GRACE = 0.15  # share of a batch's time that the next one waits for more of its kind
 log = logging.getLogger("sdjax.web")
@@ -146,7 +148,9 @@ class Scheduler:
 
     def run(self) -> None:
         shapes: set[tuple] = set()
-        while True:
+        for number in itertools.count(1):
+            if number % TRIM == 0:
+                trim_memory()
             try:
                 batch = self.next_batch()
             except Exception as error:  # a mistake of ours ends a request, not the thread
