@@ -21,7 +21,7 @@ FLOORS = (
     ("model",),
     ("conditioning",),
     ("tasks", "adapters"),
-    ("training",),
+    ("training", "web"),
     ("commands",),
     ("sampling", "pictures"),
 )

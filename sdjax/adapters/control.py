@@ -94,7 +94,6 @@ def read_file(path: Path, sd: StableDiffusion | None = None) -> Control:
         for pattern, what in OTHERS.items():
             if re.fullmatch(pattern, name):
                 rest = "" if ", which" in what else ", which is not supported"
-                rest = "" if ", which" in what else ", which is not supported"
                 raise SdjaxError(f"{path}: holds {name[:80]}, so it is {what}{rest}")
     if f"{CONTROL}input_hint_block.0.weight" in shapes:
         config, layout = control_config(compvis_levels(shapes, path), shapes, "compvis", path, sd), "compvis"

@@ -20,9 +20,9 @@ def traced(config, options: Options, size: int, part: str) -> tuple:
     from sdjax.model import functions as model
     from sdjax.networks.table import param_shapes
     from sdjax.tasks import program
-    from sdjax.tasks.engine import guide_of
     from sdjax.tasks.options import TaskOptions as Arguments
     from sdjax.tasks.plans import plan_of
+    from sdjax.tasks.preparing import guide_of
     from sdjax.tasks.request import check
     from sdjax.types import Cond
 

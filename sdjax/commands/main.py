@@ -18,6 +18,7 @@ COMMANDS = {
     "compile": ("compile", "Write a generation program to a file."),
     "evaluate": ("evaluate", "Measure how well a model draws the emoji (needs a checkout)."),
     "benchmark": ("benchmark", "Time sdjax beside diffusers."),
+    "serve": ("serve", "Serve pictures: a page, the web UI's API, the images API."),
     "train diffusion": ("train_diffusion", "Train the UNet."),
     "train vae": ("train_vae", "Train the VAE."),
     "train clip": ("train_clip", "Train CLIP's towers."),

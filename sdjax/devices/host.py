@@ -49,7 +49,12 @@ def return_memory() -> None:
 
     def trim(event: str, seconds: float, **_) -> None:
         if event.endswith("backend_compile_duration") and seconds > 1:
-            with contextlib.suppress(OSError, AttributeError):  # another C library
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
+            trim_memory()
 
     jax.monitoring.register_event_duration_secs_listener(trim)
+
+
+def trim_memory() -> None:
+    """Returns the memory that this process has freed, and that glibc keeps, to the system."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

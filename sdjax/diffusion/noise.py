@@ -44,7 +44,7 @@ def image_draws(seeds: Array, other: Array, weight: Array, stream: int | None = 
     """Returns the Draws of images.
 
     seeds: uint32 [B].
-    other: the seed [] of the noise that is blended in.
+    other: the seed [] of the noise that is blended in, or one for each image [B].
     weight: its share, 0 .. 1.
     stream: a number that makes draws differ from others of the same seeds; None is the first draw.
     """

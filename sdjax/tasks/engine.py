@@ -5,7 +5,6 @@ back from inside the scan: XLA programs that call Python cannot be kept in the p
 program of one row serves any number of steps.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,30 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.conditioning.masks import hide, mask_channels
 from sdjax.conditioning.text import text_tower_of
 from sdjax.devices.placement import copy_over, over, split_over
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
 from sdjax.diffusion.rows import Row
-from sdjax.diffusion.sampler import start
-from sdjax.families.config import Config
-from sdjax.families.table import family_of
 from sdjax.image.masks import feather_masks
 from sdjax.image.pixels import pixels_to_pil
-from sdjax.model.functions import context_keys
-from sdjax.model.image_prompt import with_pictures
 from sdjax.model.value import StableDiffusion
-from sdjax.networks.clip.config import TextConfig
-from sdjax.networks.unet.network import guidance_features
 from sdjax.nn.kernels.backends import here
 from sdjax.tasks import stages
-from sdjax.tasks.image_prompts import Looks, Own, image_prompts_of, keys_of_looks, own_of
+from sdjax.tasks.image_prompts import Own, image_prompts_of, own_of
+from sdjax.tasks.preparing import Chunk, guide_of, prepare
 from sdjax.tasks.remarks import announce, remark_beginning
 from sdjax.tasks.request import Request
 from sdjax.tasks.request_sdxl import turn_of
-from sdjax.tasks.sides import Sides, encoded, read_sides
-from sdjax.tasks.steering import Steer, controls_of, own_keys, steers_of
+from sdjax.tasks.sides import Sides, read_sides
+from sdjax.tasks.steering import Steer, controls_of, steers_of
 from sdjax.tasks.work import each_work, plan_work
 from sdjax.text.prompt import Tokens
 from sdjax.types import Array, Cond, Params
@@ -52,20 +44,6 @@ class Trajectory(NamedTuple):
     x: np.ndarray  # [n, B, h, w, 4]: what the model was called with, before inpainting adds its part
     x0: np.ndarray  # [n, B, h, w, 4]: the denoiser's answer, after guidance
     latents: np.ndarray  # [B, h, w, 4]: the end of the walk
-
-
-class Chunk(NamedTuple):
-    """The inputs of some images, one entry for each; a field that the task does not use is None."""
-
-    asked: tuple[Tokens | Cond, ...]  # of the model and, if there is one, of the refiner
-    seeds: np.ndarray  # [B]
-    noise: np.ndarray | None = None  # [B, h, w, C], replaces the noise that seeds draw first
-    pictures: np.ndarray | None = None  # [B, H, W, 3], or latents [B, h, w, C]
-    masks: np.ndarray | None = None  # [B, H, W, 1], zeros and ones
-    cells: np.ndarray | None = None  # [B, h, w, 1], the same for latents
-    beside: Cond | None = None  # what the task adds to both sides of guidance: concat, vector
-    hints: tuple[np.ndarray, ...] | None = None  # the pictures of each control, [B, H, W, C] in [0, 1]
-    looks: Looks | None = None  # the tokens of each image prompt
 
 
 def evaluations(plan: Plan) -> int:
@@ -86,6 +64,8 @@ def draw_request(
     after: int = 0,
     sides: Sides | None = None,
     beside: Cond | None = None,
+    hole: np.ndarray | None = None,
+    watch: Callable[[int, int, Callable[[], Array]], None] | None = None,
 ):
     """Draws all images of a request and returns them in the form that options.output says.
 
@@ -96,15 +76,24 @@ def draw_request(
     before, after: evaluations of other walks before and after this one, which `progress` counts too.
     sides: the request's prompts, if they were read before; None reads them.
     beside: what the task adds to both sides of guidance, one entry for each image.
+    hole: [B], what a walk with a strength starts from inside the masks: so much of its own noise, not `pictures`.
+    watch: watch(step, total, picture) is called after each evaluation in place of `progress` and `preview`, one of
+        which the options must have; picture() returns the pixels of x0 of the images that are drawn then.
     """
     if not plan.signal:
         remark_beginning(sd.config, request.options, plan)
+    if watch is not None:  # of one length, so that no number of steps compiles anew
+        longest = 1 << (2 * sd.config.schedule.timesteps - 1).bit_length()
+        plan = plan._replace(levels=np.pad(plan.levels, (0, longest - len(plan.levels))))
     options, count = request.options, request.count
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     controls, hints = controls_of(sd.config, request)
     image_prompts, looks = image_prompts_of(sd, request)
     whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside, hints, looks)
+    whole = whole._replace(
+        guidance=request.guidance, others=request.others, hole=hole if hole is None else hole.reshape(-1, 1, 1, 1)
+    )
     whole = jax.tree.map(np.asarray, whole)
     sides = sides or read_sides(sd, request)
     chunks = len(plan_work(sd, request, sides, made=False))
@@ -129,7 +118,7 @@ def draw_request(
         asked, negatives = zip(*part.sides, strict=True)
         chunk = jax.tree.map(itemgetter(part.places), whole)._replace(asked=asked)
         done, total = before + n * rows, before + chunks * rows + after
-        report = partial(report_step, request, part.places[: part.length], done, total)
+        report = partial(report_step, request, part.places[: part.length], done, total, watch)
         if not models or part.sd is not models[0] or part.devices != where:  # once for all chunks of a model
             models = [part.sd] if options.refiner is None else [part.sd, with_vae(options.refiner, part.sd)]
             params, where = [copy_over(model.params, part.devices) for model in models], part.devices
@@ -148,14 +137,22 @@ def draw_request(
 
 
 def report_step(
-    request: Request, places: np.ndarray, done: int, total: int, row: int, picture: Callable[[], Array]
+    request: Request,
+    places: np.ndarray,
+    done: int,
+    total: int,
+    watch: Callable[[int, int, Callable[[], Array]], None] | None,
+    row: int,
+    picture: Callable[[], Array],
 ) -> None:
-    """Calls `progress` and `preview` after row number `row` (from 1 on) of a chunk.
+    """Calls `watch`, or `progress` and `preview`, after row number `row` (from 1 on) of a chunk.
 
     places: the chunk's images. done, total: evaluations before this chunk, and of everything.
     picture: returns the pixels of the row's x0.
     """
     options, step = request.options, done + row
+    if watch is not None:
+        return watch(step, total, picture)
     if options.preview and step % options.preview_every == 0 and step != total:
         options.preview(step, [*map(int, places)], pixels_to_pil(picture())[: len(places)])
     if options.progress:
@@ -199,7 +196,10 @@ def draw_chunk(
     """
     options, walks, begin = request.options, [], None
     draws = noise.image_draws(
-        chunk.seeds, np.uint32(options.variation_seed), np.float32(options.variation_strength), stream
+        chunk.seeds,
+        np.uint32(options.variation_seed) if chunk.others is None else chunk.others,
+        np.float32(options.variation_strength),
+        stream,
     )
     for sd, own, asked, negative in zip(models, params, chunk.asked, negatives, strict=True):
         static = {"config": sd.config, "dtype": sd.dtype}
@@ -209,6 +209,8 @@ def draw_chunk(
         *sides, known, state = prepare(*args, **steering, **static)
         unet = stages.cast_unet(own["unet"], sd.dtype)  # once: every call of the walk would make a copy of its own
         guide = guide_of(sd.config, request, plan)._replace(control=steers)
+        if chunk.guidance is not None:
+            guide = guide._replace(scales=jnp.broadcast_to(chunk.guidance, (len(plan.levels), len(chunk.seeds))))
         steers, adapters = None, ()
         walk = partial(stages.walk, unet, *sides, guide, draws, known)
         walks.append(partial(walk, function=options.guidance_fn, **static))
@@ -245,76 +247,3 @@ def legs(rows: Row, turn: int) -> list[Row]:
     skipped, so that both are of one length."""
     place = np.arange(len(rows.live))
     return [rows._replace(live=rows.live & mine) for mine in (place < turn, place >= turn)]
-
-
-def prepare(
-    params,
-    chunk: Chunk,
-    asked: Tokens | Cond,
-    negative: Tokens | Cond,
-    draws: noise.Draws,
-    plan: Plan,
-    shape: tuple[int, int, int],
-    text: TextConfig,
-    vectors: Array | None = None,
-    *,
-    config: Config,
-    dtype,
-    controls: Sequence[Params] = (),
-    adapters: Sequence[Own] = (),
-):
-    """Returns what a walk starts from: (cond, uncond, known, state). Traceable for txt2img; see program.py.
-    controls: the parameters of ControlNets and T2I-Adapters. adapters: of the chunk's image prompts."""
-    count, sides = len(chunk.seeds), []
-    for side, is_negative in ((asked, False), (negative, True)):
-        side = encoded(params, side, text, dtype, vectors, count)
-        context = context_keys(params["unet"], side.context, dtype)
-        if adapters:
-            context = with_pictures(context, config.unet, keys_of_looks(adapters, chunk.looks, is_negative, dtype))
-        sides.append(side._replace(context=context | own_keys(controls, side.context, dtype)))
-    cond, uncond = sides  # computed once for all steps
-    eps = noise.draw(draws, shape, chunk.noise)
-    x0, concat, known = condition(config, dtype, params, plan, chunk, eps)
-    if concat is not None:
-        cond, uncond = (side._replace(concat=concat) for side in (cond, uncond))
-    uncond = stages.with_zero_vector(config, uncond, cond)
-    if chunk.beside is not None:
-        cond, uncond = (side | chunk.beside for side in (cond, uncond))
-    return cond, uncond, known, start(plan, eps, x0 if x0 is not None and plan.signal else None)
-
-
-def guide_of(config: Config, request: Request, plan: Plan) -> stages.Guide:
-    """Returns the guidance of a request, with one scale for each step and then ones up to the plan's length."""
-    scales = np.ones(len(plan.levels), np.float32)
-    scales[: len(request.scales)] = request.scales
-    low, high = request.options.guidance_interval or (0.0, math.inf)
-    embedded = None
-    if width := config.unet.guidance:
-        inside = (low <= plan.levels) & (plan.levels <= high)
-        embedded = guidance_features(np.where(inside, scales, 1.0), width)
-    rescale = np.float32(request.options.guidance_rescale)
-    return stages.Guide(plan.levels, scales, np.float32(low), np.float32(high), rescale, embedded)
-
-
-def condition(config: Config, dtype, params, plan: Plan, chunk: Chunk, noise):
-    """Returns (x0, concat, known), each None if it is not needed.
-
-    x0: the pictures' latents. concat: the channels that an inpainting model takes beside x. known: what inpainting with
-    any other model keeps of the pictures.
-    """
-    if chunk.pictures is None:
-        return None, None, None
-    encode = partial(stages.encode, params["vae"], config=config, dtype=dtype)
-    concat = known = None
-    family = family_of(config)
-    inpainting = family.concat == "mask"
-    x0 = chunk.pictures
-    if x0.shape[3] == 3:
-        x0 = encode(x0) if plan.signal or not inpainting else None
-    if chunk.masks is not None:
-        if inpainting:
-            hidden = encode(hide(family.mask, chunk.pictures, chunk.masks))
-            concat = mask_channels(family.mask, chunk.cells, hidden)
-        else:
-            known = stages.Known(x0, noise, chunk.cells, plan.rows.sigma[0])
-    return x0, concat, known

@@ -28,9 +28,9 @@ from sdjax.families.table import needs_nothing_beside
 from sdjax.files import written_whole
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
-from sdjax.tasks.engine import Chunk, guide_of, prepare
 from sdjax.tasks.options import OPTIONS, TaskOptions
 from sdjax.tasks.plans import plan_of
+from sdjax.tasks.preparing import Chunk, guide_of, prepare
 from sdjax.tasks.request import Request, check
 from sdjax.text.prompt import Tokens, stack
 from sdjax.text.tokenizer import as_list

@@ -31,6 +31,8 @@ class Request(NamedTuple):
     options: TaskOptions
     prompts_2: list[str] | None = None  # of the second text tower, one for each image; None: the same
     networks: list[Networks] | None = None  # the LoRAs that each image's prompt names; None: no model is merged anew
+    guidance: np.ndarray | None = None  # float32 [B]: each image's guidance scale in all steps, in place of `scales`
+    others: np.ndarray | None = None  # uint32 [B]: each image's variation seed, in place of that of the options
 
     @property
     def count(self) -> int:
@@ -111,6 +113,8 @@ def some_images(request: Request, places: np.ndarray) -> Request:
         prompts=rows(request.prompts) if isinstance(request.prompts, Cond) else chosen(request.prompts),
         negative=rows(request.negative) if isinstance(request.negative, Cond) else request.negative,
         seeds=request.seeds[places],
+        guidance=None if request.guidance is None else request.guidance[places],
+        others=None if request.others is None else request.others[places],
         prompts_2=chosen(request.prompts_2),
         networks=None,
     )

@@ -152,6 +152,7 @@ class Group(NamedTuple):
 
     places: np.ndarray  # in the request
     parts: int  # prompts that AND composes
+    chunks: int  # of the longest text
     make: Callable[[], tuple[Tokens | Cond, Tokens | Cond]]  # what is asked, one for each; the negative, of one or each
 
 
@@ -166,7 +167,7 @@ def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[Group]:
     if isinstance(prompts, Cond):
         parts = 1 if prompts.mix is None else np.shape(prompts.mix)[1]
     if isinstance(prompts, Cond) and isinstance(negative, Cond):
-        return [Group(places, parts, lambda: (prompts, negative))]
+        return [Group(places, parts, 1, lambda: (prompts, negative))]
     with_sizes = takes_sizes(sd.config)
     shape = shape_of if with_sizes else lambda prompt: prompt.shape
     each = negative if isinstance(negative, list) else [] if isinstance(negative, Cond) else [negative]
@@ -192,7 +193,7 @@ def grouped(sd: StableDiffusion, request: Request, sides: Sides) -> list[Group]:
         asked = lambda: prompts if given == ["prompt"] else encode([prompts[i] for i in inside], found, False)
         others = [each[i] for i in inside] if len(each) > 1 else each
         away = lambda: negative if given == ["negative_prompt"] else encode(others, (1, found[1]), True)
-        return Group(inside, found[0], lambda: (asked(), away()))
+        return Group(inside, *found, lambda: (asked(), away()))
 
     return [group(found) for found in dict.fromkeys(shapes)]
 

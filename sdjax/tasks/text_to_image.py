@@ -1,7 +1,7 @@
 """The tasks that start from text alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +15,10 @@ from sdjax.tasks.engine import draw_request, evaluations
 from sdjax.tasks.given import check_beside
 from sdjax.tasks.options import TaskOptions, takes_options
 from sdjax.tasks.plans import given, plan_of
-from sdjax.tasks.request import check, guidance_scales
+from sdjax.tasks.request import Request, check, guidance_scales
 from sdjax.tasks.sides import read_sides
 from sdjax.tasks.work import plan_work
-from sdjax.types import Cond
+from sdjax.types import Array, Cond
 
 UPSCALE = ("latents", "pixels")
 
@@ -64,17 +64,37 @@ def hires(
             f"hires_steps {hires_steps!r}: a whole number from 1 to {sd.config.schedule.timesteps}, or None"
         )
     small = check(sd.config, prompt, options)
+    return draw_hires(sd, small, enlarged(sd, small.shape, scale), strength, upscale, hires_steps)
+
+
+def enlarged(sd: StableDiffusion, shape: tuple[int, int, int], scale: float) -> tuple[int, int]:
+    """Returns the sides of latents of `shape` [h, w, C] that are `scale` times larger, rounded to what h and w are
+    multiples of, up to sd.config.multiple."""
+    multiple = math.gcd(sd.config.unet.factor, *shape[:2])
+    return tuple(max(round(side * scale / multiple), 1) * multiple for side in shape[:2])
+
+
+def draw_hires(
+    sd: StableDiffusion,
+    small: Request,
+    sides: tuple[int, int],
+    strength: float,
+    upscale: str,
+    hires_steps: int | None,
+    watch: Callable[[int, int, Callable[[], Array]], None] | None = None,
+):
+    """Draws a request of `hires`, whose arguments these are. sides: of the large latents. watch: see `draw_request`."""
+    options = small.options
     again = replace(options, latents=None, steps=hires_steps or options.steps)
     first, second = plan_of(sd, options), plan_of(sd, again, given(strength))
     small = small._replace(options=replace(options, output=upscale, finished=None))
-    factor, multiple = sd.config.vae.factor, math.gcd(sd.config.unet.factor, *small.shape[:2])
-    sides = [max(round(side * scale / multiple), 1) * multiple for side in small.shape[:2]]  # of latents
-    size = {"height": sides[0] * factor, "width": sides[1] * factor}
+    size = {"height": sides[0] * sd.config.vae.factor, "width": sides[1] * sd.config.vae.factor}
     scales = guidance_scales(sd.config, again) if hires_steps else small.scales
     large = small._replace(shape=(*sides, small.shape[2]), scales=scales, options=replace(again, **size))
     read = read_sides(sd, small)
     count = lambda request, plan: len(plan_work(sd, request, read, made=False)) * evaluations(plan)
-    pictures = draw_request(sd, small, first, after=count(large, second), sides=read)
+    pictures = draw_request(sd, small, first, after=count(large, second), sides=read, watch=watch)
     sides = sides if upscale == "latents" else [*size.values()]
     pictures = np.stack([stages.enlarge(picture, *sides, pixels=upscale == "pixels") for picture in pictures])
-    return draw_request(sd, large, second, pictures, stream=HIRES, before=count(small, first), sides=read)
+    before = count(small, first)
+    return draw_request(sd, large, second, pictures, stream=HIRES, before=before, sides=read, watch=watch)

@@ -14,7 +14,8 @@ from tests.scripts import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 LAUNCHERS = [
-    *("sample/generate.py", "sample/compile.py", "sample/evaluate.py", "sample/benchmark.py", "train/benchmark.py"),
+    *("sample/generate.py", "sample/compile.py", "sample/evaluate.py", "sample/benchmark.py", "sample/serve.py"),
+    "train/benchmark.py",
     *("train/compile_for.py", "train/train_diffusion.py", "train/train_vae.py", "train/train_clip.py"),
 ]
 

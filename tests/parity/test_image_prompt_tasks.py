@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import sdjax
-from sdjax.tasks import engine, image_prompts
+from sdjax.tasks import image_prompts, preparing
 from tests.parity import control_peers
 from tests.parity import image_prompt_peers as peers
 from tests.parity.peers import error, export, fields, file_tensors, nchw, nhwc, perturb
@@ -171,7 +171,7 @@ def test_sdxl(kind, large, monkeypatch, tmp_path):
 
 # ---- mistakes
 
-right = {"looks": image_prompts.tokens_of_pictures, "keys": engine.keys_of_looks}
+right = {"looks": image_prompts.tokens_of_pictures, "keys": preparing.keys_of_looks}
 
 #: what is wrong with the unconditional side -> (kind, its tokens of those of the picture and of nothing)
 MISTAKES = {
@@ -199,5 +199,5 @@ def test_mistakes_are_caught(mistake, theirs, monkeypatch):
 def test_sides_exchanged_is_caught(theirs, monkeypatch):
     expected = theirs("", [("plus", 0)], [PICTURES], [0.6])
     wrong = lambda adapters, looks, negative, dtype: right["keys"](adapters, looks, not negative, dtype)
-    monkeypatch.setattr(engine, "keys_of_looks", wrong)
+    monkeypatch.setattr(preparing, "keys_of_looks", wrong)
     assert error(ours(image_prompt=(adapter("plus"), PICTURES), image_prompt_scale=0.6), expected) > LIMIT
