@@ -28,7 +28,7 @@ SETTINGS = {"guidance_scale": 4.0}
 def moved(tree, share):
     """The parameters with noise, a share of each one's own spread, or of 1 where all are zero."""
     rng = np.random.default_rng(0)
-    spread = lambda leaf: share * (float(np.std(leaf)) or 0.02)
+    spread = lambda leaf: share * (float(np.std(leaf)) or 0.2)
     return jax.tree.map(lambda leaf: np.float32(leaf + spread(leaf) * rng.normal(size=np.shape(leaf))), tree)
 
 
