@@ -114,6 +114,9 @@ def test_beside_a_control():
     }
     assert apart(prompted(**control), prompted(**control, image_prompt_scale=0.0)) > 1e-3
     assert apart(prompted(), prompted(**control, control_scale=0.0)) < 1e-5 < apart(prompted(), prompted(**control))
+    pixels = np.random.default_rng(2).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
+    outside = [make(sdjax.outpaint, pixels, 4, **control, control_scale=scale) for scale in (0.0, 1.0)]
+    assert apart(*outside) > 1e-4, "a control on a larger canvas"
 
 
 def test_models_of_sdxl_and_a_refiner():
