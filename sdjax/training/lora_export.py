@@ -66,7 +66,8 @@ def diffusers_tensors(
         tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         if "dora_scale" in factors:
             m = np.asarray(factors["dora_scale"])
-            tensors[f"{name}.lora_magnitude_vector"] = m.reshape(-1) if m.ndim == 2 else m.swapaxes(0, 1)
+            ending = "" if folder == "unet" else ".weight"  # without it transformers leaves a text tower's out
+            tensors[f"{name}.lora_magnitude_vector{ending}"] = m.reshape(-1) if m.ndim == 2 else m.swapaxes(0, 1)
         own = settings.setdefault(folder, {"ranks": {}, "dora": "dora_scale" in factors})
         own["ranks"][site.layer.name.removeprefix("text_model.")] = len(down)  # which transformers has no more since 5
     return {name: np.array(value, np.float32, order="C") for name, value in tensors.items()}, settings

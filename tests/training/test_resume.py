@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 STEPS = 24
 
 
-def command(out, *more):
+def command(out, *more, name="train_diffusion"):
     return [
         sys.executable,
-        ROOT / "train" / "train_diffusion.py",
+        ROOT / "train" / f"{name}.py",
         "--model",
         "model",
         "--data",
@@ -51,10 +51,10 @@ def command(out, *more):
     ]
 
 
-def start(place, out, *more):
+def start(place, out, *more, **name):
     where = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        list(map(str, command(out, *more))),
+        list(map(str, command(out, *more, **name))),
         cwd=place,
         env=where,
         stdout=subprocess.PIPE,
@@ -63,8 +63,8 @@ def start(place, out, *more):
     )
 
 
-def finish(place, out, *more):
-    child = start(place, out, *more)
+def finish(place, out, *more, **name):
+    child = start(place, out, *more, **name)
     said, errors = child.communicate()
     assert child.returncode == 0, errors
     return said
@@ -124,6 +124,33 @@ def test_killed_six_times(place, whole):
         child.communicate()
     finish(place, out)
     same(out, whole)
+
+
+def test_a_lora_killed_four_times(place):
+    """Beside a frozen model, with a prior that is drawn first; a kill while that is drawn too."""
+    flags = ("--rank", 2, "--text-learning-rate", 1e-3, "--prior-prompt", "an apple", "--prior-images", 20)
+    name, rng = {"name": "train_lora"}, np.random.default_rng(0)
+    finish(place, place / "lora" / "style", *flags, **name)
+    out = place / "killed-lora" / "style"
+    child = start(place, out, *flags, **name)
+    while child.poll() is None and not [*out.glob("prior/*.png")]:
+        time.sleep(0.01)
+    child.kill()
+    child.communicate()
+    for _ in range(3):
+        child = start(place, out, *flags, **name)
+        wait_for_steps(child, out, 2)
+        time.sleep(rng.uniform(0, 0.4))
+        child.kill()
+        child.communicate()
+    finish(place, out, *flags, **name)
+    assert records(out) == records(place / "lora" / "style") and list(records(out)) == list(range(1, STEPS + 1))
+    ours, theirs = exported(out), exported(place / "lora" / "style")
+    assert ours.keys() == theirs.keys() and len(ours) > 50
+    for one, tensor in ours.items():  # a header's metadata are in another order each time
+        assert tensor.tobytes() == theirs[one].tobytes(), one
+    last = "prior/00019.png"
+    assert (out / last).read_bytes() == (place / "lora" / "style" / last).read_bytes()
 
 
 def test_told_to_stop_three_times(place, whole):
