@@ -1,14 +1,17 @@
+import gc
 import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 
 import sdjax
+from sdjax.devices.host import trim_memory
 from sdjax.text.bpe import train_bpe
 from tests.narrow import random_model_params
 from tests.scripts import CONFIG, ROOT
@@ -31,6 +34,17 @@ def pytest_configure(config):
             if not subprocess.run(trial, env=environment, capture_output=True).returncode:
                 given += f" {flag}"
         os.environ |= {"XLA_FLAGS": given, "SDJAX_TESTS_QUICK": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """Lets go of compiled programs after a module, where the process has grown above 3 GB: else it reaches 10."""
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3e9:
+        jax.clear_caches()
+        gc.collect()
+        trim_memory()
 
 
 @pytest.fixture(scope="module")

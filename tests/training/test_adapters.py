@@ -14,6 +14,8 @@ from PIL import Image
 import sdjax
 from sdjax.data.source import open_data
 from sdjax.formats.tensors import read_tensors
+from sdjax.networks.hed.names import hed_names
+from tests.hed import hed_arrays
 from tests.narrow import random_model_params
 from tests.scripts import CONFIG, ROOT
 
@@ -186,8 +188,13 @@ def test_pictures_that_are_made_on_the_way(place):
 
     source = open_data(place / "pictures", 8)
     rows = np.array([3, 0])
-    found = pictures_given(source, "invert", 0, 0, 1)(rows, Chosen(rows, np.zeros(2, int), 0))
+    found = pictures_given(source, "invert", (), 1)(rows, Chosen(rows, np.zeros(2, int), 0))
     np.testing.assert_array_equal(found, 255 - np.stack([source[3]["pixels"], source[0]["pixels"]]))
+    weights, arrays = {}, hed_arrays()
+    for (layer, kind), name in hed_names().items():
+        weights.setdefault(layer, {})[kind] = arrays[name]
+    found = pictures_given(source, "hed", (weights,), 1)(rows, Chosen(rows, np.zeros(2, int), 0))
+    np.testing.assert_array_equal(found[1], sdjax.preprocess.hed(source[0]["pixels"], weights))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +225,8 @@ def test_pictures_that_are_made_on_the_way(place):
         (CONTROL, (), "--model model: a ControlNet is for a UNet of text and a VAE of a factor of 2, 4 or 8"),
         (CONTROL, ("--model", "controlled"), 'no line has "control_file_name"'),
         (CONTROL, ("--canny-low", 3), "--canny-low 3.0: needs --control-preprocess canny"),
+        (CONTROL, ("--control-preprocess", "hed"), "--control-preprocess hed: needs --hed"),
+        (CONTROL, ("--hed", "a.h5"), "--hed a.h5: needs --control-preprocess hed"),
         (CONTROL, ("--control-preprocess", "pose"), "--control-preprocess"),
     ],
 )
