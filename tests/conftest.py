@@ -38,10 +38,10 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def memory():
-    """Lets go of compiled programs after a module, where the process has grown above 3 GB: else it reaches 10."""
+    """Lets go of compiled programs after a module, where the process has grown above 4 GB: else it reaches 10."""
     yield
     statm = Path("/proc/self/statm")
-    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3e9:
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 4e9:
         jax.clear_caches()
         gc.collect()
         trim_memory()
