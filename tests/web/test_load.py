@@ -16,7 +16,7 @@ from tests.web.serving import difference, opened, serving
 
 pytestmark = pytest.mark.slow
 
-CLIENTS, REQUESTS, STEPS = 16, 200, 8
+CLIENTS, REQUESTS, STEPS = 16, 200, 16
 WORDS = ("a red apple", "a noto emoji of a cat", "a 3d render of a blue car", "", "a (yellow:1.3) star")
 OURS = {"steps": STEPS, "sampler": "euler", "guidance_scale": 7.0}
 
