@@ -5,13 +5,12 @@ import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
 
 import sdjax
-from sdjax.devices.host import trim_memory
+from sdjax.devices.host import crowded, resident, trim_memory
 from sdjax.text.bpe import train_bpe
 from tests.narrow import random_model_params
 from tests.scripts import CONFIG, ROOT
@@ -38,10 +37,10 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def memory():
-    """Lets go of compiled programs after a module, where the process has grown above 4 GB: else it reaches 10."""
+    """Lets go of compiled programs after a module, where the process has grown above 4 GB, else it reaches 10, or
+    holds half of the memory maps that it may."""
     yield
-    statm = Path("/proc/self/statm")
-    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 4e9:
+    if resident() > 4e9 or crowded():
         jax.clear_caches()
         gc.collect()
         trim_memory()

@@ -54,6 +54,25 @@ def return_memory() -> None:
     jax.monitoring.register_event_duration_secs_listener(trim)
 
 
+def resident() -> int:
+    """Returns the bytes of memory that this process holds; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def crowded() -> bool:
+    """True if this process has half of the memory maps that Linux allows it: every compiled program takes some, a model
+    of a new size about 1,000, and at the limit (65,530) XLA's compiler ends the process."""
+    try:
+        with open("/proc/sys/vm/max_map_count", encoding="ascii") as limit, open("/proc/self/maps", "rb") as maps:
+            return sum(1 for _ in maps) > int(limit.read()) // 2
+    except (OSError, ValueError):
+        return False
+
+
 def trim_memory() -> None:
     """Returns the memory that this process has freed, and that glibc keeps, to the system."""
     with contextlib.suppress(OSError, AttributeError):  # another C library

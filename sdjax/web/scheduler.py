@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from sdjax.devices.host import trim_memory
+from sdjax.devices.host import crowded, trim_memory
 from sdjax.errors import SdjaxError, out_of_memory
 from sdjax.model.value import StableDiffusion
 from sdjax.web.ask import Ask, checked
@@ -160,10 +160,11 @@ class Scheduler:
                 return
             began = time.monotonic()
             job, first, _ = batch.parts[0]
-            shapes.add((job.keys[first].shape, len(batch.asks).bit_length()))
-            if len(shapes) > SHAPES:
+            shape = job.keys[first].shape, len(batch.asks).bit_length()
+            if shape not in shapes and (len(shapes) >= SHAPES or crowded()):
                 jax.clear_caches()
                 shapes.clear()
+            shapes.add(shape)
             try:
                 self.draw(batch)
             finally:
@@ -197,10 +198,7 @@ class Scheduler:
                         continue
                     most = most_at_once(sd, first.asks[first.next], first.keys[first.next].text[0])
                     enough = lambda first=first, most=most: (
-                        self.stopped
-                        or first not in self.waiting
-                        or self.alike(first) >= min(most, self.expected)
-                        or self.alike(first) >= most
+                        self.stopped or first not in self.waiting or self.alike(first) >= min(most, self.expected)
                     )
                     while not enough() and (left := self.until - time.monotonic()) > 0:
                         self.lock.wait(left)
