@@ -60,10 +60,15 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"  # a name with bytes that are not UTF-8 is written in escapes
 
 
+def sha256_of_file(path: str | Path) -> str:
+    """Returns the SHA-256 of a file's bytes as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest_of_file(path: str | Path) -> str:
     """Returns 16 hexadecimal digits of a hash (SHA-256) of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256_of_file(path)[:16]
 
 
 def check_folder(folder: str | Path) -> None:

@@ -143,3 +143,14 @@ def reference_inputs(config: Config) -> dict[str, np.ndarray]:
         "latents": draw(3, 1, 5, 4, config.vae.latent_channels),
         "pixels": draw(4, 1, 5 * config.vae.factor, 4 * config.vae.factor, 3).clip(-1, 1),
     }
+
+
+def file_shapes(config, layout: str = "diffusers") -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors of a network's file, diffusers' or compvis'; nothing is allocated."""
+    found, shapes = {}, param_shapes(config)
+    for row in make_rows(config):
+        leaf = shapes
+        for key in row.path:
+            leaf = leaf[key]
+        found[getattr(row, layout)] = tuple(operation_of(row.operation)[2](leaf.shape))
+    return found

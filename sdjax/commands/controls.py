@@ -3,6 +3,7 @@
 Options are lists; the k-th of each belongs to the k-th --control, and what is left out has its default.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +54,27 @@ def load_controls(options: Any, sd: Any) -> dict[str, list]:
     filled = {name: [*getattr(options, name), *[default] * count][:count] for name, default in DEFAULTS.items()}
     with prefixed("--control "):
         controls = [sdjax.load_control(source, sd) for source in options.control]
-    pictures, weights = [], None
-    if "hed" in filled["control_preprocess"]:
-        with prefixed("--hed "):
-            weights = sdjax.preprocess.read_hed(options.hed)
+    pictures, further = [], preprocess_arguments(options, filled["control_preprocess"])
     for path, how in zip(options.control_image, filled.pop("control_preprocess"), strict=True):
         picture = read_picture("control_image", path)
         with prefixed(f"--control-image {path}: "):
-            if how == "canny":
-                picture = sdjax.preprocess.canny(picture, options.canny_low, options.canny_high)
-            elif how == "hed":
-                picture = sdjax.preprocess.hed(picture, weights)
-            elif how != "none":
-                picture = getattr(sdjax.preprocess, how)(picture)
+            if how != "none":
+                picture = getattr(sdjax.preprocess, how)(picture, *further[how])
         pictures.append(picture)
     return {"control": controls, "control_image": pictures} | filled
+
+
+def preprocess_arguments(options: Any, kinds: Sequence[str]) -> dict[str, tuple]:
+    """Returns what the functions of sdjax.preprocess take beside the picture, by their names: Canny's thresholds, and
+    HED's weights, which are read if HED is one of `kinds`. SdjaxError: they cannot be."""
+    found: dict[str, tuple] = dict.fromkeys(PREPROCESS, ())
+    found["canny"] = options.canny_low, options.canny_high
+    if "hed" in kinds:
+        from sdjax.image.preprocess import read_hed
+
+        with prefixed("--hed "):
+            found["hed"] = (read_hed(options.hed),)
+    return found
 
 
 def texts_of_controls(options: Any) -> dict[str, Any]:

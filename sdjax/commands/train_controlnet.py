@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from sdjax.commands.controls import preprocess_arguments
 from sdjax.data.beside import FilesBeside
 from sdjax.data.columns import CONTROL
 from sdjax.data.order import Chosen
@@ -29,23 +30,18 @@ from sdjax.training.control import (
     pictures_given,
     write_control,
 )
-from sdjax.training.diffusion import diffusion_loss
-from sdjax.training.diffusion_options import DiffusionOptions
+from sdjax.training.diffusion_options import PartOptions
 from sdjax.training.loop import on_primary
 from sdjax.training.options import check_channels
-from sdjax.training.pictures import Part, as_asked, sample_prompts, train_on_pictures, with_views
+from sdjax.training.pictures import Part, as_asked, loss_as_asked, sample_prompts, train_on_pictures, with_views
 from sdjax.training.sizes import bucket_multiple
 from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Params
 
 
 @dataclass(frozen=True)
-class Options(DiffusionOptions):
+class Options(PartOptions):
     learning_rate: float = 1e-5
-    warmup: int = 0
-    """Steps of linear warm-up."""
-    ema_decay: float = 0.0
-    """0 is no EMA."""
     caption_dropout: float = 0.5
     """Share of captions replaced by the empty one, so that the picture alone has to say what is drawn."""
     control_preprocess: Literal["none", "canny", "hed", "grey", "invert"] = "none"
@@ -78,11 +74,7 @@ def main(options: Options) -> None:
     config = control_config(sd.config)
     multiple, size = bucket_multiple(sd.config), sd.config.size
     how = options.control_preprocess
-    further = {
-        "canny": lambda: (options.canny_low, options.canny_high),
-        "hed": lambda: (preprocess.read_hed(options.hed),),
-    }
-    made = partial(pictures_given, how=how, options=further.get(how, tuple)())
+    made = partial(pictures_given, how=how, options=preprocess_arguments(options, [how])[how])
 
     def reopen(options: Options) -> Pictures:
         source = open_pictures(options, size, multiple, CONTROL if how == "none" else None)
@@ -94,17 +86,8 @@ def main(options: Options) -> None:
 
     source = reopen(options)
     host = {"unet": jax.tree.map(np.asarray, sd.params["unet"])}
-    loss_fn = diffusion_loss(
-        sd.config,
-        control_conditioner(text_null(sd)),
-        options.dtype,
-        options.remat,
-        options.caption_dropout,
-        options.min_snr_gamma,
-        options.logit_normal,
-        options.noise_offset,
-        control_forward(config, options.dtype, options.remat),
-    )
+    forward = control_forward(config, options.dtype, options.remat)
+    loss_fn = loss_as_asked(options, sd.config, control_conditioner(text_null(sd)), forward)
     part = Part(initial_control(config, host["unet"], options.seed), loss_fn, lambda params: sd, (host,))
     shapes = batch_shapes(sd.config, options.examples, "control")
     asked = partial(samples, options, source, config)

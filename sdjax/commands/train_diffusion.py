@@ -25,11 +25,10 @@ from sdjax.training.conditions import (
     starting_params,
     text_null,
 )
-from sdjax.training.diffusion import diffusion_loss
 from sdjax.training.diffusion_options import DiffusionOptions
 from sdjax.training.loop import export
 from sdjax.training.options import check_channels
-from sdjax.training.pictures import Part, as_asked, sample_prompts, train_on_pictures, with_views
+from sdjax.training.pictures import Part, as_asked, loss_as_asked, sample_prompts, train_on_pictures, with_views
 from sdjax.training.sizes import bucket_multiple
 from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Params
@@ -69,16 +68,7 @@ def main(options: Options) -> None:
     with prefixed("model: "):
         sd = conditioned(sd, options.condition, source, options.caption_dropout > 0)
     null = text_null(sd) if reads_captions(options.condition, sd.config) else None
-    loss_fn = diffusion_loss(
-        sd.config,
-        conditioner(sd.config, options.condition, null),
-        options.dtype,
-        options.remat,
-        options.caption_dropout,
-        options.min_snr_gamma,
-        options.logit_normal,
-        options.noise_offset,
-    )
+    loss_fn = loss_as_asked(options, sd.config, conditioner(sd.config, options.condition, null))
     whole = lambda params: merged(sd, options.condition, params)
     part = Part(starting_params(sd, options.condition, options.seed), loss_fn, whole)
     make_table = lambda source, cache, views: Table(sd, source, cache, views, options.condition)

@@ -19,26 +19,20 @@ from sdjax.families.table import family_of
 from sdjax.files import written_whole
 from sdjax.formats.mapped import write_tensors
 from sdjax.model.value import StableDiffusion
-from sdjax.networks.clip.config import TextConfig
 from sdjax.training.captions import Table, batch_shapes
-from sdjax.training.diffusion import diffusion_loss
-from sdjax.training.diffusion_options import DiffusionOptions
+from sdjax.training.diffusion_options import PartOptions
 from sdjax.training.loop import on_primary
 from sdjax.training.options import check_channels
-from sdjax.training.pictures import Part, as_asked, sample_prompts, train_on_pictures, with_views
+from sdjax.training.pictures import Part, as_asked, loss_as_asked, sample_prompts, train_on_pictures, with_views
 from sdjax.training.sizes import bucket_multiple
 from sdjax.training.start import open_pictures, start_model
-from sdjax.training.text import captions_given, empty_tokens, read_cond, tokens_of, towers_of
+from sdjax.training.text import captions_given, check_clip_text, empty_tokens, read_cond, tokens_of, towers_of
 from sdjax.types import Array, Batch, Cond, Params
 
 
 @dataclass(frozen=True)
-class Options(DiffusionOptions):
+class Options(PartOptions):
     learning_rate: float = 5e-4
-    warmup: int = 0
-    """Steps of linear warm-up."""
-    ema_decay: float = 0.0
-    """0 is no EMA."""
     caption_dropout: float = 0.0
     """Share of captions replaced by the empty one, which teach the word nothing."""
     token: str = ""
@@ -65,8 +59,7 @@ def main(options: Options) -> None:
     """Teach a model a new word on a folder of captioned pictures."""
     sd = start_model(options, exported=f"{options.plain}.safetensors", keep_dtype=True)
     check_channels(options.model, sd.config)
-    if not isinstance(sd.config.text, TextConfig):
-        raise SdjaxError(f"model {options.model}: has no CLIP text tower")
+    check_clip_text(options.model, sd.config)
     options, sd = with_views(options), as_asked(sd, options)
     tree = initial_vectors(sd, options)
     sd = with_vectors(sd, options.token, tree)
@@ -153,9 +146,7 @@ def embedding_part(sd: StableDiffusion, options: Options, tree: Params) -> Part:
         towers = {part: {"params": frozen[part]} for part in texts}
         return frozen["unet"], read_cond(config, towers, batch, drop, nothing, options.dtype, params)
 
-    shares = options.caption_dropout, options.min_snr_gamma, options.logit_normal, options.noise_offset
-    loss_fn = diffusion_loss(config, cond, options.dtype, options.remat, *shares)
-    return Part(tree, loss_fn, partial(with_vectors, sd, options.token), (host,))
+    return Part(tree, loss_as_asked(options, config, cond), partial(with_vectors, sd, options.token), (host,))
 
 
 def write_embedding(folder: Path, sd: StableDiffusion, options: Options, params: Params) -> Path:

@@ -18,30 +18,25 @@ from sdjax.devices.processes import is_primary
 from sdjax.diffusion.noise import example_keys
 from sdjax.errors import SdjaxError, log
 from sdjax.model.value import StableDiffusion
-from sdjax.networks.clip.config import TextConfig
 from sdjax.training.captions import Table, batch_shapes
 from sdjax.training.conditions import text_null
-from sdjax.training.diffusion import diffusion_loss, text_cond
-from sdjax.training.diffusion_options import DiffusionOptions
+from sdjax.training.diffusion import text_cond
+from sdjax.training.diffusion_options import PartOptions
 from sdjax.training.loop import on_primary
 from sdjax.training.lora import Site, changes, chosen_sites, initial_tree, with_changes
 from sdjax.training.lora_export import as_file, read_init, write_lora
 from sdjax.training.options import check_channels
-from sdjax.training.pictures import Part, Prior, as_asked, sample_prompts, train_on_pictures, with_views
+from sdjax.training.pictures import Part, Prior, as_asked, loss_as_asked, sample_prompts, train_on_pictures, with_views
 from sdjax.training.prior import draw_prior
 from sdjax.training.sizes import bucket_multiple
 from sdjax.training.start import open_pictures, start_model
-from sdjax.training.text import captions_given, empty_tokens, read_cond, towers_of
+from sdjax.training.text import captions_given, check_clip_text, empty_tokens, read_cond, towers_of
 from sdjax.types import Array, Batch, Cond, Params
 
 
 @dataclass(frozen=True)
-class Options(DiffusionOptions):
+class Options(PartOptions):
     learning_rate: float = 1e-4
-    warmup: int = 0
-    """Steps of linear warm-up."""
-    ema_decay: float = 0.0
-    """0 is no EMA: of a short training it would be the beginning."""
     kind: Literal["lora", "locon", "loha", "lokr", "dora"] = "lora"
     """lora; locon: LoRA whose convolutions have a middle; loha, lokr: products of small matrices (LyCORIS); dora: LoRA
     with magnitudes."""
@@ -128,8 +123,7 @@ def main(options: Options) -> None:
     name = options.out.absolute().name
     sd = start_model(options, exported=f"{name}.safetensors", keep_dtype=True)
     check_channels(options.model, sd.config)
-    if not isinstance(sd.config.text, TextConfig):
-        raise SdjaxError(f"model {options.model}: has no CLIP text tower")
+    check_clip_text(options.model, sd.config)
     options, sd = with_views(options), as_asked(sd, options)
     parts = ("unet", *towers_of(sd.config)) if options.text_learning_rate else ("unet",)
     sites, tree = starting(sd, options, parts)
@@ -201,8 +195,7 @@ def lora_part(sd: StableDiffusion, options: Options, sites: list[Site], tree: Pa
         return cond
 
     def loss(dropout: float) -> Any:
-        shares = options.caption_dropout, options.min_snr_gamma, options.logit_normal, options.noise_offset
-        return diffusion_loss(config, conditioner(dropout), options.dtype, options.remat, *shares, with_changes)
+        return loss_as_asked(options, config, conditioner(dropout), with_changes)
 
     def whole(params: Params) -> StableDiffusion:
         return merge(sd, [Added(as_file(sd, sites, params, name), 1.0, 1.0)])

@@ -122,6 +122,12 @@ def cells_of(masks: np.ndarray, factor: int, mask_cells: str = "corner") -> np.n
     return cells
 
 
+def composed(before: np.ndarray, painted: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Returns pixels of which `share`, [B, H, W, 1] as `feather_masks` gives it, is painted; where that is 0 they are
+    those before to the bit."""
+    return np.where(share == 0, before, share * painted + (1 - share) * before)
+
+
 def feather_masks(masks: np.ndarray, feather: float) -> np.ndarray:
     """Returns the weights of the painted picture, [Q, H, W, 1], for masks of zeros and ones of that shape.
 

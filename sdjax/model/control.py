@@ -15,6 +15,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 from sdjax.image.hints import read_hints
+from sdjax.model.value import millions, stored_in
 from sdjax.networks.control.config import ControlConfig
 from sdjax.networks.control.network import ControlNet, embed_hint
 from sdjax.networks.t2i.config import AdapterConfig
@@ -37,10 +38,8 @@ class Control:
     params: Params = field(repr=False)
 
     def __repr__(self) -> str:
-        leaves = jax.tree.leaves(self.params)
         kind = "ControlNet" if isinstance(self.config, ControlConfig) else f"T2I-Adapter ({self.config.kind})"
-        stored = "/".join(sorted({np.dtype(leaf.dtype).name for leaf in leaves}))
-        return f"<Control {kind}: {sum(map(np.size, leaves)) / 1e6:.3g} M parameters in {stored}>"
+        return f"<Control {kind}: {millions(self.params)} parameters in {stored_in(self.params)}>"
 
 
 #: How much a T2I-Adapter's features count where the prompt is more important (sd-webui-controlnet).

@@ -16,6 +16,7 @@ from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 from sdjax.image.pixels import clip_pixels, pixels_to_pil, read_images
+from sdjax.model.value import millions
 from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.clip.network import ImageTower
 from sdjax.networks.image_prompt.config import ImagePromptConfig
@@ -42,11 +43,10 @@ class ImagePrompt:
     tower: Params = field(repr=False)
 
     def __repr__(self) -> str:
-        count = lambda tree: f"{sum(map(np.size, jax.tree.leaves(tree))) / 1e6:.3g} M"
         kind = "plus" if self.config.plus else "base"
         return (
-            f"<ImagePrompt {kind}: {self.config.tokens} tokens a picture, {count(self.params)} parameters, "
-            f"image tower {count(self.tower)}>"
+            f"<ImagePrompt {kind}: {self.config.tokens} tokens a picture, {millions(self.params)} parameters, "
+            f"image tower {millions(self.tower)}>"
         )
 
 

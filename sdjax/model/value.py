@@ -35,6 +35,16 @@ class Merged(NamedTuple):
     made: Mapping[tuple[str, ...], tuple[Any, tuple]] = MappingProxyType({})  # the merged leaves, and of what each is
 
 
+def millions(params: Params) -> str:
+    """Returns how many parameters there are, as "860 M"."""
+    return f"{sum(map(np.size, jax.tree.leaves(params))) / 1e6:.3g} M"
+
+
+def stored_in(params: Params) -> str:
+    """Returns the names of the dtypes of parameters, as "float16/float32"."""
+    return "/".join(sorted({np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(params)}))
+
+
 @dataclass(frozen=True, eq=False)
 class StableDiffusion:
     """A loaded model. `sdjax.load` returns it.
@@ -59,12 +69,10 @@ class StableDiffusion:
 
     def __repr__(self) -> str:
         """One line; `config` has the rest."""
-        stored = sorted({np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(self.params)})
-        count = lambda tree: f"{sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) / 1e6:.3g} M"
-        parts = ", ".join(f"{part} {count(tree)}" for part, tree in self.params.items())
+        parts = ", ".join(f"{part} {millions(tree)}" for part, tree in self.params.items())
         return (
             f"<StableDiffusion {self.config.name}: {self.config.size} px, {parts or 'no'} parameters in "
-            f"{'/'.join(stored) or 'no'}, computes in {self.dtype.name}>"
+            f"{stored_in(self.params) or 'no'}, computes in {self.dtype.name}>"
         )
 
 

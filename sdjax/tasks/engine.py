@@ -20,7 +20,7 @@ from sdjax.devices.placement import copy_over, over, split_over
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
 from sdjax.diffusion.rows import Row
-from sdjax.image.masks import feather_masks
+from sdjax.image.masks import composed, feather_masks
 from sdjax.image.pixels import pixels_to_pil
 from sdjax.model.value import StableDiffusion
 from sdjax.nn.kernels.backends import here
@@ -110,8 +110,7 @@ def draw_request(
             x, x0 = (np.moveaxis(leaf, 1, 0) for leaf in (result.x, result.x0))
             return Trajectory(plan.rows.sigma[:rows], x, x0, result.latents)
         if weight is not None:
-            share, before = weight[places], whole.pictures[places]
-            result = np.where(share == 0, before, share * result + (1 - share) * before)
+            result = composed(whole.pictures[places], result, weight[places])
         return pixels_to_pil(result) if options.output == "pil" else result
 
     for n, part in enumerate(each_work(sd, request, sides)):

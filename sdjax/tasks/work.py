@@ -1,6 +1,6 @@
 """Splits a request into chunks: images that one model draws together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import itemgetter
 from typing import NamedTuple
@@ -59,12 +59,19 @@ def chunks_of_model(sd: StableDiffusion, request: Request, sides: Sides, made: b
         if not len(inside):
             continue
         both = [group.make() for group in models] if made else []
-        called = 1 + models[0].parts  # the negative, and each that AND composes
-        size, devices = chunk_size(len(inside), request.shape[0] * request.shape[1] * called // 2)
+        size, devices = at_once(len(inside), request.shape, models[0].parts)
         for first in range(0, len(inside), size):
             chosen = inside[np.minimum(np.arange(first, first + size), len(inside) - 1)]
             parts = [chosen_sides(group.places, one, chosen) for group, one in zip(models, both, strict=False)]
             yield Work(chosen, min(size, len(inside) - first), parts, devices, sd)
+
+
+def at_once(count: int, sides: Sequence[int], parts: int) -> tuple[int, list]:
+    """Returns how many of `count` images go through at once, and on which devices.
+
+    sides: of their latents. parts: prompts that AND composes; each is a call of the model, and the negative is one.
+    """
+    return chunk_size(count, sides[0] * sides[1] * (1 + parts) // 2)
 
 
 def chosen_sides(places: np.ndarray, sides: tuple, chosen: np.ndarray) -> tuple[Tokens | Cond, Tokens | Cond]:

@@ -72,3 +72,13 @@ class DiffusionOptions(TrainOptions):
     def varied(self) -> bool:
         """True if a picture looks different in each view."""
         return self.flip or self.crop == "random"
+
+
+@dataclass(frozen=True)
+class PartOptions(DiffusionOptions):
+    """The options of a training of something beside a model that stays as it is, which is short."""
+
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    ema_decay: float = 0.0
+    """0 is no EMA: of a short training it would be the beginning."""

@@ -17,10 +17,12 @@ from sdjax.data.order import Chosen, Order, read_ahead
 from sdjax.data.source import Pictures
 from sdjax.devices.processes import is_primary, local_part
 from sdjax.errors import SdjaxError
+from sdjax.families.config import Config
 from sdjax.files import read_prompts
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.parameters import describe
 from sdjax.training.captions import Table, hold_out, validation_batches
+from sdjax.training.diffusion import Conditioner, Forward, diffusion_loss, plain
 from sdjax.training.diffusion_options import DiffusionOptions
 from sdjax.training.loop import Source, dry_run, fit
 from sdjax.training.options import picture_size
@@ -66,6 +68,23 @@ def as_asked(sd: StableDiffusion, options: DiffusionOptions) -> StableDiffusion:
         raise SdjaxError("zero_terminal_snr: pure noise says nothing of eps, give `prediction` v with it")
     size = picture_size(options.size, sd.config, sd.config.multiple)
     return replace(sd, config=replace(sd.config, schedule=schedule, size=size))
+
+
+def loss_as_asked(
+    options: DiffusionOptions, config: Config, conditioner: Conditioner, forward: Forward = plain
+) -> LossFn:
+    """Returns the loss that the options ask for; the other arguments are those of `diffusion_loss`."""
+    return diffusion_loss(
+        config,
+        conditioner,
+        options.dtype,
+        options.remat,
+        options.caption_dropout,
+        options.min_snr_gamma,
+        options.logit_normal,
+        options.noise_offset,
+        forward,
+    )
 
 
 def train_on_pictures(

@@ -10,12 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.conditioning.text import embedded
 from sdjax.data.order import Chosen
 from sdjax.data.source import Pictures
-from sdjax.errors import log
+from sdjax.errors import SdjaxError, log
 from sdjax.families.config import Config
 from sdjax.model.value import StableDiffusion
+from sdjax.networks.clip.config import TextConfig
 from sdjax.networks.clip.network import TextTower
 from sdjax.text import prompt
 from sdjax.training.beside import Given
@@ -27,6 +27,12 @@ SHUFFLE = 9  # of the order of a caption's parts, beside the numbers of beside.p
 def towers_of(config: Config) -> tuple[str, ...]:
     """Returns the names of a model's text towers."""
     return ("text",) if config.text_2 is None else ("text", "text_2")
+
+
+def check_clip_text(model: str, config: Config) -> None:
+    """SdjaxError: a model whose text towers are none of CLIP's."""
+    if not isinstance(config.text, TextConfig):
+        raise SdjaxError(f"model {model}: has no CLIP text tower")
 
 
 def tokens_of(sd: StableDiffusion, texts: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -103,8 +109,3 @@ def read_cond(
 def empty_tokens(sd: StableDiffusion) -> np.ndarray:
     """Returns the empty caption's tokens, int32 [T, L]."""
     return tokens_of(sd, [""])[0][0]
-
-
-def own_vectors(sd: StableDiffusion) -> dict[str, np.ndarray]:
-    """Returns what the words of sd.embeddings stand for, by the towers' names."""
-    return embedded(sd)

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.devices.placement import chunk_size
 from sdjax.errors import SdjaxError
+from sdjax.image.masks import composed
 from sdjax.image.pixels import pixels_to_pil
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.engine import draw_request
 from sdjax.tasks.plans import plan_of
 from sdjax.tasks.text_to_image import draw_hires
+from sdjax.tasks.work import at_once
 from sdjax.web.ask import Ask, cells, large_sides, request_of, weights_of_masks
 
 MOST = 16  # pictures of a device at once
@@ -24,7 +25,7 @@ Watch = Callable[[int, int, Callable[[], list]], None]
 def most_at_once(sd: StableDiffusion, ask: Ask, parts: int) -> int:
     """Returns how many pictures like `ask` all devices together draw at once. parts: prompts that AND composes."""
     sides = large_sides(sd, latents_of(sd, ask), ask.hires) if ask.hires else latents_of(sd, ask)[:2]
-    size, devices = chunk_size(2**20, sides[0] * sides[1] * (1 + parts) // 2)
+    size, devices = at_once(2**20, sides, parts)
     return min(size, MOST * len(devices))
 
 
@@ -48,24 +49,22 @@ def draw(sd: StableDiffusion, asks: list[Ask], most: int, watch: Watch) -> list[
     """
     every, first = padded(asks, most), asks[0]
     request = request_of(sd, every)
+    pictures = None if first.pictures is None else np.concatenate([ask.pictures for ask in every])
     inside = None if first.masks is None else weights_of_masks(every)
 
-    def composed(pixels: np.ndarray) -> np.ndarray:
-        """Returns pixels with those outside of the masks as they were."""
-        if inside is None:
-            return pixels
-        before = np.concatenate([ask.pictures for ask in every])
-        return np.where(inside == 0, before, inside * pixels + (1 - inside) * before)
-
     def seen(step: int, total: int, picture: Callable[[], Any]) -> None:
-        watch(step, total, lambda: [finished(*one) for one in zip(asks, composed(np.asarray(picture())), strict=False)])
+        def shown() -> list:
+            pixels = np.asarray(picture())
+            pixels = pixels if inside is None else composed(pictures, pixels, inside)
+            return [finished(*one) for one in zip(asks, pixels, strict=False)]
+
+        watch(step, total, shown)
 
     if first.hires is not None:
         hires = first.hires
         sides = large_sides(sd, request.shape, hires)
         pixels = draw_hires(sd, request, sides, hires.strength, hires.upscale, hires.steps, seen)
     else:
-        pictures = None if first.pictures is None else np.concatenate([ask.pictures for ask in every])
         masks = None if first.masks is None else np.concatenate([ask.masks for ask in every])
         pixels = draw_request(
             sd,

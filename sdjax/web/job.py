@@ -31,9 +31,8 @@ class Job:
         self.keys: list[Key] = []
         self.next = 0  # the first picture that is not drawn yet, nor being drawn
         self.pictures: dict[int, Any] = {}  # number -> PIL image
-        self.answered: Future = (
-            Future()
-        )  # of the pictures by their numbers; of those that were drawn, if it was interrupted
+        #: Of the pictures by their numbers; of those that were drawn, if it was interrupted.
+        self.answered: Future = Future()
         self.arrived, self.began = time.monotonic(), 0.0
         self.place, self.step, self.total = (0, 0), 0, 1  # those being drawn, and how far they are
         self.interrupted = self.skipped = self.left = False

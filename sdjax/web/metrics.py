@@ -5,6 +5,8 @@ from collections import Counter
 
 import jax
 
+from sdjax.devices.host import resident
+
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # upper bounds of the histogram of batch sizes
 
 
@@ -74,12 +76,3 @@ def memory() -> list[tuple[int, int]]:
     """Returns (number, bytes in use) of each device that tells them."""
     found = [(device.id, (device.memory_stats() or {}).get("bytes_in_use")) for device in jax.local_devices()]
     return [(number, used) for number, used in found if used is not None]
-
-
-def resident() -> int:
-    """Returns the bytes of memory that this process holds; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * 4096
-    except (OSError, ValueError, IndexError):
-        return 0

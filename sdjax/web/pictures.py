@@ -6,12 +6,12 @@ import io
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+from sdjax.image.png import png_text
 from sdjax.web.refusals import Refused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # others, EPS among them, would start other programs or read odd parts
-MOST_PIXELS = 2**25  # of a picture that is sent
+MOST_PIXELS = 2**25  # of a picture that is sent, or enlarged
 
 
 def decode_text(value: Any, field: str) -> bytes:
@@ -53,10 +53,8 @@ def read_picture(value: Any, field: str) -> Image.Image:
 
 def png(image: Image.Image, text: str | None = None) -> bytes:
     """Returns a picture as a PNG whose `parameters` are `text`."""
-    info, out = PngInfo(), io.BytesIO()
-    if text is not None:
-        info.add_text("parameters", text)
-    image.save(out, "PNG", pnginfo=info)
+    out = io.BytesIO()
+    image.save(out, "PNG", pnginfo=png_text(text))
     return out.getvalue()
 
 

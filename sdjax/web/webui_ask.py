@@ -101,13 +101,13 @@ class Wanted:
         options = arguments(self.table, values) | self.sampler | {"width": width, "height": height}
         options |= {"lora_folder": self.models.loras, "clip_skip": self.settings["CLIP_stop_at_last_layers"] or 1}
         options["eta"] = self.eta()
+        steered = [self.controlled(sd, painted) if self.units else {} for painted in each]
         for number in range(self.count):
             varied = values["subseed_strength"] > 0
             own = {"seed": self.seed + (0 if varied else number), "variation_seed": self.subseed + number}
             painted = each[number % len(each)]
-            with_control = {} if not self.units else self.controlled(sd, painted)
             with in_fields(names_of(self.table)):
-                task = TaskOptions(**options | own | with_control)
+                task = TaskOptions(**options | own | steered[number % len(each)])
             asked = Ask(
                 values["prompt"], task, hires=hires, controls=tuple(unit.key for unit in self.units), texts=self.texts()
             )

@@ -10,15 +10,16 @@ from PIL import Image
 from starlette.requests import Request
 
 from sdjax.conditioning.text import read_prompts
+from sdjax.devices.host import resident
 from sdjax.errors import SdjaxError
 from sdjax.image.metadata import found_in
 from sdjax.image.parameters import parse_parameters
 from sdjax.tasks.options import OPTIONS
 from sdjax.text.syntax import cut_tags
+from sdjax.web.control_units import MODULES
 from sdjax.web.fields import Field, number, one_of, read_fields, text, truth, whole
-from sdjax.web.metrics import resident
 from sdjax.web.models import Models, files_of, name_of
-from sdjax.web.pictures import decode_text, in_base64, open_picture, png, read_picture, resized
+from sdjax.web.pictures import MOST_PIXELS, in_base64, png, read_picture, resized
 from sdjax.web.refusals import Refused
 from sdjax.web.samplers import listed_samplers, listed_schedulers
 from sdjax.web.service import Service, body_of
@@ -26,7 +27,6 @@ from sdjax.web.webui_fields import SETTINGS
 
 UPSCALERS = ("None", "Lanczos", "Nearest")
 LATENT_MODES = ("Latent", "Latent (bicubic)")
-MOST_PIXELS = 2**25  # of a picture that is enlarged
 
 #: What /options tells beside SETTINGS, and takes if it is the same.
 FIXED = {
@@ -105,7 +105,7 @@ def routes(service: Service) -> APIRouter:
     }.items():
         lists(f"/sdapi/v1/{name}", content)
     lists("/controlnet/model_list", lambda: {"model_list": [*models.control_files()]})
-    lists("/controlnet/module_list", {"module_list": ["none", "canny"], "module_detail": {}})
+    lists("/controlnet/module_list", {"module_list": [*MODULES], "module_detail": {}})
     lists("/controlnet/version", {"version": 2})
     lists("/queue/status", lambda: queue_status(service))
     lists("/internal/ping", {})
@@ -240,7 +240,7 @@ def counted(models: Models, prompt: str) -> dict[str, Any]:
 
 def read_info(image: Any) -> dict[str, Any]:
     """Returns the settings in a picture."""
-    picture = open_picture(decode_text(image, "image"), "image")
+    picture = read_picture(image, "image")
     try:
         found = found_in(picture)
     except Exception:  # metadata may be broken in any way

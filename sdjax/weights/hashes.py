@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdjax.devices.host import programs_folder
 from sdjax.errors import SdjaxError
-from sdjax.files import written_whole
+from sdjax.files import sha256_of_file, written_whole
 from sdjax.weights.folder import FOLDERS, file_names, shard_names, weights_file
 
 DIGITS, LORA_DIGITS = 10, 12  # of the SHA-256, as in AUTOMATIC1111's web UI
@@ -45,8 +45,7 @@ def file_hash(path: Path) -> str:
     known = read_hashes(kept)
     if (there := known.get(str(path))) and there[:2] == key:
         return there[2]
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of_file(path)
     if kept:
         with contextlib.suppress(SdjaxError), written_whole(kept) as scratch:  # it only saves time
             scratch.write_text(json.dumps(read_hashes(kept) | {str(path): [*key, found]}, indent=0), "utf-8")

@@ -16,10 +16,10 @@ from sdjax.networks.control.config import ControlConfig
 from sdjax.networks.control.fields import write_control
 from sdjax.networks.t2i.config import AdapterConfig
 from sdjax.networks.t2i.part import write_adapter
-from sdjax.networks.table import make_rows, param_shapes
-from sdjax.weights.convert import operation_of, to_file_tensors
+from sdjax.networks.table import make_rows
+from sdjax.weights.convert import to_file_tensors
 from tests import kinds
-from tests.narrow import random_model_params, random_params
+from tests.narrow import file_shapes, random_model_params, random_params
 from tests.tiny import CONFIG
 
 UNET = replace(CONFIG.unet, channels=(8, 16, 24), blocks=2, attention=(True, True, False), heads=(2, 2, 4))
@@ -108,14 +108,7 @@ def test_layouts_of_adapters(name, tmp_path):
 
 def shapes_of(config, layout: str) -> dict[str, np.ndarray]:
     """Names and shapes of a file; nothing is allocated."""
-    found = {}
-    for row in make_rows(config):
-        leaf = param_shapes(config)
-        for key in row.path:
-            leaf = leaf[key]
-        name, operation = (row.diffusers, row.operation) if layout == "diffusers" else (row.compvis, row.operation)
-        found[name] = np.broadcast_to(np.float16(0), operation_of(operation)[2](leaf.shape))
-    return found
+    return {name: np.broadcast_to(np.float16(0), shape) for name, shape in file_shapes(config, layout).items()}
 
 
 @pytest.mark.parametrize("config", [SD15, SD21, SDXL], ids=lambda config: config.name)

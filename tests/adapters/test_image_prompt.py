@@ -14,10 +14,10 @@ from sdjax.formats.mapped import write_json, write_tensors
 from sdjax.networks.clip.fields import write_image_tower
 from sdjax.networks.image_prompt.config import ImagePromptConfig
 from sdjax.networks.image_prompt.names import attentions_of
-from sdjax.networks.table import make_rows, param_shapes
-from sdjax.weights.convert import operation_of, to_file_tensors
+from sdjax.networks.table import make_rows
+from sdjax.weights.convert import to_file_tensors
 from tests.image_prompts import TOWER, image_prompt, write_image_prompt
-from tests.narrow import random_params
+from tests.narrow import file_shapes, random_params
 from tests.tiny import tiny
 
 
@@ -47,24 +47,17 @@ def test_published_files():
     large = attentions_of(SDXL.unet)
     assert len(large) == 70 and [width for _, width in large] == [640] * 4 + [1280] * 50 + [640] * 6 + [1280] * 10
 
-    def shapes(config):
-        found, tree = {}, param_shapes(config)
-        for row in make_rows(config):
-            leaf = tree
-            for key in row.path:
-                leaf = leaf[key]
-            found[row.diffusers] = tuple(operation_of(row.operation)[2](leaf.shape))
-        return found
-
-    base = shapes(ImagePromptConfig(tuple(width for _, width in names)))
+    base = file_shapes(ImagePromptConfig(tuple(width for _, width in names)))
     assert base["image_proj.proj.weight"] == (3072, 1024) and base["image_proj.norm.bias"] == (768,)
     assert base["ip_adapter.1.to_k_ip.weight"] == (320, 768) and base["ip_adapter.31.to_v_ip.weight"] == (1280, 768)
     assert len(base) == 4 + 32 and sum(map(np.prod, base.values())) == 22_319_616
-    plus = shapes(ImagePromptConfig(tuple(width for _, width in names), 1280, 768, 16, True))
+    plus = file_shapes(ImagePromptConfig(tuple(width for _, width in names), 1280, 768, 16, True))
     assert plus["image_proj.latents"] == (1, 16, 768) and plus["image_proj.layers.3.0.to_kv.weight"] == (1536, 768)
     assert plus["image_proj.layers.0.1.1.weight"] == (3072, 768) and "image_proj.layers.0.1.1.bias" not in plus
     wide = ImagePromptConfig(tuple(width for _, width in large), 1280, 2048, 16, True, 1280, 4, 20, 5120)
-    assert shapes(wide)["image_proj.proj_out.weight"] == (2048, 1280) and len(shapes(wide)) == 7 + 4 * 11 + 140
+    assert (
+        file_shapes(wide)["image_proj.proj_out.weight"] == (2048, 1280) and len(file_shapes(wide)) == 7 + 4 * 11 + 140
+    )
 
 
 ONE = np.zeros((4, 4), np.float32)

@@ -5,7 +5,6 @@ from functools import cache
 
 import numpy as np
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import sdjax
 from sdjax.adapters import image_prompt
@@ -14,7 +13,7 @@ from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.table import make_rows, param_shapes
 from sdjax.weights.convert import from_file_tensors
 from tests.parity import control_peers as peers
-from tests.parity.peers import export, file_tensors, nchw, nhwc, perturb
+from tests.parity.peers import export, file_tensors, nchw, nhwc, vision_peer
 
 #: ViT-H/14 in small, and another width for bigG, so that embedding and states differ in width
 TOWERS = {
@@ -32,20 +31,7 @@ CASES = [(name, kind) for name in TOWERS for kind in ("base", "plus")]
 def tower(name: str):
     """(ours, transformers' in float64)."""
     config = TOWERS[name]
-    torch.manual_seed(3)
-    peer = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=config.width,
-            intermediate_size=config.mlp_width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            image_size=config.size,
-            patch_size=config.patch,
-            hidden_act=config.activation,
-            projection_dim=config.projection,
-        )
-    )
-    peer = perturb(peer)
+    peer = vision_peer(config, 3)
     return export(file_tensors(peer, "vision"), config), peer
 
 

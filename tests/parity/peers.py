@@ -117,11 +117,10 @@ def text_case(config: Config):
     return file_tensors(peer, "text"), ids, out.last_hidden_state, out.pooler_output
 
 
-@cache
-def vision_case(config: VisionConfig):
-    """(file tensors, pixels, torch's embedding)."""
-    torch.manual_seed(0)
-    peer = perturb(
+def vision_peer(config: VisionConfig, seed: int) -> CLIPVisionModelWithProjection:
+    """transformers' image tower of a config, with random parameters."""
+    torch.manual_seed(seed)
+    return perturb(
         CLIPVisionModelWithProjection(
             CLIPVisionConfig(
                 hidden_size=config.width,
@@ -136,6 +135,12 @@ def vision_case(config: VisionConfig):
             )
         )
     )
+
+
+@cache
+def vision_case(config: VisionConfig):
+    """(file tensors, pixels, torch's embedding)."""
+    peer = vision_peer(config, 0)
     pixels = rng_normal(2, config.size, config.size, 3)
     return file_tensors(peer, "vision"), pixels, peer(nchw(pixels)).image_embeds
 

@@ -17,10 +17,9 @@ from sdjax.networks.clip.config import VisionConfig
 from sdjax.networks.clip.fields import FIELDS
 from sdjax.networks.image_prompt import names, network
 from sdjax.networks.image_prompt.config import ImagePromptConfig
-from sdjax.networks.table import make_rows, param_shapes
 from sdjax.networks.unet.fields import write_unet
-from sdjax.weights.convert import operation_of
 from sdjax.weights.spellings import current_name
+from tests.narrow import file_shapes
 from tests.parity import control_peers
 from tests.parity import image_prompt_peers as peers
 from tests.parity.peers import error
@@ -247,16 +246,6 @@ LARGE = {
 }
 
 
-def shapes_of(config) -> dict[str, tuple[int, ...]]:
-    found, shapes = {}, param_shapes(config)
-    for row in make_rows(config):
-        leaf = shapes
-        for key in row.path:
-            leaf = leaf[key]
-        found[row.diffusers] = tuple(operation_of(row.operation)[2](leaf.shape))
-    return found
-
-
 @pytest.mark.parametrize("name", LARGE)
 def test_full_towers(name):
     """Nothing is allocated: transformers' module is on the meta device, ours are shapes."""
@@ -265,7 +254,7 @@ def test_full_towers(name):
     with torch.device("meta"):
         peer = CLIPVisionModelWithProjection(CLIPVisionConfig(**fields))
     want = {name: tuple(value.shape) for name, value in peer.state_dict().items() if "position_ids" not in name}
-    assert shapes_of(config) == {current_name("vision", name): shape for name, shape in want.items()}
+    assert file_shapes(config) == {current_name("vision", name): shape for name, shape in want.items()}
 
 
 @pytest.mark.parametrize(("unet", "kind"), [(SD15, "base"), (SD15, "plus"), (SDXL, "base"), (SDXL, "plus")], ids=str)
@@ -277,7 +266,7 @@ def test_full_adapters(unet, kind):
     if kind == "plus":
         shape = (1280, 4, 20, 5120) if large else (768, 4, 12, 3072)
         config = ImagePromptConfig(layers, 1280, context, 16, True, *shape)
-    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes_of(config).items()}
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in file_shapes(config).items()}
     files = {"image_proj": {}, "ip_adapter": {}}
     for key, value in tensors.items():
         part, _, rest = key.partition(".")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.web.metrics import resident
+from sdjax.devices.host import resident
 from tests.web.serving import difference, opened, serving
 
 pytestmark = pytest.mark.slow
