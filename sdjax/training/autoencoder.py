@@ -41,6 +41,7 @@ class Weights:
     kind: str = "l1"  # or "l2"
     kl: float = 1e-6  # k
     perceptual: float = 1.0  # p, used if vgg is given
+    side: int | None = None  # of the random part of a picture that LPIPS compares, in pixels; None: the whole picture
     adversarial: float = 0.0  # w; 0 is no discriminator
     start: int = 0  # the first step in which the adversarial term and the hinge loss count
     like: float = 1.0  # l, used if there is another VAE
@@ -98,7 +99,12 @@ def vae_loss(
 
         def difference(decoded: Array) -> Array:
             error = reconstruction(pixels, decoded, weights.kind)
-            return error if vgg is None else error + weights.perceptual * lpips(vgg, pixels, decoded)
+            if vgg is None:
+                return error
+            compared = (pixels, decoded)
+            if weights.side is not None:
+                compared = random_parts(example_keys(key, batch["index"]), weights.side, *compared)
+            return error + weights.perceptual * lpips(vgg, *compared)
 
         apart = 0.0
         if other is not None:
@@ -131,6 +137,15 @@ def vae_loss(
         return losses, {name: value.mean() for name, value in metrics.items()}
 
     return loss_fn
+
+
+def random_parts(keys: Array, side: int, *pictures: Array) -> tuple[Array, ...]:
+    """Returns of each of the pictures [B, H, W, C] the same `side` x `side` pixels, in a random place for each key."""
+    high, wide = pictures[0].shape[1:3]
+    tops = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, high - side + 1))(keys)
+    lefts = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 0, wide - side + 1))(keys)
+    cut = lambda picture, top, left: jax.lax.dynamic_slice(picture, (top, left, 0), (side, side, picture.shape[-1]))
+    return tuple(jax.vmap(cut)(picture, tops, lefts) for picture in pictures)
 
 
 def with_slope(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from sdjax.training.autoencoder import (
     gaussian_kl,
     hinge,
     init_critic,
+    random_parts,
     reconstruction,
     vae_loss,
     with_slope,
@@ -107,6 +108,18 @@ def test_without_a_discriminator(kind, vgg):
     assert ("perceptual" in metrics) == bool(vgg)
     total = metrics["reconstruction"] + 0.7 * metrics.get("perceptual", 0) + 1e-3 * metrics["kl"] / 1728
     np.testing.assert_allclose(total, loss, rtol=1e-4)
+
+
+def test_lpips_of_random_parts():
+    """The same part of both pictures, another for each example, anywhere in the picture."""
+    keys, places = example_keys(KEY, BATCH["index"]), np.stack(np.mgrid[:SIZE, :SIZE], -1)[None].repeat(4, 0)
+    parts = np.concatenate([random_parts(jax.random.split(key, 4), 16, places)[0] for key in jax.random.split(KEY, 99)])
+    corners = parts[:, 0, 0]
+    np.testing.assert_array_equal(parts - corners[:, None, None], places[:1, :16, :16].repeat(len(parts), 0))
+    assert {tuple(corner) for corner in corners.tolist()} == {(y, x) for y in range(9) for x in range(9)}
+    _, metrics, _ = run(replace(WEIGHTS, side=16, adversarial=0.0), vgg=VGG)
+    compared = random_parts(keys, 16, BATCH["pixels"], reconstruct(VAE_PARAMS)[0])
+    np.testing.assert_allclose(metrics["perceptual"], lpips(VGG, *compared).mean(), rtol=1e-4)
 
 
 def test_with_a_discriminator_lambda_is_compvis_s(whole):

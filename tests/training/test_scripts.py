@@ -21,6 +21,7 @@ from sdjax.networks.lpips.names import lpips_rows
 from sdjax.networks.lpips.network import LPIPS
 from sdjax.weights.convert import OPERATIONS
 from sdjax.weights.lpips import read_lpips
+from tests.hed import write_hed
 from tests.narrow import NARROW_VISION, random_params
 from tests.scripts import CONFIG, TRAIN, arguments
 
@@ -141,8 +142,13 @@ def test_train_vae(script, place):
 
 
 def test_train_a_new_vae_like_another(script, place, tmp_path):
-    """Another number of levels, so pictures of another size; its latents come near those of the model's VAE."""
+    """Another number of levels, so pictures of another size; its latents come near those of the model's VAE.
+
+    With HED's features of a random part of each picture.
+    """
     from sdjax.commands import train_vae
+
+    pytest.importorskip("h5py")
 
     settings = TRAIN | {
         "--out": tmp_path / "run",
@@ -153,11 +159,15 @@ def test_train_a_new_vae_like_another(script, place, tmp_path):
         "--channels": "8,8,4",
         "--like": "model",
         "--like-weight": 3,
+        "--hed": write_hed(tmp_path / "hed.h5"),
+        "--perceptual-weight": 0.1,
+        "--perceptual-size": 16,
     }
     assert script("train/train_vae.py", *arguments("train", settings, {})) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     first, last = records[0], records[-1]
     wanted = first["reconstruction"] + 1e-6 * first["kl"] / (32 * 32 * 3) + 3 * first["apart"]
+    wanted += 0.1 * first["perceptual"]
     assert abs(first["loss"] - wanted) < 1e-4 * wanted and last["apart"] < 0.8 * first["apart"]
     trained = sdjax.load(tmp_path / "run" / "export")
     assert trained.config.vae.channels == (8, 8, 4) and trained.config.size == 4 * CONFIG.size // CONFIG.vae.factor
