@@ -130,6 +130,7 @@ def test_intervals():
 
 def test_nothing_recompiles():
     both = {"control": [net(), adapter()], "control_image": [PICTURE, PICTURE]}
+    others = {"control": [net(1), adapter()], "control_image": [OTHER, PICTURE]}
     make(**both)
     with compilations() as count:
         make(**both, control_scale=[0.3, 2.0])
@@ -137,7 +138,7 @@ def test_nothing_recompiles():
         make(**both, control_interval=(0.2, 0.7))
         make(**both, control_interval=[(0, 0.5), (0.5, 1)], seed=5, guidance_scale=1.0)
         make(**both, control_mode="prompt")
-        make(**both | {"control": [net(1), adapter()], "control_image": [OTHER, PICTURE]}, steps=7, sampler="heun")
+        make(**both | others, steps=7, sampler="heun")
         assert not count
 
 

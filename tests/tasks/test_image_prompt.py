@@ -83,11 +83,11 @@ def test_prompts_and_sides():
 
 def test_nothing_recompiles():
     both = {"image_prompt": [(adapter(), PICTURE), (adapter(True), [PICTURE, OTHER])]}
+    others = [(adapter(False, 1), OTHER.resize((40, 60))), (adapter(True, 1), [OTHER, PICTURE])]
     make(**both)
     with compilations() as count:
         make(**both, image_prompt_scale=[0.3, 2.0])
         make(**both, image_prompt_scale=0.0, seed=5)
-        others = [(adapter(False, 1), OTHER.resize((40, 60))), (adapter(True, 1), [OTHER, PICTURE])]
         make(image_prompt=others, guidance_scale=1.0, steps=3, sampler="heun")
         assert not count
 
