@@ -21,6 +21,8 @@ from tests.narrow import random_params
 from tests.tasks.test_generate import compilations
 from tests.tiny import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 PICTURE = Image.fromarray((np.random.default_rng(0).uniform(size=(16, 16, 3)) * 255).astype(np.uint8))
 OTHER = Image.fromarray(255 - np.asarray(PICTURE))
 
@@ -143,20 +145,20 @@ def test_nothing_recompiles():
 
 
 def test_other_tasks():
+    """A control moves them. (A scale of 0 is no control: above.)"""
     pixels = np.random.default_rng(2).uniform(-1, 1, (16, 16, 3)).astype(np.float32)
     mask = np.zeros((16, 16), np.float32)
     mask[4:12, 4:12] = 1
     settings = {"steps": 4, "output": "latents", "guidance_scale": 3.0}
     control = {"control": net(), "control_image": PICTURE}
-    for task, arguments in (
-        (sdjax.img2img, (pixels,)),
-        (sdjax.inpaint, (pixels, mask)),
-        (sdjax.hires, (1.5,)),
+    for sd, task, arguments in (
+        (tiny(), sdjax.img2img, (pixels,)),
+        (tiny(), sdjax.inpaint, (pixels, mask)),
+        (tiny(9), sdjax.inpaint, (pixels, mask)),
+        (tiny(), sdjax.hires, (1.5,)),
     ):
-        plain, found = (task(tiny(), "cat", *arguments, **settings, **more) for more in ({}, control))
-        assert found.shape == plain.shape and apart(plain, found) > 1e-3
-    nine = sdjax.inpaint(tiny(9), "cat", pixels, mask, **settings, **control)
-    assert apart(nine, sdjax.inpaint(tiny(9), "cat", pixels, mask, **settings)) > 1e-3
+        off, found = (task(sd, "cat", *arguments, **settings, **control, control_scale=scale) for scale in (0.0, 1.0))
+        assert apart(off, found) > 1e-3
 
 
 def test_a_model_of_sdxl():
