@@ -4,6 +4,7 @@ Prints its address once it answers: a page to draw on, the web UI's API under /s
 under /v1, /metrics for Prometheus and /healthz. sample/guide/server.md says which programs speak to it.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -58,7 +59,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Serve pictures: a page, the web UI's API, the images API."""
-    options_password = options.api_auth or os.environ.get("SDJAX_API_AUTH")
+    options_password = os.environ.get("SDJAX_API_AUTH") if options.api_auth is None else options.api_auth
     sizes = check_options(options, options_password)
     try:
         import fastapi  # noqa: F401
@@ -102,7 +103,10 @@ def main(options: Options) -> None:
         host = f"[{options.host}]" if ":" in options.host else options.host
         print(f"http://{host}:{port}", flush=True)
 
-    serve(app, scheduler, listening, answers)
+    try:
+        serve(app, scheduler, listening, answers)
+    except OSError as error:  # another process has begun to listen there since
+        raise SdjaxError(f"--port {options.port}: cannot be listened at ({error.strerror})") from None
 
 
 def check_options(options: Options, password: str | None) -> list[int]:
@@ -134,7 +138,8 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, number)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-    except OSError as error:
-        flag = f"--host {host}" if isinstance(error, socket.gaierror) else f"--port {port}"
-        raise SdjaxError(f"{flag}: cannot be listened at ({error.strerror})") from None
+    except (OSError, UnicodeError) as error:
+        of_host = not isinstance(error, OSError) or isinstance(error, socket.gaierror)
+        flag = f"--host {host}" if of_host or error.errno == errno.EADDRNOTAVAIL else f"--port {port}"
+        raise SdjaxError(f"{flag}: cannot be listened at ({getattr(error, 'strerror', None) or error})") from None
     return found

@@ -21,7 +21,7 @@ from sdjax.tasks.text_to_image import enlarged
 OF_PICTURES = ("negative_prompt", "seed", "variation_seed", "guidance_scale", "control_image", "progress", "num_images")
 
 PARTS = 16  # the most prompts that AND composes
-POSITIONS = 2**14  # of the context, all of these together: memory grows with it, and 10,000 characters need less
+POSITIONS = 2**16  # of the context, all of these together: 10,000 characters of any script need less
 
 
 class Hires(NamedTuple):

@@ -99,7 +99,8 @@ def read_unit(models: Models, given: Mapping[str, Any], place: str) -> Unit | No
         raise Refused("no such control; /controlnet/model_list lists them", f"{place}.model")
     mode = MODES.get(str(given.get("control_mode", "balanced") or 0).lower())
     if mode is None:
-        raise Refused("Balanced, My prompt is more important, or ControlNet is more important expected", place)
+        right = "Balanced, My prompt is more important, or ControlNet is more important expected"
+        raise Refused(right, f"{place}.control_mode")
     start, end = values["guidance_start"], values["guidance_end"]
     if not start < end:
         raise Refused("below guidance_end expected", f"{place}.guidance_start")

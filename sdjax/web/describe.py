@@ -15,9 +15,10 @@ from sdjax.web.models import Models
 UNSAID = ("lora_folder", "num_images")
 
 
-def text_of(models: Models, title: str, sd: StableDiffusion, ask: Ask, size: tuple[int, int]) -> str:
-    """Returns the text of one picture. size: (width, height) of it."""
+def text_of(models: Models, title: str, sd: StableDiffusion, ask: Ask) -> str:
+    """Returns the text of one picture. Its size is that of the first walk, as `sdjax generate` writes it."""
     options, found = ask.options, {"prompt": ask.prompt, "dtype": sd.dtype.name}
+    size = options.width, options.height
     found["negative_prompt"] = options.negative_prompt
     for option in OPTIONS:
         if option.text is not None and option.name not in UNSAID:

@@ -17,16 +17,19 @@ from sdjax.tasks.work import at_once
 from sdjax.web.ask import Ask, cells, large_sides, request_of, weights_of_masks
 
 MOST = 16  # pictures of a device at once
+CONTEXT = 2**18  # positions of the context of all of them
 
 #: watch(step, total, picture): called after each step; picture() returns PIL images of all pictures as they are now.
 Watch = Callable[[int, int, Callable[[], list]], None]
 
 
-def most_at_once(sd: StableDiffusion, ask: Ask, parts: int) -> int:
-    """Returns how many pictures like `ask` all devices together draw at once. parts: prompts that AND composes."""
+def most_at_once(sd: StableDiffusion, ask: Ask, text: tuple[int, int]) -> int:
+    """Returns how many pictures like `ask` all devices together draw at once. text: as in Key."""
+    parts, chunks = text
     sides = large_sides(sd, latents_of(sd, ask), ask.hires) if ask.hires else latents_of(sd, ask)[:2]
     size, devices = at_once(2**20, sides, parts)
-    return min(size, MOST * len(devices))
+    room = CONTEXT // max(1, parts * chunks * getattr(sd.config.text, "length", 0))
+    return min(size, min(MOST, max(1, room)) * len(devices))
 
 
 def latents_of(sd: StableDiffusion, ask: Ask) -> tuple[int, int, int]:

@@ -173,3 +173,15 @@ def schema(fields: Sequence[Field], required: Sequence[str] = ()) -> dict[str, A
 
     found = {"type": "object", "properties": {field.name: one(field) for field in fields}}
     return {**found, **({"required": [*required]} if required else {})}
+
+
+def json_body(fields: Sequence[Field], *required: str) -> dict[str, Any]:
+    """Returns what /openapi.json says of a body of these fields."""
+    return {"requestBody": {"content": {"application/json": {"schema": schema(fields, required)}}}}
+
+
+def form_body(fields: Sequence[Field], required: Sequence[str], *files: str) -> dict[str, Any]:
+    """Returns what /openapi.json says of a form of these fields, a picture `image`, and other files."""
+    found = schema(fields, required)
+    found["properties"] |= {name: {"type": "string", "format": "binary"} for name in ("image", *files)}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": found}}}}

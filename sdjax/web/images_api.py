@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from starlette.requests import Request
 
 from sdjax.diffusion.tables import samplers
 from sdjax.image.masks import read_masks
+from sdjax.image.pixels import upright
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.option import Option
 from sdjax.tasks.options import OPTIONS, TaskOptions
@@ -33,11 +35,12 @@ from sdjax.web.fields import (
     Field,
     Kind,
     arguments,
+    form_body,
+    json_body,
     names_of,
     number,
     one_of,
     read_fields,
-    schema,
     text,
     truth,
     whole,
@@ -49,7 +52,6 @@ from sdjax.web.models import Models
 from sdjax.web.pictures import in_base64, open_picture, png
 from sdjax.web.refusals import Refused, in_fields
 from sdjax.web.service import Service, body_of
-from sdjax.web.webui import json_body
 
 KEPT, SECONDS = 256, 3600.0  # pictures with addresses, and how long they have them
 STAND_IN = ("dall-e-", "gpt-image-")  # models of OpenAI's, for which the served one stands
@@ -251,7 +253,7 @@ def routes(service: Service) -> APIRouter:
         return listed(served(models, name))
 
     async def drawn(request: Request, asked: Asked) -> JSONResponse:
-        names = names_of(asked.fields) | {"width": "size", "image": "image", "mask": "mask"}
+        names = names_of(asked.fields) | {"width": "size", "image": "image", "mask": "mask", "model": "model"}
         job = Job(
             asked.model,
             lambda sd: asked.asks(sd, service.most_pixels),
@@ -259,8 +261,7 @@ def routes(service: Service) -> APIRouter:
             "v1",
             names,
         )
-        pictures = await service.drawn(request, job)
-        made = await service.apart(written, job, pictures)
+        made = await service.drawn(request, job, partial(written, job))
         if asked.values["response_format"] == "b64_json":
             data = [{"b64_json": in_base64(one)} for one in made]
         else:
@@ -269,10 +270,9 @@ def routes(service: Service) -> APIRouter:
         return JSONResponse({"created": int(time.time()), "data": data, "output_format": "png"})
 
     def written(job: Job, pictures: dict[int, Any]) -> list[bytes]:
-        texts = (text_of(models, job.model, job.sd, job.asks[n], image.size) for n, image in pictures.items())
-        return [png(image, said) for image, said in zip(pictures.values(), texts, strict=True)]
+        return [png(image, text_of(models, job.model, job.sd, job.asks[n])) for n, image in pictures.items()]
 
-    @router.post("/images/generations", openapi_extra=json_body(schema(SHARED, ["prompt"])))
+    @router.post("/images/generations", openapi_extra=json_body(SHARED, "prompt"))
     async def generations(request: Request) -> JSONResponse:
         values = read_fields(SHARED, await body_of(request))
         if values["prompt"] is None:
@@ -291,11 +291,11 @@ def routes(service: Service) -> APIRouter:
         await service.apart(read_pictures, asked, content, prompt)
         return await drawn(request, asked)
 
-    @router.post("/images/edits")
+    @router.post("/images/edits", openapi_extra=form_body(PICTURES, ("image", "prompt"), "mask"))
     async def edits(request: Request) -> JSONResponse:
         return await from_picture(request, EDIT, prompt=True)
 
-    @router.post("/images/variations")
+    @router.post("/images/variations", openapi_extra=form_body(PICTURES, ("image",)))
     async def variations(request: Request) -> JSONResponse:
         return await from_picture(request, VARIATION, prompt=False)
 
@@ -311,9 +311,9 @@ def routes(service: Service) -> APIRouter:
 
 def read_pictures(asked: Asked, content: Mapping[str, bytes], edits: bool) -> None:
     """Reads the picture of a request, and what is to be painted in it."""
-    asked.image = open_picture(content["image"], "image")
+    asked.image = upright(open_picture(content["image"], "image"))
     if "mask" in content:
-        mask = open_picture(content["mask"], "mask")
+        mask = upright(open_picture(content["mask"], "mask"))
         if mask.size != asked.image.size:
             raise Refused("a mask of the picture's size expected", "mask")
         asked.hole = transparent(mask)

@@ -51,9 +51,8 @@ class Job:
             return 1.0
         if not self.asks or not self.began:
             return 0.0
-        return min(
-            (len(self.pictures) + (self.place[1] - self.place[0]) * self.step / self.total) / len(self.asks), 1.0
-        )
+        now = sum(number not in self.pictures for number in range(*self.place))
+        return min((len(self.pictures) + now * self.step / self.total) / len(self.asks), 1.0)
 
     def answer(self, error: Exception | None = None) -> None:
         """Ends the request, with its pictures or with an error."""

@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,12 @@ class Models:
     ):
         self.first, self.folder, self.keep, self.dtype = first, folder, keep, dtype
         self.embeddings, self.loras, self.controls = embeddings, loras, controls
-        self.lock = threading.RLock()
+        self.lock, self.controls_lock = threading.RLock(), threading.Lock()
         self.kept: OrderedDict[str, StableDiffusion] = OrderedDict()
         self.controls_kept: OrderedDict[tuple, Any] = OrderedDict()
         self.skipped: set[str] = set()  # embeddings that are for other models
         self.sources: dict[str, str] = {}
+        self.hashes: dict[str, str | None] = {}  # by source; None: it has none
         self.current = ""  # the title of the model that a request gets if it names none
         self.refresh()
         self.current = next(iter(self.sources))
@@ -73,15 +73,17 @@ class Models:
         plain = name.partition(" [")[0].strip()
         for title in self.sources:
             known = {title, Path(title).name, name_of(title)}
-            if name in known or plain in known or (self.hash_of(title, False) or "-") in (name, f"{name[:10]}"):
+            known_hash = self.hash_of(title, False)
+            if name in known or plain in known or (known_hash is not None and known_hash in (name, name[:10])):
                 return title
         return None
 
     def hash_of(self, title: str, compute: bool = True) -> str | None:
-        """Returns a model's hash, or None. compute: False tells what is known already."""
-        if not compute and title not in self.kept:
-            return None
-        return source_hash(self.sources[title])
+        """Returns a model's hash, or None. compute: False tells what is known already, at once."""
+        source = self.sources[title]
+        if compute and source not in self.hashes:
+            self.hashes[source] = source_hash(source)
+        return self.hashes.get(source)
 
     def loaded(self, title: str) -> StableDiffusion | None:
         """Returns a model that is loaded, or None."""
@@ -96,17 +98,31 @@ class Models:
                 return self.kept[title]
             while len(self.kept) >= self.keep:
                 forget(self.kept.popitem(last=False)[1])
-        sd = sdjax.load(self.sources[title], dtype=self.dtype)
-        for path in files_of(self.embeddings):
-            try:
-                sd = sdjax.add_embedding(sd, path)
-            except SdjaxError as error:
-                self.skipped.add(path.stem)
-                log.warning("embedding %s", error)
+        sd = self.with_embeddings(sdjax.load(self.sources[title], dtype=self.dtype))
         sd = replace(sd, params=copy_over(sd.params, jax.local_devices()))
         with self.lock:
             self.kept[title] = sd
         return sd
+
+    def with_embeddings(self, sd: StableDiffusion) -> StableDiffusion:
+        """Returns a model with the words of the folder's embeddings that it has not yet and can read."""
+        there = {word.lower() for word in sd.embeddings}
+        for path in files_of(self.embeddings):
+            if path.stem.lower() not in there:
+                try:
+                    sd = sdjax.add_embedding(sd, path)
+                except SdjaxError as error:
+                    self.skipped.add(path.stem)
+                    log.warning("embedding %s", error)
+        return sd
+
+    def refresh_embeddings(self) -> None:
+        """Looks for embeddings again, for the models that are loaded."""
+        with self.lock:
+            for title, sd in self.kept.items():
+                self.kept[title] = found = self.with_embeddings(sd)
+                if found is not sd:
+                    forget(sd)
 
     def networks(self) -> list[Path]:
         """Returns the files and folders of LoRAs."""
@@ -129,7 +145,7 @@ class Models:
     def control(self, path: Path, sd: StableDiffusion) -> Any:
         """Returns a control for a model; the last few are kept. SdjaxError: it does not fit the model."""
         key = path, path.stat().st_mtime_ns, sd.config
-        with self.lock:
+        with self.controls_lock:
             if key not in self.controls_kept:
                 self.controls_kept[key] = sdjax.load_control(path, sd)
                 while len(self.controls_kept) > KEEP_CONTROLS:
@@ -155,7 +171,6 @@ def name_of(title: str) -> str:
     return title.removesuffix(path.suffix) if path.suffix.lower() in (*FILES, ".pt", ".bin", ".pth") else title
 
 
-@lru_cache(maxsize=64)
 def source_hash(source: str) -> str | None:
     with suppress(SdjaxError, OSError):
         return model_hash(find_source(source)[0])

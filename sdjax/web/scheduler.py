@@ -56,6 +56,7 @@ class Scheduler:
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self.closed = self.stopped = False
+        self.answering = 0  # requests that wait for pictures or whose answer is made; the loop's thread counts them
         self.expected, self.until = 1, 0.0  # how many pictures may come, and how long they are waited for
         self.thread = threading.Thread(target=self.run, name="sdjax-devices", daemon=True)
 
@@ -83,7 +84,7 @@ class Scheduler:
         try:
             job.keys = [checked(sd, job.model, ask) for ask in asks]
         except SdjaxError as error:
-            raise refused_by_library(str(error), job.fields) from None
+            raise of_library(error, job, asks) from None
         job.sd, job.asks = sd, asks
 
     def leave(self, job: Job) -> None:
@@ -106,6 +107,11 @@ class Scheduler:
                 if job.interface == "sdapi" and name in (None, job.name):
                     job.skipped |= skip
                     job.interrupted |= not skip
+            for job in [job for job in self.waiting if job.began and job not in self.running]:
+                if job.interface == "sdapi" and name in (None, job.name) and not skip:  # it is between two batches
+                    job.interrupted = True
+                    self.waiting.remove(job)
+                    job.answer()
 
     def in_queue(self) -> list[Job]:
         """Returns the jobs that wait and are not drawn in part, in order."""
@@ -130,8 +136,9 @@ class Scheduler:
             self.lock.notify_all()
 
     def idle(self) -> bool:
+        """Is nothing drawn, waited for or answered?"""
         with self.lock:
-            return not self.running and not self.waiting
+            return not self.running and not self.waiting and not self.answering
 
     def stop(self) -> None:
         """Ends all jobs; the thread ends at its next step."""
@@ -196,7 +203,7 @@ class Scheduler:
                         self.waiting.remove(first)
                         first.answer()
                         continue
-                    most = most_at_once(sd, first.asks[first.next], first.keys[first.next].text[0])
+                    most = most_at_once(sd, first.asks[first.next], first.keys[first.next].text)
                     enough = lambda first=first, most=most: (
                         self.stopped or first not in self.waiting or self.alike(first) >= min(most, self.expected)
                     )
@@ -210,7 +217,12 @@ class Scheduler:
     def load(self, job: Job) -> None:
         """Loads the model of a job, and makes the job ready."""
         try:
-            sd = self.models.get(job.model)
+            try:
+                sd = self.models.get(job.model)
+            except SdjaxError as error:
+                log.warning("%s", error)
+                right = "a model that can be loaded expected; the server's log says why this one cannot"
+                raise Refused(right, job.fields.get("model")) from None
             if job.asks is None:
                 self.make_ready(job, sd)
         except Exception as error:
@@ -268,7 +280,7 @@ class Scheduler:
                         self.end(job, Refused("the computation overflowed; smaller weights or guidance may help"))
                     job.pictures[number] = found[place]
                 place += 1
-            if job.left or job.next == len(job.asks):
+            if job.left or job.interrupted or job.next == len(job.asks):
                 self.end(job, busy("the client left") if job.left else None)
 
     def end(self, job: Job, error: Exception | None = None) -> None:
@@ -301,8 +313,17 @@ class Scheduler:
     def failure(self, error: Exception, job: Job) -> Refused:
         """Returns what is answered for an error of a batch, and logs what is none of the client's business."""
         if isinstance(error, SdjaxError):
-            return refused_by_library(str(error), job.fields)
+            return of_library(error, job, job.asks or [])
         if out_of_memory(error):
             return Refused("the device's memory does not hold this; ask for a smaller picture", None, 503, "no_memory")
         log.error("a batch failed", exc_info=error)
         return Refused("the picture could not be drawn", None, 500, "failed")
+
+
+def of_library(error: SdjaxError, job: Job, asks: list[Ask]) -> Refused:
+    """Returns the refusal of what the library refuses. Its messages of a LoRA's file begin with a path."""
+    found = refused_by_library(str(error), job.fields)
+    if found.field is None and any("<lora:" in ask.prompt for ask in asks):
+        log.warning("%s", error)
+        return Refused("names a LoRA that cannot be read, or does not fit this model", "prompt")
+    return found

@@ -94,7 +94,10 @@ class Server(uvicorn.Server):
         while not self.scheduler.idle() and time.monotonic() < until:
             time.sleep(0.05)
         self.scheduler.stop()
-        time.sleep(0.2)  # answers are written
+        until = max(until, time.monotonic()) + 0.1 * FINISH
+        while not self.scheduler.idle() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.2)  # answers are sent
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:

@@ -42,11 +42,19 @@ class Service:
             self.limiter = anyio.CapacityLimiter(AT_ONCE)
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self.limiter)
 
-    async def drawn(self, request: Request, job: Job) -> dict[int, Any]:
-        """Returns a job's pictures by their numbers. The job ends when its client leaves.
+    async def drawn(self, request: Request, job: Job, make: Callable[[dict[int, Any]], Result]) -> Result:
+        """Returns what `make` makes of a job's pictures, by their numbers. The job ends when its client leaves.
 
         Refused: the queue is full, or the job cannot be drawn.
         """
+        self.scheduler.answering += 1
+        try:
+            return await self.apart(make, await self.waited(request, job))
+        finally:
+            self.scheduler.answering -= 1
+
+    async def waited(self, request: Request, job: Job) -> dict[int, Any]:
+        """Returns a job's pictures; see `drawn`."""
         await self.apart(self.scheduler.submit, job)
         gone = asyncio.ensure_future(left(request))
         answer = asyncio.wrap_future(job.answered)

@@ -16,7 +16,7 @@ def warm(sd: StableDiffusion, title: str, sizes: Sequence[int]) -> None:
         own = {"height": sd.config.size, "width": sd.config.size, "guidance_scale": 7.0}
         ask = Ask("", TaskOptions(sampler="euler", steps=1, **own))
         try:
-            most = most_at_once(sd, ask, checked(sd, title, ask).text[0])
+            most = most_at_once(sd, ask, checked(sd, title, ask).text)
             draw(sd, [ask] * min(size, most), most, lambda *_: None)
         except SdjaxError as error:
             log.warning("--warm: %s", error)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import anyio
@@ -12,7 +13,7 @@ from starlette.requests import Request
 import sdjax
 from sdjax.image.sheets import contact_sheet
 from sdjax.web.describe import all_seeds, text_of
-from sdjax.web.fields import is_text, schema
+from sdjax.web.fields import is_text, json_body
 from sdjax.web.job import Job
 from sdjax.web.pictures import in_base64, png
 from sdjax.web.refusals import Refused
@@ -24,11 +25,6 @@ PREVIEW_WAIT = 0.5  # seconds that an answer waits for a preview that it asked f
 TICK = 0.02
 
 
-def json_body(properties: dict[str, Any]) -> dict[str, Any]:
-    """Returns what /openapi.json says of a body."""
-    return {"requestBody": {"content": {"application/json": {"schema": properties}}}}
-
-
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
@@ -37,14 +33,13 @@ def routes(service: Service) -> APIRouter:
         wanted = await service.apart(Wanted, service.models, service.settings, given, image, service.most_pixels)
         del given
         job = wanted.job()
-        pictures = await service.drawn(request, job)
-        return JSONResponse(await service.apart(answered, service, wanted, job, pictures))
+        return JSONResponse(await service.drawn(request, job, partial(answered, service, wanted, job)))
 
-    @router.post("/sdapi/v1/txt2img", openapi_extra=json_body(schema(TXT2IMG)))
+    @router.post("/sdapi/v1/txt2img", openapi_extra=json_body(TXT2IMG))
     async def txt2img(request: Request) -> JSONResponse:
         return await drawn(request, image=False)
 
-    @router.post("/sdapi/v1/img2img", openapi_extra=json_body(schema(IMG2IMG, ["init_images"])))
+    @router.post("/sdapi/v1/img2img", openapi_extra=json_body(IMG2IMG, "init_images"))
     async def img2img(request: Request) -> JSONResponse:
         return await drawn(request, image=True)
 
@@ -165,7 +160,7 @@ def answered(service: Service, wanted: Wanted, job: Job, pictures: dict[int, Any
     for number, image in pictures.items():
         ask = job.asks[number]
         image = image if ask.after is None else ask.after(image)
-        text = text_of(models, job.model, sd, ask, image.size)
+        text = text_of(models, job.model, sd, ask)
         asks.append(ask)
         texts.append(text)
         images.append(image)
@@ -173,7 +168,6 @@ def answered(service: Service, wanted: Wanted, job: Job, pictures: dict[int, Any
     echo = dict(wanted.echo)
     if "init_images" in echo and not echo["include_init_images"]:
         echo |= {"init_images": None, "mask": None}
-    size = images[0].size if images else first.size
     info = {
         "prompt": first.prompt,
         **all_seeds(asks),
@@ -181,8 +175,8 @@ def answered(service: Service, wanted: Wanted, job: Job, pictures: dict[int, Any
         "seed": first.options.seed,
         "subseed": first.options.variation_seed,
         "subseed_strength": first.options.variation_strength,
-        "width": size[0],
-        "height": size[1],
+        "width": first.options.width,
+        "height": first.options.height,
         "sampler_name": sdjax.samplers[first.options.sampler].label or first.options.sampler,
         "cfg_scale": values["cfg_scale"],
         "steps": values["steps"],

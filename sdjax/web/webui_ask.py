@@ -8,21 +8,30 @@ from typing import Any
 from PIL import Image
 
 from sdjax.diffusion.tables import samplers
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, log
 from sdjax.image.pixels import pil_to_pixels, to_rgb
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks.options import TaskOptions
 from sdjax.tasks.parameters import understand
 from sdjax.web import inpainting
 from sdjax.web.ask import Ask, Hires, large_sides
-from sdjax.web.control_units import read_units
+from sdjax.web.control_units import Unit, read_units
 from sdjax.web.fields import arguments, names_of, read_fields
 from sdjax.web.job import Job
 from sdjax.web.models import Models
 from sdjax.web.pictures import read_picture, resized
 from sdjax.web.refusals import Refused, in_fields
 from sdjax.web.samplers import find_sampler
-from sdjax.web.webui_fields import IMG2IMG, MOST_PICTURES, SEEDS, SETTINGS, TXT2IMG, texts_of
+from sdjax.web.webui_fields import (
+    IMG2IMG,
+    MOST_PICTURES,
+    SEEDS,
+    SETTINGS,
+    TXT2IMG,
+    others_of,
+    settings_of_text,
+    texts_of,
+)
 
 RANDOM = 4294967294  # seeds of -1 are below it, as the web UI's
 
@@ -37,10 +46,13 @@ class Wanted:
         table = IMG2IMG if image else TXT2IMG
         self.models, self.most, self.table = models, most, table
         self.values = self.echo = read_fields(table, given)
+        self.others: dict[str, Any] = {}  # options that no field sets
         if self.values["infotext"]:
-            with in_fields({}):
-                found = understand_text(self.values["infotext"])
+            found, rest = understand_text(self.values["infotext"])
             self.values = read_fields(table, {**given, **texts_of(found, dict(given))})
+            self.others, settings = others_of(found), {**settings, **settings_of_text(found)}
+            if title := next((t for name in ("Model hash", "Model") if (t := models.find(rest.get(name, "")))), None):
+                settings = {**settings, "sd_model_checkpoint": title}
         values = self.values
         refuse_scripts(values)
         self.settings, self.model = self.own_settings(settings, values)
@@ -88,6 +100,7 @@ class Wanted:
     def job(self) -> Job:
         name = self.values["force_task_id"] or f"task({secrets.token_hex(8)})"
         names = names_of(self.table) | {"clip_skip": "override_settings", "control": "alwayson_scripts"}
+        names |= {"model": "override_settings.sd_model_checkpoint"} | dict.fromkeys(self.others, "infotext")
         return Job(self.model, self.asks, name, "sdapi", names)
 
     def asks(self, sd: StableDiffusion) -> list[Ask]:
@@ -98,7 +111,7 @@ class Wanted:
         from_picture = self.images is not None
         hires = None if from_picture or not values["enable_hr"] else self.hires(sd, width, height)
         found, each = [], self.pictures(width, height) if from_picture else [None]
-        options = arguments(self.table, values) | self.sampler | {"width": width, "height": height}
+        options = self.others | arguments(self.table, values) | self.sampler | {"width": width, "height": height}
         options |= {"lora_folder": self.models.loras, "clip_skip": self.settings["CLIP_stop_at_last_layers"] or 1}
         options["eta"] = self.eta()
         steered = [self.controlled(sd, painted) if self.units else {} for painted in each]
@@ -106,7 +119,7 @@ class Wanted:
             varied = values["subseed_strength"] > 0
             own = {"seed": self.seed + (0 if varied else number), "variation_seed": self.subseed + number}
             painted = each[number % len(each)]
-            with in_fields(names_of(self.table)):
+            with in_fields(names_of(self.table) | dict.fromkeys(self.others, "infotext")):
                 task = TaskOptions(**options | own | steered[number % len(each)])
             asked = Ask(
                 values["prompt"], task, hires=hires, controls=tuple(unit.key for unit in self.units), texts=self.texts()
@@ -127,11 +140,14 @@ class Wanted:
         values, target = self.values, None
         x, y = values["hr_resize_x"], values["hr_resize_y"]
         if x or y:
-            x, y = x or round(y * width / height), y or round(x * height / width)
+            even = lambda side: 2 * round(side / 2)  # a side that is not given is ours to round
+            x, y = x or even(y * width / height), y or even(x * height / width)
             target = (y, x)
         scale = values["hr_scale"] if target is None else max(x / width, y / height)
-        if target is not None and (scale < 1 or x % 2 or y % 2):
-            raise Refused("a side that is not below the first walk's expected", "hr_resize_x")
+        for field, side in (("hr_resize_x", x), ("hr_resize_y", y)):
+            if target is not None and (scale < 1 or side % 2):
+                wrong = "an even side expected" if side % 2 else "a side that is not below the first walk's expected"
+                raise Refused(wrong, field)
         name = (values["hr_upscaler"] or "Latent").lower()
         if not name.startswith("latent") and name not in ("lanczos", "none"):
             raise Refused("Latent, Lanczos or None expected", "hr_upscaler")
@@ -196,22 +212,30 @@ class Wanted:
         own = None if painted is None else painted.image
         with in_fields(dict.fromkeys(("control", "low", "high", "canny", "channels", "picture"), "alwayson_scripts")):
             return {
-                "control": [self.models.control(unit.path, sd) for unit in self.units],
+                "control": [self.net(unit, sd) for unit in self.units],
                 "control_image": [unit.seen(own) for unit in self.units],
                 "control_scale": [unit.weight for unit in self.units],
                 "control_interval": [unit.interval for unit in self.units],
                 "control_mode": [unit.mode for unit in self.units],
             }
 
+    def net(self, unit: Unit, sd: StableDiffusion) -> Any:
+        """Returns the network of a control. Refused: its file cannot be read, or it does not fit the model."""
+        try:
+            return self.models.control(unit.path, sd)
+        except SdjaxError as error:
+            log.warning("control %s", error)
+            raise Refused("a control that can be read and fits this model expected", "alwayson_scripts") from None
+
     def texts(self) -> dict[str, str]:
         """Returns the fields of the text that say what the library's own do not."""
         return {f"ControlNet {n}": unit.text for n, unit in enumerate(self.units)}
 
 
-def understand_text(text: str) -> dict[str, Any]:
-    """Returns the arguments of a `parameters` text. Refused: it is none."""
+def understand_text(text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the arguments of a `parameters` text, and its other fields. Refused: it is none."""
     try:
-        return understand(text)[0]
+        return understand(text)
     except SdjaxError:
         raise Refused("the parameters text of a picture expected", "infotext") from None
 

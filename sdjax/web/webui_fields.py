@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sdjax.web.fields import LIST, OBJECT, Field, number, one_of, text, truth, whole
+from sdjax.web.fields import LIST, LONGEST, OBJECT, ROWS, Field, number, one_of, text, truth, whole
 
 SEEDS = 2**32
 MOST_SIDE = 2**15
@@ -50,7 +50,7 @@ SHARED = (
     Field("save_images", truth(), False),
     Field("alwayson_scripts", OBJECT, {}),
     Field("force_task_id", text(200), None),
-    Field("infotext", text(), None),
+    Field("infotext", text(4 * LONGEST), None),
 )
 
 TXT2IMG = (
@@ -94,6 +94,23 @@ SETTINGS = (
     Field("sd_model_checkpoint", text(1000), None),
     Field("CLIP_stop_at_last_layers", whole(1, 64), 1, "clip_skip"),
 )
+
+
+#: Rows of OPTIONS that a text may have and no request sets so: other files, and what SETTINGS sets.
+NOT_OF_TEXTS = ("lora_folder", "num_images", "refiner_start", "image_prompt_scale", "clip_skip")
+
+
+def others_of(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of a `parameters` text that no field sets, as spacing and guidance_rescale."""
+    fields = {field.option for field in TXT2IMG}
+    told = (name for name, row in ROWS.items() if row.text is not None and name not in (*fields, *NOT_OF_TEXTS))
+    return {name: found[name] for name in told if name in found}
+
+
+def settings_of_text(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of SETTINGS in a `parameters` text, but for the model."""
+    skip = found.get("sdxl_clip_skip", found.get("clip_skip"))
+    return {} if skip is None else {"CLIP_stop_at_last_layers": skip}
 
 
 def texts_of(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sdjax.image.parameters import parse_parameters
 from sdjax.tasks.options import OPTIONS
 from sdjax.text.syntax import cut_tags
 from sdjax.web.control_units import MODULES
-from sdjax.web.fields import Field, number, one_of, read_fields, text, truth, whole
+from sdjax.web.fields import PICTURE, Field, json_body, number, one_of, read_fields, text, truth, whole
 from sdjax.web.models import Models, files_of, name_of
 from sdjax.web.pictures import MOST_PIXELS, in_base64, png, read_picture, resized
 from sdjax.web.refusals import Refused
@@ -26,6 +26,7 @@ from sdjax.web.service import Service, body_of
 from sdjax.web.webui_fields import SETTINGS
 
 UPSCALERS = ("None", "Lanczos", "Nearest")
+FROM_FILES = ("/sd-models", "/loras", "/model_list")  # lists that look at files, and may take a while
 LATENT_MODES = ("Latent", "Latent (bicubic)")
 
 #: What /options tells beside SETTINGS, and takes if it is the same.
@@ -48,6 +49,7 @@ FIXED = {
 }
 
 EXTRAS = (
+    Field("image", text(PICTURE), None),
     Field("resize_mode", one_of([0, 1]), 0),
     Field("show_extras_results", truth(), True),
     Field("gfpgan_visibility", number(0, 1), 0),
@@ -69,6 +71,8 @@ def routes(service: Service) -> APIRouter:
 
     def lists(path: str, content: Any) -> None:
         async def answer() -> Any:
+            if path.endswith(FROM_FILES):
+                return await service.apart(content)
             return content() if callable(content) else content
 
         router.add_api_route(path, answer, methods=["GET"], response_model=None)
@@ -79,7 +83,7 @@ def routes(service: Service) -> APIRouter:
         "schedulers": listed_schedulers,
         "upscalers": [
             {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
-            for name in UPSCALERS
+            for name in UPSCALERS[:2]  # those that hr_upscaler takes, too
         ],
         "latent-upscale-modes": [{"name": name} for name in ("None", *LATENT_MODES)],
         "loras": lambda: [
@@ -110,25 +114,28 @@ def routes(service: Service) -> APIRouter:
     lists("/queue/status", lambda: queue_status(service))
     lists("/internal/ping", {})
 
-    @router.post("/sdapi/v1/options")
+    @router.post("/sdapi/v1/options", openapi_extra=json_body(SETTINGS))
     async def set_options(request: Request) -> None:
         change_settings(service, await body_of(request))
 
-    @router.post("/sdapi/v1/png-info")
+    @router.post("/sdapi/v1/png-info", openapi_extra=json_body(EXTRAS[:1], "image"))
     async def png_info(request: Request) -> dict[str, Any]:
         given = await body_of(request)
         return await service.apart(read_info, given.get("image"))
 
-    @router.post("/sdapi/v1/extra-single-image")
+    @router.post("/sdapi/v1/extra-single-image", openapi_extra=json_body(EXTRAS, "image"))
     async def extra_single_image(request: Request) -> dict[str, Any]:
         given = await body_of(request)
         return await service.apart(enlarged, given)
 
     @router.post("/sdapi/v1/refresh-checkpoints")
     @router.post("/sdapi/v1/refresh-loras")
-    @router.post("/sdapi/v1/refresh-embeddings")
     async def refresh() -> None:
         await service.apart(models.refresh)
+
+    @router.post("/sdapi/v1/refresh-embeddings")
+    async def refresh_embeddings() -> None:
+        await service.apart(models.refresh_embeddings)
 
     @router.post("/sdapi/v1/sdjax/tokens")
     async def tokens(request: Request) -> dict[str, Any]:
@@ -140,7 +147,7 @@ def routes(service: Service) -> APIRouter:
 
 def listed_models(models: Models) -> list[dict[str, Any]]:
     def one(title: str) -> dict[str, Any]:
-        known = models.hash_of(title, compute=False)
+        known = models.hash_of(title, compute=title in models.kept)
         return {
             "title": title,
             "model_name": name_of(Path(title).name),
@@ -260,7 +267,7 @@ def enlarged(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("gfpgan_visibility", "codeformer_visibility"):
         if values[name]:
             raise Refused("there are no face restorers here; 0 expected", name)
-    image = read_picture(given.get("image"), "image")
+    image = read_picture(values["image"], "image")
     image = image if image.mode in ("RGB", "RGBA", "L") else image.convert("RGBA")
     if values["resize_mode"] == 0:
         size = tuple(max(1, round(side * values["upscaling_resize"])) for side in image.size)

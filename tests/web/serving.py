@@ -23,8 +23,8 @@ from sdjax.web.service import Service
 class Served:
     """A running server."""
 
-    def __init__(self, url, service, sd):
-        self.url, self.service, self.sd = url, service, sd
+    def __init__(self, url, service, sd, server):
+        self.url, self.service, self.sd, self.server = url, service, sd, server
 
     def ask(self, path, body=None, *, headers=None, method=None, timeout=300):
         """Returns (status, the JSON of the answer or its bytes, headers)."""
@@ -66,7 +66,7 @@ def serving(model="emoji", queue=64, most_pixels=2**20, password=None, cors=(), 
     thread.start()
     assert began.wait(30)
     try:
-        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", service, sd)
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", service, sd, server)
     finally:
         scheduler.stop()
         server.should_exit = True

@@ -144,6 +144,28 @@ def test_openai_edit_and_variation(served, client, picture, mask):
     same(opened(found), sdjax.img2img(served.sd, "", picture, 0.6, num_images=2, **OURS))
 
 
+def test_openai_edit_of_a_turned_photo(served, client, picture, mask):
+    """The mask has the size of the picture as it is looked at."""
+    wide, exif = picture.resize((16, 8)), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    hole = Image.new("RGBA", (8, 16), "red")
+    hole.putalpha(mask.resize((8, 16), Image.Resampling.NEAREST).point(lambda value: 255 - value))
+    stored = io.BytesIO()
+    wide.save(stored, "PNG", exif=exif)
+    turned = ("photo.png", stored.getvalue(), "image/png")
+    found = opened(client.images.edit(prompt="a red apple", image=turned, mask=file(hole), extra_body=EXTRA))
+    (wanted,) = sdjax.inpaint(
+        served.sd, "a red apple", wide.transpose(Image.Transpose.ROTATE_270), hole.getchannel("A").point(invert), **OURS
+    )
+    same(found, [wanted])
+    with pytest.raises(openai.BadRequestError):
+        client.images.edit(prompt="", image=turned, mask=file(hole.resize((16, 8))), extra_body=EXTRA)
+
+
+def invert(value):
+    return 255 - value
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [

@@ -5,10 +5,11 @@ import json
 import logging
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sdjax.web import limits, server
+from sdjax.web import limits, server, webui
 from tests.web.serving import serving
 
 
@@ -135,6 +136,19 @@ def test_the_access_log(served, caplog):
     (line,) = [line for line in lines if line["path"] == "/sdapi/v1/progress"]
     assert (line["method"], line["status"]) == ("GET", 200) and line["seconds"] < 5
     assert "secret" not in json.dumps(lines)
+
+
+def test_the_end_waits_for_answers(house, monkeypatch):
+    """Pictures that are drawn when the server ends reach their client, even if writing them takes a while."""
+    before = webui.png
+    monkeypatch.setattr(webui, "png", lambda *given: time.sleep(4) or before(*given))
+    with serving(house / "models" / "two") as own, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(own.post, "/sdapi/v1/txt2img", {"steps": 2})
+        scheduler = own.service.scheduler
+        while not scheduler.answering or scheduler.running or scheduler.waiting or not own.service.metrics.batches:
+            time.sleep(0.01)
+        own.server.end()
+        assert answer.done() and answer.result()["images"]
 
 
 def test_answers_keep_to_themselves(served):

@@ -2,11 +2,18 @@
 
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import sdjax
-from tests.web.serving import difference, opened
+from sdjax.formats.mapped import write_tensors
+from sdjax.web import models
+from tests.web.serving import difference, in_base64, opened
 
 SHAPES = {
     "sd-models": {"title", "model_name", "hash", "sha256", "filename", "config"},
@@ -77,6 +84,64 @@ def test_another_model(served, house):
     finally:
         served.post("/sdapi/v1/options", {"sd_model_checkpoint": "two"})
     served.post("/sdapi/v1/txt2img", {"steps": 1})
+
+
+def test_new_embeddings(served, house):
+    """refresh-embeddings finds a word that was not there when the model was loaded."""
+    word = np.random.default_rng(2).normal(size=(1, served.sd.config.text.width)).astype(np.float32)
+    path = house / "embeddings" / "quux.safetensors"
+    write_tensors(path, {"emb_params": word})
+    try:
+        assert "quux" not in served.get("/sdapi/v1/embeddings")["loaded"]
+        served.post("/sdapi/v1/refresh-embeddings", {})
+        assert {"quux", "zorp"} <= {*served.get("/sdapi/v1/embeddings")["loaded"]}
+    finally:
+        path.unlink()
+
+
+def test_files_that_do_not_load(served, house):
+    """The refusal names the field that named the file."""
+    broken = [house / "loras" / "broken.safetensors", house / "models" / "broken.safetensors"]
+    broken.append(house / "controls" / "broken.safetensors")
+    for path in broken:
+        path.write_bytes(b"no tensors")
+    served.service.models.refresh()
+    unit = {"controlnet": {"args": [{"model": "broken", "image": in_base64(Image.new("RGB", (16, 16)))}]}}
+    model = {"override_settings": {"sd_model_checkpoint": "broken"}}
+    try:
+        for body, field in (
+            ({"prompt": "a <lora:broken:1>"}, ["prompt"]),
+            (model, ["override_settings", "sd_model_checkpoint"]),
+            ({"alwayson_scripts": unit}, ["alwayson_scripts"]),
+        ):
+            status, answer, _ = served.ask("/sdapi/v1/txt2img", {"steps": 1} | body)
+            assert (status, answer["detail"][0]["loc"]) == (422, ["body", *field]), answer
+        status, answer, _ = served.ask("/v1/images/generations", {"prompt": "", "model": "broken", "steps": 1})
+        assert (status, answer["error"]["param"]) == (400, "model")
+        assert served.ask("/v1/models/-")[0] == 404
+    finally:
+        for path in broken:
+            path.unlink()
+        served.service.models.refresh()
+
+
+def test_slow_files_stop_nobody(served, house, monkeypatch):
+    """While a model's file is hashed, others are answered."""
+    before, begun = models.source_hash, threading.Event()
+
+    def slow(source):
+        begun.set()
+        time.sleep(1)
+        return before(source)
+
+    served.post("/sdapi/v1/txt2img", {"steps": 1})  # the model is loaded
+    monkeypatch.setattr(models, "source_hash", slow)
+    served.service.models.hashes.clear()
+    with ThreadPoolExecutor(1) as pool:
+        listed = pool.submit(served.get, "/sdapi/v1/sd-models")
+        assert begun.wait(10)
+        served.get("/healthz")
+        assert not listed.done() and listed.result()
 
 
 def test_idle(served):

@@ -160,6 +160,25 @@ def test_skip_goes_on_with_the_rest(served, monkeypatch):
         assert len(answer.result()[1]["images"]) == 3
 
 
+def test_interrupt_between_two_batches(served, monkeypatch):
+    """A request that is drawn in part and waits for its turn is answered at once with the pictures that there are."""
+    monkeypatch.setattr("sdjax.web.draw.MOST", 1)
+    find = served.service.scheduler.find
+    with ThreadPoolExecutor(2) as pool:
+        asked = {"steps": 500, "n_iter": 3, "force_task_id": "three"}
+        three = pool.submit(served.ask, "/sdapi/v1/txt2img", asked)
+        wait_for(lambda: find("three"))
+        other = pool.submit(served.ask, "/sdapi/v1/txt2img", LONG | {"force_task_id": "other"})
+        wait_for(lambda: (job := find("other")) and job.step)
+        seen = served.post("/internal/progress", {"id_task": "three"})
+        there = round(3 * seen["progress"])
+        assert seen["active"] and there in (1, 2) and abs(seen["progress"] - there / 3) < 1e-6
+        served.post("/sdapi/v1/interrupt", {"id_task": "three"})
+        assert len(three.result(2)[1]["images"]) == there and not other.done()
+        served.post("/sdapi/v1/interrupt", {})
+        assert other.result(5)[0] == 200
+
+
 def test_progress_of_one_task(served):
     with drawing(served):
         found = served.post("/internal/progress", {"id_task": "long"})

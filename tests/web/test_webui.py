@@ -128,8 +128,8 @@ def test_hires(served, body, ours):
     images, answer = drawn(served, enable_hr=True, denoising_strength=0.7, **body)
     ours = {"scale": 2, "strength": 0.7} | ours
     same(images, sdjax.hires(served.sd, "a red apple", **ours, **OURS))
-    info = json.loads(answer["info"])
-    assert (info["width"], info["height"]) == images[0].size
+    info = json.loads(answer["info"])  # of the first walk, as the web UI tells it
+    assert (info["width"], info["height"]) == (16, 16) and images[0].size == (32, 32)
 
 
 def test_hires_covers_another_shape(served):
@@ -179,6 +179,29 @@ def test_a_pictures_text_draws_it_again(served):
     answer = served.post("/sdapi/v1/txt2img", {"infotext": text})  # what it says holds where nothing else does
     same([opened(answer["images"][0])], [image])
     assert served.post("/sdapi/v1/png-info", {"image": in_base64_of(answer)})["info"] == text
+
+
+def test_a_text_sets_what_no_field_does(served):
+    """Of a second walk it tells the first one's size; options that no field has hold, and so does the clip skip."""
+    asked = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.5, "hr_upscaler": "Lanczos"}
+    (large,), _ = drawn(served, **asked)
+    text = large.info["parameters"]
+    assert large.size == (32, 32) and "Size: 16x16" in text
+    same([opened(served.post("/sdapi/v1/txt2img", {"infotext": text})["images"][0])], [large])
+    for more, ours in (
+        ("Guidance rescale: 0.5", {"guidance_rescale": 0.5}),
+        ("Timestep spacing: trailing", {"spacing": "trailing"}),
+    ):
+        text = f"a red apple\nSteps: 3, Sampler: Euler, CFG scale: 4, Seed: 5, Size: 16x16, {more}"
+        again = opened(served.post("/sdapi/v1/txt2img", {"infotext": text})["images"][0])
+        wanted = {"steps": 3, "sampler": "euler", "guidance_scale": 4, "seed": 5} | ours
+        same([again], sdjax.txt2img(served.sd, "a red apple", **wanted))
+        assert more in again.info["parameters"]
+    text = "a\nSteps: 3, Sampler: Euler, Seed: 5, Clip skip: 2"  # this tower has one layer
+    assert served.ask("/sdapi/v1/txt2img", {"infotext": text})[1]["detail"][0]["loc"][1] == "override_settings"
+    long = "a" * 9_990 + "\nSteps: 3, Sampler: Euler, Seed: 5, Size: 16x16"
+    status, answer, _ = served.ask("/sdapi/v1/txt2img", {"infotext": long, "send_images": False})
+    assert status == 200, answer
 
 
 def in_base64_of(answer):
