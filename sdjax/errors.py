@@ -70,9 +70,9 @@ def flags_of(names: Iterable[str]) -> Iterator[None]:
 def with_flags(message: str, names: Iterable[str]) -> str:
     """Returns the library's message with flags in place of the arguments in `names`.
 
-    A name is replaced if it is the first word of the message or stands in backticks. So "batch_size 3: too large, see
-    `remat`" becomes "--batch-size 3: too large, see --remat".
+    A name is replaced if it is the first word of the message, and not the beginning of a path, or stands in backticks.
+    So "batch_size 3: too large, see `remat`" becomes "--batch-size 3: too large, see --remat".
     """
     flags = {name: f"--{name.replace('_', '-')}" for name in names}
-    message = re.sub(r"^\w+", lambda m: flags.get(m[0], m[0]), message)
+    message = re.sub(r"^\w+(?![\w./\\-])", lambda m: flags.get(m[0], m[0]), message)
     return re.sub(r"`(\w+)`", lambda m: flags.get(m[1], m[0]), message)

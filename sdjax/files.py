@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,8 @@ def digest_of_file(path: str | Path) -> str:
 def check_folder(folder: str | Path) -> None:
     """Makes the folder and checks that files can be written in it. Call it before anything is computed. SdjaxError:
     they cannot."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):
+        raise SdjaxError(f"out {folder}: a folder of this machine expected; buckets cannot be written to")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

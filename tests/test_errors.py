@@ -26,6 +26,8 @@ def test_no_error_of_the_library_names_a_flag():
 def test_a_command_puts_flags_in_place_of_arguments():
     names = ("batch_size", "remat", "out")
     assert with_flags("batch_size 3: take `remat`", names) == "--batch-size 3: take --remat"
+    for path in ("out/00000.png", "out.txt", "out-1"):
+        assert with_flags(f"{path}: a picture of another run", names) == f"{path}: a picture of another run"
     assert with_flags("a file: out of `disk`", names) == "a file: out of `disk`"
     with pytest.raises(SdjaxError, match=r"^--out x: full$"), flags_of(names), prefixed("out x: "):
         raise SdjaxError("full")

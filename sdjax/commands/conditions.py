@@ -207,7 +207,9 @@ def lines_of(config, options: Any, lines: list[str] | None) -> list[str]:
     lines = list(options.prompt) if lines is None else lines
     if beside == "lowres" and any(lines):
         raise SdjaxError(f"prompt {lines[0][:80]!r}: {config.name} takes none")
-    lines = [str(file)] if file and not any(lines) else lines
+    if file and any(lines):
+        raise SdjaxError(f"{beside} {file}: stands for the prompt, not with one beside it, {lines[0][:80]!r}")
+    lines = [str(file)] if file else lines
     if not takes - {None} and any(lines):
         raise SdjaxError(f"prompt {lines[0][:80]!r}: {config.name} takes none")
     if takes - {None} and not any(lines):

@@ -38,6 +38,12 @@ class Options:
     data: Path
     """Folder that train/prepare_emoji.py wrote."""
     model: str = "emoji"
+    config: str | None = None
+    """The name of a single file's configuration, as cin256-v2, where its tensors do not tell."""
+    unet: Path | None = None
+    """A file, or a folder, whose UNet takes the place of the model's."""
+    vae: Path | None = None
+    """The same for the VAE."""
     clip: Path | None = None
     """CLIP folder of train/train_clip.py; the bundled one when not given."""
     prompts: int = 240
@@ -219,7 +225,7 @@ def main(options: Options) -> None:
         raise SdjaxError("evaluate: no train/prepare_emoji.py here; start it in a checkout of the repository") from None
     if not (options.data / "held_out.json").is_file():
         raise SdjaxError(f"--data {options.data}: no held_out.json there; expected a folder of train/prepare_emoji.py")
-    sd = sdjax.load(options.model)
+    sd = sdjax.load(options.model, config=options.config, unet=options.unet, vae=options.vae)
     sd = replace(sd, params=jax.tree.map(lambda leaf: leaf.astype("float32"), sd.params))
     things = [json.loads(line) for line in (options.data / "things.jsonl").read_text().splitlines()]
     backgrounds = json.loads((options.data / "backgrounds.json").read_text())

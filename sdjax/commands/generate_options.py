@@ -313,6 +313,8 @@ def check_options(options: Options) -> None:
             raise SdjaxError(f"--hires {options.hires}: a number from 1 on")
         if not 0 < options.hires_strength <= 1:
             raise SdjaxError(f"--hires-strength {options.hires_strength}: a number above 0, to 1")
+    if options.lowres is not None and options.init_image is not None:
+        raise SdjaxError("--init-image: not with --lowres, which is the picture that is enlarged")
     if options.noise_level is not None and not (options.lowres or options.image):
         raise SdjaxError(f"--noise-level {options.noise_level}: needs --lowres or --image")
     if options.grid and (options.prompts_file or options.num_images != 1):

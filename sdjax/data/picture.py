@@ -182,11 +182,13 @@ def decode_depth(path: Path) -> np.ndarray:
     """
     if path.suffix.lower() == ".npy":
         try:
-            found = np.load(path, allow_pickle=False)
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise Unreadable("no such file") from None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
             raise Unreadable(f"not a readable .npy ({' '.join(str(error).split())[:80]})") from None
+        if not isinstance(found, np.ndarray):
+            raise Unreadable("several arrays in a zip, one .npy expected")
         if found.ndim != 2 or found.dtype.kind not in "fiu":
             raise Unreadable(f"{found.dtype} of shape {list(found.shape)}, numbers [H, W] expected")
     else:

@@ -133,12 +133,12 @@ def predict(
     x: Float[Arrays, "B h w C"],
     t: Float[Arrays, "#B"] | float,
     cond: Cond | None,
-    guidance_scale: Float[Arrays, "#B"] | float | None = None,
     control: Control | Sequence[Control] | None = None,
     control_image: Any = None,
     control_scale: float | Sequence[Any] = 1.0,
     image_prompt: tuple[ImagePrompt, Any] | Sequence[tuple[ImagePrompt, Any]] | None = None,
     image_prompt_scale: float | Sequence[float] = 1.0,
+    guidance_scale: Float[Arrays, "#B"] | float | None = None,
 ) -> Float[Array, "B h w c"]:
     """Returns the UNet's raw output, float32 [B, h, w, 4]: eps, v or x0, as config.schedule.prediction says.
 
@@ -146,11 +146,11 @@ def predict(
         channels; otherwise C = config.unet.in_channels (inpainting: latents, mask, masked latents).
     t: timesteps in [0, 999], int or float, [B] or one for all.
     cond: of batch B, as `sdjax.encode_prompt` and the other builders return it; None for a model that takes nothing.
-    guidance_scale: of a model whose UNet takes the scale itself (LCM), [B] or one for all; None: the model's own.
     control: a ControlNet or T2I-Adapter, as `sdjax.load_control` returns it, or a list of them.
     control_image, control_scale: as for `sdjax.txt2img`; a list of one for each control of a list.
     image_prompt, image_prompt_scale: as for `sdjax.txt2img`. (adapter, None) is the unconditional side, which an
         IP-Adapter gives tokens of its own.
+    guidance_scale: of a model whose UNet takes the scale itself (LCM), [B] or one for all; None: the model's own.
     SdjaxError: a wrong shape or dtype, a scale or an adapter for another model.
     """
     config = sd.config.unet
@@ -163,7 +163,12 @@ def predict(
         concat = check_pictures("cond.concat", cond.concat, config.in_channels - sd.config.vae.latent_channels, 1)
         x = beside(check_pictures("x", x, channels, config.unit), concat)
     x = check_pictures("x", x, config.in_channels, config.unit)
-    t = jnp.asarray(t)
+    try:
+        t = jnp.asarray(t)
+    except (TypeError, ValueError):
+        raise SdjaxError(f"t {t!r}: timesteps expected, one number or [{len(x)}]") from None
+    if t.dtype.kind not in "fiu":
+        raise SdjaxError(f"t is {t.dtype}: timesteps expected, one number or [{len(x)}]")
     if t.shape not in ((), (len(x),)):
         raise SdjaxError(f"t has shape {list(t.shape)}, should be [{len(x)}] or one number")
     context = checked_field("context", cond.context, (len(x), None, config.context_dim) if config.cross else None)
@@ -175,6 +180,9 @@ def predict(
         keys = with_pictures(context_keys(sd.params["unet"], context, sd.dtype), config, pictures)
     args = sd.params["unet"], x, t, keys, config, sd.dtype, vector, guidance
     if control is None:
+        for name, value in (("control_image", control_image), ("control_scale", control_scale)):
+            if value is not None and not (name == "control_scale" and np.ndim(value) == 0 and value == 1):
+                raise SdjaxError(f"{name}: needs a control")
         return unet_output(*args)
     more = predicted_residuals(sd, control, control_image, control_scale, x, t, context, vector)
     return unet_output(*args, more)

@@ -51,7 +51,6 @@ def load(
     dtype: str | None = None,
     prediction: str | None = None,
     prefer_ema: bool = False,
-    *,
     config: str | None = None,
     unet: str | Path | None = None,
     vae: str | Path | None = None,

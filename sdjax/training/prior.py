@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import sdjax
 from sdjax.errors import SdjaxError
@@ -12,6 +13,15 @@ from sdjax.model.value import StableDiffusion, digest
 from sdjax.training.run import hold
 
 AT_ONCE = 8  # pictures
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns what the pictures beside a prior.json are of. SdjaxError: it cannot be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return found | {"images": found["images"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SdjaxError(f"prior_prompt: {path} is no settings of its pictures; move {path.parent} away") from None
 
 
 def draw_prior(sd: StableDiffusion, folder: Path, prompt: str, count: int, seed: int, size: int) -> Path:
@@ -24,7 +34,7 @@ def draw_prior(sd: StableDiffusion, folder: Path, prompt: str, count: int, seed:
     asked = {"prompt": prompt, "images": count, "seed": seed, "size": size, "model": digest(sd.params)}
     settings = folder / "prior.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if settings.is_file() and (known := json.loads(settings.read_text("utf-8"))) != asked | {"images": known["images"]}:
+    if settings.is_file() and (known := read_settings(settings)) != asked | {"images": known["images"]}:
         changed = ", ".join(name for name in asked if name != "images" and known.get(name) != asked[name])
         raise SdjaxError(f"prior_prompt {prompt!r}: {folder} has pictures of another {changed}; move it away")
     with written_whole(settings) as scratch:

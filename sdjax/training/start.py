@@ -51,7 +51,7 @@ def start_model(
     with loading(""):
         parts = {"unet": options.unet, "vae": options.vae}
         sd = create(options.model, options.seed, without, options.config, **parts, keep_dtype=keep_dtype)
-    if tokenizer and sd.tokenizer is None:
+    if tokenizer and sd.config.text is not None and sd.tokenizer is None:
         raise SdjaxError(f"model {options.model}: has no tokenizer; start from the export of train/train_clip.py")
     return sd
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.errors import SdjaxError, log
+from sdjax.errors import SdjaxError, log, prefixed
 from sdjax.families.config import Config
 from sdjax.families.distilled import named_distilled
 from sdjax.families.table import family_of
@@ -27,6 +27,16 @@ FIRST = {
     "vae": ("decoder.mid_block.resnets.0.norm1.weight", "decoder.mid.block_1.norm1.weight"),
 }
 
+#: part -> fields of its config that must be the model's, and what they are
+FITS = {
+    "unet": {
+        "context_dim": "takes a context as wide as",
+        "vector": "takes beside the timestep a vector of",
+        "labels": "takes the numbers of labels, as many as",
+    },
+    "vae": {"latent_channels": "has channels of latents,"},
+}
+
 
 def replaced(config: Config, params: Params, part: str, source: str | Path) -> tuple[Config, Params]:
     """Returns a model's config and parameters with the part, "unet" or "vae", that `source` holds.
@@ -39,11 +49,15 @@ def replaced(config: Config, params: Params, part: str, source: str | Path) -> t
     path = Path(source)
     found, own = read_folder(config, part, path) if path.is_dir() else read_file(config, part, path)
     whole = replace(config, **{part: found})
-    if part == "unet":
-        if family_of(whole).parts.keys() != family_of(config).parts.keys():
-            raise SdjaxError(f"{part} {source}: is a UNet for {family_of(whole).name}, the model is {config.name}")
-        whole = named_distilled(whole, path)
-    return whole, params | {part: own}
+    for name, what in FITS[part].items():
+        theirs, ours = getattr(found, name), getattr(getattr(config, part), name)
+        if theirs != ours:
+            raise SdjaxError(f"{part} {source}: {what} {theirs}; {config.name} has {ours}")
+    with prefixed(f"{part} {source}: "):
+        family = family_of(whole)
+    if family.parts.keys() != family_of(config).parts.keys():
+        raise SdjaxError(f"{part} {source}: makes a {family.name} model, {config.name} is none")
+    return (named_distilled(whole, path) if part == "unet" else whole), params | {part: own}
 
 
 def read_folder(config: Config, part: str, path: Path) -> tuple[Any, Params]:

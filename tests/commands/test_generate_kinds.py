@@ -100,6 +100,8 @@ def test_models_without_text_that_take_pictures(script, place, models):
             "--map map.png: tiny-nothing takes none, give nothing",
         ),
         (["--model", "nothing.safetensors", "--config", "tiny"], "--config 'tiny': one of"),
+        (["map.png", "--model", "map.safetensors", "--map", "no.png"], "--map no.png: stands for the prompt, not with"),
+        (["--model", "sr.safetensors", "--lowres", "map.png", "--init-image", "map.png"], "--init-image: not with"),
         (["--model", "sr.safetensors"], "--lowres: tiny-sr takes it in place of a prompt, as --lowres FILE"),
         (["--model", "sr.safetensors", "--lowres", "no.png"], "--lowres no.png: no such picture"),
         (["--model", "sr.safetensors", "--lowres", "map.png", "a cat"], "prompt 'a cat': tiny-sr takes none"),

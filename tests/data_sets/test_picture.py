@@ -14,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from sdjax.data.picture import MAX_PIXELS, Unreadable, decode, fit, load_square, measure, open_file, to_pixels
+from sdjax.data.picture import (
+    MAX_PIXELS,
+    Unreadable,
+    decode,
+    decode_depth,
+    fit,
+    load_square,
+    measure,
+    open_file,
+    to_pixels,
+)
 
 EMOJI300 = Path(__file__).parents[1] / "data" / "emoji300"
 GREY = Image.fromarray(np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4))
@@ -202,6 +212,19 @@ def test_what_cannot_be_opened(tmp_path):
     ):
         with pytest.raises(Unreadable, match=reason):
             open_file(tmp_path / name)
+
+
+def test_depths_that_cannot_be_read(tmp_path):
+    """A zip of several arrays, and a head that promises more than there is room for, are bad rows as any other."""
+    np.savez(tmp_path / "several.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2)))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 1099511627776), }"
+    head += b" " * (53 - (len(head) - 64)) + b"\n"
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
+    (tmp_path / "short.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    for name, said in (("several", "several arrays in a zip"), ("huge", "not a readable .npy"), ("short", "not a re")):
+        with pytest.raises(Unreadable, match=said):
+            decode_depth(tmp_path / f"{name}.npy")
 
 
 def test_a_lack_of_file_handles_is_not_the_picture_s_fault(monkeypatch, tmp_path):

@@ -78,6 +78,10 @@ def test_train_lora(script, place, capfd):
     changed = ["a pear" if flag == "an apple" else flag for flag in flags]
     assert script(LORA, *COMMON, "--steps", 3, "--out", "zorp", *changed) == 2
     assert "--prior-prompt 'a pear'" in capfd.readouterr().err.strip().splitlines()[-1]
+    for broken in ("no JSON", "[]", "{}"):
+        (prior / "prior.json").write_text(broken)
+        assert script(LORA, *COMMON, "--steps", 3, "--out", "zorp", *flags) == 2
+        assert "--prior-prompt: zorp/prior/prior.json is no" in capfd.readouterr().err.strip().splitlines()[-1]
 
 
 def test_lora_goes_on_from_a_file_in_another_layout(script, place):

@@ -85,6 +85,8 @@ def test_a_run_exports_a_model_of_its_condition(condition, script, place, folder
         assert sd.config.unet.labels == 1000 and sd.config.guidance_scale == 9.0
     else:
         assert not sd.config.unet.cross and sd.config.text is None and not sd.config.null
+        again = [*("--model", out / "export", "--condition", "none", "--steps", 1), "--sample-every", 0]
+        assert train(script, folder, place / "again", *again) == 0, "a model without text is trained on"
     if sampled:
         assert (out / "samples" / "2.png").is_file()
     else:

@@ -222,3 +222,26 @@ def test_parts_that_do_not_fit(tokenizer, tmp_path):
     part_file(tmp_path / "wide.safetensors", wide, "unet", "compvis")
     with pytest.raises(SdjaxError, match=r"wide.safetensors: \d+ tensors do not fit the config"):
         sdjax.load(tmp_path / "m", unet=tmp_path / "wide.safetensors")
+
+
+def test_folders_of_other_models(tokenizer, tmp_path):
+    """A UNet for another context, and a VAE with other latents, are refused by name."""
+    plain = replace(words(replace(LCM, unet=replace(LCM.unet, guidance=None))), few_steps=None, guidance_scale=5.0)
+    three = replace(plain, vae=replace(plain.vae, latent_channels=3), unet=replace(plain.unet, in_channels=3))
+    for name, config in (("base", BASE), ("refiner", SECOND), ("plain", plain)):
+        sdjax.save(whole(config, tokenizer), tmp_path / name)
+    for model, part, source, said in (
+        ("base", "unet", "refiner", r"takes a context as wide as \d+; .* has \d+"),
+        ("base", "unet", "plain", "takes a context as wide as"),
+        ("plain", "unet", "base", "takes a context as wide as"),
+    ):
+        with pytest.raises(SdjaxError, match=rf"^{part} .*{source}: {said}"):
+            sdjax.load(tmp_path / model, **{part: tmp_path / source})
+    found, params = three.vae, random_params(three.vae)
+    folder = tmp_path / "base" / "vae"
+    other = json.loads((folder / "config.json").read_text()) | {"latent_channels": 3}
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(other))
+    save_file(to_file_tensors(params, make_rows(found)), tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(SdjaxError, match=r"^vae .*vae: has channels of latents, 3; base has 4"):
+        sdjax.load(tmp_path / "base", vae=tmp_path / "vae")
