@@ -228,6 +228,8 @@ def check_model(config, options: Any, axes: Mapping[str, Sequence[Any]]) -> None
         raise SdjaxError(f"--mask: {name} is an inpainting model, give --init-image and --mask, or --outpaint")
     if config.text is None and options.negative_prompt:
         raise SdjaxError(f"--negative-prompt {options.negative_prompt!r}: {name} takes no text")
+    if options.noise_level is not None and family.vector is None:
+        raise SdjaxError(f"--noise-level {options.noise_level}: {name} takes none")
     for scale in axes.get("guidance_scale", [options.guidance_scale]):
         if scale not in (None, 1) and not config.null:
             raise SdjaxError(f"--guidance-scale {scale}: {name} has no null, guide it by 1")

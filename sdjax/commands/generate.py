@@ -60,8 +60,8 @@ def main(options: Options) -> None:
         sd = add_loras(sd, options.lora)
     own = ("refiner", "strength", "feather", "mask_cells", "mask", "hires_steps", "classes", "layout", "noise_level")
     with model_flag(), flags_of((*NAMES, *OF_TASKS, "image_prompt", *own, *FILES)):
-        check_model(sd.config, options, axes)
         prompts = lines_of(sd.config, options, lines)
+        check_model(sd.config, options, axes)
         task = Task(sd, options, image, mask, refiner)
         canvas = task.width, task.height
         task.take_size(prompts)

@@ -114,6 +114,14 @@ def test_models_without_text_that_take_pictures(script, place, models):
         (["--model", "variations.safetensors"], "--image: tiny-variations takes it in place of a prompt"),
         (["--depth", "depth.npy", "a cat"], "--depth depth.npy: emoji takes none, give a prompt"),
         (["a cat", "--noise-level", "3"], "--noise-level 3: needs --lowres or --image"),
+        (
+            ["--model", "sr.safetensors", "--lowres", "map.png", "--noise-level", "20"],
+            "--noise-level 20: tiny-sr takes",
+        ),
+        (
+            ["--model", "variations.safetensors", "--image", "map.png", "--noise-level", "0"],
+            "--noise-level 0: tiny-variations takes none",
+        ),
         (["--layout", "one.json"], "--layout one.json: emoji takes none, give a prompt"),
         (["--layout", "one.json", "--map", "map.png"], "--map: instead of --layout, not beside it"),
         (
