@@ -174,6 +174,15 @@ def logged_to_stderr() -> Iterator[None]:
         log.setLevel(before)
 
 
+@contextlib.contextmanager
+def model_flag() -> Iterator[None]:
+    """Puts --model in place of the argument `sd` in the message of any SdjaxError that is raised inside the block."""
+    try:
+        yield
+    except SdjaxError as error:
+        raise SdjaxError(re.sub(r"^sd(\.tokenizer is None)?(?=[: ])", "--model", str(error))) from None
+
+
 def versions(verbose: bool) -> list[str]:
     """Returns the lines of --version; with --verbose also those of Python, the libraries and the devices."""
     lines = [f"sdjax {version('sdjax')}"]

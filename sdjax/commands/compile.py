@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sdjax.commands.command_line import model_flag
 from sdjax.errors import flags_of, loading
 
 
@@ -43,7 +44,7 @@ def main(options: Options) -> None:
     with loading():
         parts = {"config": options.config, "unet": options.unet, "vae": options.vae}
         sd = sdjax.load(options.model, dtype=options.dtype, **parts)
-    with flags_of(("steps", "num_images", "height", "width", "platforms")):
+    with model_flag(), flags_of(("steps", "num_images", "height", "width", "platforms")):
         sdjax.save_program(
             sd, options.out, options.steps, options.num_images, options.height, options.width, options.platforms
         )

@@ -6,7 +6,7 @@ as JSON, or the name of a map's file.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,6 +216,35 @@ def lines_of(config, options: Any, lines: list[str] | None) -> list[str]:
         flag, what = (kind.flag, kind.what) if kind else (beside, "FILE")
         raise SdjaxError(f"{flag}: {config.name} takes it in place of a prompt, as --{flag} {what}")
     return lines or [""]
+
+
+def check_model(config, options: Any, axes: Mapping[str, Sequence[Any]]) -> None:
+    """SdjaxError: the options say what this model does not take, or leave out what it needs, beside the prompt.
+
+    axes: those of --grid.
+    """
+    from sdjax.families.table import family_of
+
+    name, family = config.name, family_of(config)
+    if family.concat == "mask" and options.mask is None and options.outpaint is None:
+        raise SdjaxError(f"--mask: {name} is an inpainting model, give --init-image and --mask, or --outpaint")
+    if config.text is None and options.negative_prompt:
+        raise SdjaxError(f"--negative-prompt {options.negative_prompt!r}: {name} takes no text")
+    if options.noise_level is not None and family.vector is None:
+        raise SdjaxError(f"--noise-level {options.noise_level}: {name} takes none")
+    for scale in axes.get("guidance_scale", [options.guidance_scale]):
+        if scale not in (None, 1) and not config.null:
+            raise SdjaxError(f"--guidance-scale {scale}: {name} has no null, guide it by 1")
+
+
+def check_one_size(config, options: Any, size: tuple[int, int], beside: tuple[int, int]) -> None:
+    """SdjaxError: the pictures are of a `size` (width, height) other than what stands beside them, of --map or
+    --depth."""
+    if size == beside or options.init_image is None:
+        return
+    first = f"--init-image {options.init_image}" if options.outpaint is None else f"--outpaint {options.outpaint}"
+    sides = [f"{width} x {height}" for width, height in (size, beside)]
+    raise SdjaxError(f"{first}: makes pictures of {sides[0]} pixels, --{beside_of(config)} is of {sides[1]}")
 
 
 def refuse_no_prompt():

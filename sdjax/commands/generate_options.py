@@ -306,7 +306,7 @@ def check_options(options: Options) -> None:
             if getattr(options, name) is not None:
                 raise SdjaxError(f"--outpaint: instead of --{name}, not beside it")
     if options.hires is not None:
-        for name in ("init_image", "lowres"):
+        for name in ("init_image", "lowres", "map", "depth"):
             if getattr(options, name) is not None:
                 raise SdjaxError(f"--hires: a picture of text alone, not with --{name.replace('_', '-')}")
         if options.hires < 1:

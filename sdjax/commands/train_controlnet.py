@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from sdjax.commands.controls import preprocess_arguments
+from sdjax.commands.controls import check_canny, preprocess_arguments
 from sdjax.data.beside import FilesBeside
 from sdjax.data.columns import CONTROL
 from sdjax.data.order import Chosen
@@ -63,7 +63,8 @@ class Options(PartOptions):
         if self.hed is not None and self.control_preprocess != "hed":
             raise SdjaxError(f"hed {self.hed}: needs `control_preprocess` hed")
         if self.control_preprocess == "canny":
-            preprocess.canny(np.zeros((2, 2, 3), np.uint8), self.canny_low, self.canny_high)  # refuses by name
+            check_canny(self)
+            preprocess.canny(np.zeros((2, 2, 3), np.uint8))  # refuses if OpenCV is not installed
 
 
 def main(options: Options) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from sdjax.checks import is_whole
 from sdjax.conditioning.clip import image_embedding
 from sdjax.conditioning.lowres import noise_from
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, in_short
 from sdjax.image.pixels import clip_pixels, pixels_to_pil, read_images
 from sdjax.model.value import StableDiffusion
 from sdjax.nn.layers import timestep_embedding
@@ -37,6 +37,8 @@ def encode_picture(sd: StableDiffusion, pictures: Any, noise_level: int = 0, see
     if config.image is None:
         raise SdjaxError(f"pictures: {config.name} takes no pictures")
     images = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+    if config.unet.vector is None and not is_whole(noise_level, 0, 0):
+        raise SdjaxError(f"noise_level {in_short(noise_level)}: {config.name} takes none")
     if hasattr(pictures, "shape"):
         images = pixels_to_pil(read_images(pictures, None, None, 1, 3))
     pixels = np.stack([clip_pixels(image, config.image.size) for image in images])
@@ -44,7 +46,7 @@ def encode_picture(sd: StableDiffusion, pictures: Any, noise_level: int = 0, see
     if config.unet.vector is None:
         return Cond(embeddings[:, None])
     if not is_whole(noise_level, 0, LEVELS - 1):
-        raise SdjaxError(f"noise_level {noise_level!r}: a whole number from 0 to {LEVELS - 1}")
+        raise SdjaxError(f"noise_level {in_short(noise_level)}: a whole number from 0 to {LEVELS - 1}")
     mean, std = (sd.params["normalizer"][name].astype(jnp.float32) for name in ("mean", "std"))
     eps = noise_from(seed, (len(images), 1, 1, embeddings.shape[1]), STREAM)[:, 0, 0]
     abar = cosine_abar()[noise_level]

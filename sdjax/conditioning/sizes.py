@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.checks import is_number, is_whole
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, in_short
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 
@@ -45,6 +45,8 @@ def sizes_of(
     aesthetic score. A size of None is the model's own; a score of None is SCORE.
     SdjaxError: no pair of whole numbers, no number, or what the model does not take.
     """
+    if target_size is not None and takes_score(config):
+        raise SdjaxError(f"target_size {in_short(target_size)}: {config.name} takes none, SDXL does")
     own, found = (config.size, config.size), []
     for name, pair in (("original_size", original_size), ("crop", crop), ("target_size", target_size)):
         least, pair = PAIRS[name], own if pair is None else pair
@@ -52,17 +54,17 @@ def sizes_of(
         found += pair
     if not takes_score(config):
         if aesthetic_score is not None:
-            raise SdjaxError(f"aesthetic_score {aesthetic_score!r}: {config.name} takes none, the refiner does")
+            raise SdjaxError(f"aesthetic_score {in_short(aesthetic_score)}: {config.name} takes none, the refiner does")
         return np.array(found, np.float64)
     if aesthetic_score is not None and not is_number(aesthetic_score):
-        raise SdjaxError(f"aesthetic_score {aesthetic_score!r}: a finite number")
+        raise SdjaxError(f"aesthetic_score {in_short(aesthetic_score)}: a finite number")
     return np.array([*found[:4], SCORE if aesthetic_score is None else aesthetic_score], np.float64)
 
 
 def check_pair(name: str, pair: Any, least: int) -> None:
     """SdjaxError unless `pair` is two whole numbers from `least` on."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(is_whole(side, least) for side in pair):
-        raise SdjaxError(f"{name} {pair!r}: two whole numbers from {least} on, height or top first")
+        raise SdjaxError(f"{name} {in_short(pair)}: two whole numbers from {least} on, height or top first")
 
 
 def size_features(sizes: np.ndarray) -> np.ndarray:

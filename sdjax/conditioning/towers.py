@@ -7,7 +7,7 @@ import numpy as np
 
 from sdjax.conditioning.sizes import size_features, sizes_of, takes_sizes
 from sdjax.conditioning.text import as_context, embedded, read_prompts, skipping, text_context, text_tower_of
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, in_short
 from sdjax.families.table import family_of
 from sdjax.model.functions import states_and_pooled, text_states
 from sdjax.model.value import StableDiffusion
@@ -39,7 +39,7 @@ def encode_prompt(
         longest prompt. In "plain" no character is special, and a prompt that is too long is cut.
     prompt_2: for SDXL's second tower; None: the same prompts.
     original_size, crop, target_size: of SDXL, (height, width), (top, left) and (height, width) in pixels; None: the
-        model's own size.
+        model's own size. Its refiner takes no target_size.
     aesthetic_score: of SDXL's refiner; None: 6.0.
     What is cut or not understood is logged as a warning to "sdjax". SdjaxError: an unknown syntax, no such layer.
     """
@@ -52,11 +52,12 @@ def encode_prompt(
         return encode_towers(sd, found, sizes, clip_skip)
     for name, value in (
         ("original_size", original_size),
+        ("crop", None if isinstance(crop, (tuple, list)) and (*crop,) == (0, 0) else crop),
         ("target_size", target_size),
         ("aesthetic_score", aesthetic_score),
     ):
         if value is not None:
-            raise SdjaxError(f"{name} {value!r}: {sd.config.name} takes none, SDXL does")
+            raise SdjaxError(f"{name} {in_short(value)}: {sd.config.name} takes none, SDXL does")
     found = read_prompts(sd, prompts, syntax)
     if not found:
         return Cond(jnp.zeros((0, config.length, config.width)))

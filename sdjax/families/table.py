@@ -69,11 +69,16 @@ def prompt_of(config: Config) -> str:
     return "None: it is conditioned on nothing"
 
 
-def needs_nothing_beside(config: Config) -> None:
-    """SdjaxError: the model's UNet takes channels beside x, or a number of channels that no family has."""
+def needs_nothing_beside(config: Config, task: str | None = None) -> None:
+    """SdjaxError: the model's UNet takes channels beside x, or a number of channels that no family has.
+
+    task: the name of a task that does not take a Cond with these channels either; None: it takes one.
+    """
     concat, channels = family_of(config).concat, config.unet.in_channels
     if concat == "mask":
         raise SdjaxError(f"sd {config.name}: an inpainting model ({channels} channels), use inpaint")
     if concat is not None:
         what = {"map": "a map", "depth": "a depth map", "lowres": "a small picture"}[concat]
+        if task is not None:
+            raise SdjaxError(f"sd {config.name}: takes {what} beside x, {task} does not, use txt2img or img2img")
         raise SdjaxError(f"sd {config.name}: takes {what}, give a Cond, as sdjax.encode_{concat} returns it")

@@ -24,7 +24,7 @@ from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
-from sdjax.families.table import needs_nothing_beside
+from sdjax.families.table import family_of
 from sdjax.files import written_whole
 from sdjax.model.value import StableDiffusion
 from sdjax.tasks import stages
@@ -109,8 +109,7 @@ def save_program(
     """
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
-    needs_nothing_beside(sd.config)
-    if sd.config.text is None or sd.config.unet.takes_vector:
+    if sd.config.text is None or sd.config.unet.takes_vector or family_of(sd.config).concat is not None:
         raise SdjaxError(f"sd {sd.config.name}: programs are of models that take text alone")
     request = check(sd.config, "", TaskOptions(steps=steps, num_images=num_images, height=height, width=width))
     with written_whole(path) as scratch:

@@ -16,7 +16,13 @@ from sdjax.tasks.options import TaskOptions
 from sdjax.tasks.options_sdxl import SDXL_OPTIONS
 from sdjax.types import Cond
 
-SIZES = ("original_size", "crop", "target_size")
+
+def takes_target(config: Config) -> bool:
+    """Is the model told a target size, as SDXL is and its refiner is not?"""
+    return takes_sizes(config) and not takes_score(config)
+
+
+SIZES = {"original_size": takes_sizes, "crop": takes_sizes, "target_size": takes_target}
 DEFAULTS = {option.name: option.default for option in SDXL_OPTIONS}
 
 
@@ -31,7 +37,7 @@ def check_sdxl(config: Config, prompts: Any, times: int, options: TaskOptions) -
         raise SdjaxError(f"refiner {type(refiner).__name__}: a model, as sdjax.load gives it, expected")
     configs = [config] + ([] if refiner is None else [refiner.config])
     for name, test, who in (
-        *((name, takes_sizes, "SDXL does") for name in (*SIZES, *(f"negative_{size}" for size in SIZES))),
+        *((f"{side}{name}", test, "SDXL does") for side in ("", "negative_") for name, test in SIZES.items()),
         ("zero_negative", takes_sizes, "SDXL does"),
         ("aesthetic_score", takes_score, "SDXL's refiner does"),
         ("negative_aesthetic_score", takes_score, "SDXL's refiner does"),
@@ -77,10 +83,10 @@ def sizes_asked(config: Config, options: TaskOptions, shape: tuple[int, int, int
 
     shape: of a picture's latents: a size of None is the picture's. A negative size of None is the positive one.
     """
-    own = tuple(side * config.vae.factor for side in shape[:2])
-    pairs = {name: getattr(options, name) for name in SIZES}
+    own, names = tuple(side * config.vae.factor for side in shape[:2]), [name for name in SIZES if SIZES[name](config)]
+    pairs = {name: getattr(options, name) for name in names}
     if negative:
-        pairs |= {name: found for name in SIZES if (found := getattr(options, f"negative_{name}")) is not None}
+        pairs |= {name: found for name in names if (found := getattr(options, f"negative_{name}")) is not None}
     pairs = {name: own if pair is None else pair for name, pair in pairs.items()}
     score = options.negative_aesthetic_score if negative else options.aesthetic_score
     return sizes_of(config, **pairs, aesthetic_score=score if takes_score(config) else None)

@@ -53,8 +53,9 @@ def hires(
     upscale: "latents", bicubic, is soft until it is refined and needs a strength from about 0.5 on; "pixels" decodes,
         enlarges with Lanczos and encodes again, which keeps edges sharp at a lower strength too.
     hires_steps: of the second walk; None: as many as of the first.
+    SdjaxError: a model that takes channels beside x, which are of one size.
     """
-    needs_nothing_beside(sd.config)
+    needs_nothing_beside(sd.config, "hires")
     if not is_number(scale, 1):
         raise SdjaxError(f"scale {scale!r}: a number from 1 on")
     if upscale not in UPSCALE:

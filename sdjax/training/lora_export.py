@@ -10,7 +10,7 @@ import numpy as np
 
 from sdjax.adapters.lora_files import HEADER, Lora, changes_of, find_files, read_lora
 from sdjax.adapters.lora_kinds import kind_of, matrix
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, prefixed
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 from sdjax.files import written_whole
@@ -130,7 +130,8 @@ def read_init(sd: StableDiffusion, source: Path, kind: str, parts: tuple[str, ..
     kind: what the file has to be. parts: of the model that are trained; the file may change no others.
     SdjaxError: it is another kind, changes other parts, or more than weights.
     """
-    lora = read_lora(sd.config, source, find_files(source))
+    with prefixed("init "):
+        lora = read_lora(sd.config, source, find_files(source))
     sites = {(site.layer.part, site.layer.name): site for site in all_sites(sd.config, 1.0, text_and_unet(sd))}
     found, tree = [], {}
     for change in lora.changes:

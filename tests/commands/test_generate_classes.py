@@ -54,7 +54,7 @@ def test_one_picture_of_each_class(script, place, classes):
         (["--classes", "-1"], "--classes"),
         (["--classes", "1", "a cat"], "--classes: instead of a prompt, not beside one"),
         (["a cat"], "prompt 'a cat': tiny-classes takes classes, whole numbers, see --classes"),
-        (["--classes", "1", "--negative-prompt", "dog"], "takes no text"),
+        (["--classes", "1", "--negative-prompt", "dog"], "--negative-prompt 'dog': tiny-classes takes no text"),
         (["--classes", "1,2", "--grid", "seed=0,1"], "--grid: with one class"),
         (["--classes", "1", "--model", "model"], "--classes 1: model takes none, give a prompt"),
     ],

@@ -39,6 +39,8 @@ def control(place):
 ASKED = ("sample/generate.py", "a red apple", "--model", "two", "--steps", 3)
 STEERED = ("--control", "net", "--control-image", "hint.png", "--control-preprocess", "invert", "--control-scale", 0.5)
 
+CANNY = ("--control", "net", "--control-image", "hint.png", "--control-preprocess", "canny")
+
 
 def drawn(folder):
     (path,) = sorted(folder.glob("0*.png"))
@@ -100,6 +102,8 @@ def test_a_batch_run_goes_on_with_the_same_controls_only(script, control, tmp_pa
         (("--control-scale", 1), "--control-scale: given 1 times for 0 --control"),
         ((*STEERED, "--control-mode", "prompt", "--control-mode", "prompt"), "--control-mode: given 2 times for 1"),
         ((*STEERED, "--canny-low", 50), "--canny-low: needs --control-preprocess canny"),
+        ((*CANNY, "--canny-low", 300), "--canny-low 300: not above --canny-high, 200"),
+        ((*CANNY, "--canny-low", -1), "--canny-low -1: a number from 0 on"),
         ((*STEERED, "--control-interval", 0.5, 0.2), "--control-interval"),
         (("--control", "file", "--control-image", "hint.png"), "--control file"),
         (("--control", "net", "--control-image", "file"), "--control-image file"),

@@ -1,6 +1,7 @@
 """sample/generate.py with models of layouts, maps and nothing: flags, files of lines, --from, refusals in one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.weights import single
-from tests.kinds import BESIDE, KINDS, model
+from tests.kinds import BESIDE, DEPTH, KINDS, model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -21,6 +22,9 @@ def models(place, monkeypatch):
     for kind, config in (KINDS | BESIDE).items():
         if kind not in ("classes", "text-map"):
             sdjax.save(model(config), place / f"{kind}.safetensors")
+    tokenizer = sdjax.load(place / "model").tokenizer
+    text = replace(DEPTH.text, vocab_size=580, bos_token=578, eos_token=579, pad_token=579)
+    sdjax.save(replace(model(replace(DEPTH, text=text)), tokenizer=tokenizer), place / "depth")
     np.save(place / "depth.npy", np.arange(512.0).reshape(16, 32))
     Image.fromarray(np.arange(512, dtype=np.uint16).reshape(16, 32)).save(place / "depth.png")
     (place / "one.json").write_text(json.dumps([BOX]))
@@ -71,6 +75,8 @@ def test_models_without_text_that_take_pictures(script, place, models):
     assert "Size: 64x32" in text[-1] and "Small picture: map.png" in text[-1]
     draw(script, place, "sr-again", "--from", "sr/00000-seed0.png")
     assert (place / "sr-again/00000-seed0.png").read_bytes() == (place / "sr/00000-seed0.png").read_bytes()
+    (text,) = draw(script, place, "out", "a cat", "--model", "depth", "--depth", "depth.npy").values()
+    assert "Size: 32x16" in text[-1]
     mask = "--init-image", "map.png", "--mask", "map.png"
     draw(script, place, "inpaint", "--model", "inpaint.safetensors", *mask)
     (text,) = draw(script, place, "variations", "--model", "variations.safetensors", "--image", "map.png").values()
@@ -94,7 +100,8 @@ def test_models_without_text_that_take_pictures(script, place, models):
         (["--model", "map.safetensors", "--map", "high.png"], "--map: id 9, 0 to 4 expected"),
         (["--model", "map.safetensors", "--map", "map.png", "--width", "16"], "--width 16"),
         (["--model", "nothing.safetensors", "a cat"], "prompt 'a cat': tiny-nothing takes none"),
-        (["--model", "nothing.safetensors", "--guidance-scale", "2"], "--guidance-scale: tiny-nothing has no null"),
+        (["--model", "nothing.safetensors", "--guidance-scale", "2"], "--guidance-scale 2.0: tiny-nothing has no null"),
+        (["--model", "nothing.safetensors", "--grid", "guidance_scale=1,3"], "--guidance-scale 3.0: tiny-nothing has"),
         (
             ["--model", "nothing.safetensors", "--map", "map.png"],
             "--map map.png: tiny-nothing takes none, give nothing",
@@ -109,14 +116,45 @@ def test_models_without_text_that_take_pictures(script, place, models):
         (["--model", "variations.safetensors"], "--image: tiny-variations takes it in place of a prompt"),
         (["--depth", "depth.npy", "a cat"], "--depth depth.npy: emoji takes none, give a prompt"),
         (["a cat", "--noise-level", "3"], "--noise-level 3: needs --lowres or --image"),
+        (
+            ["--model", "sr.safetensors", "--lowres", "map.png", "--noise-level", "20"],
+            "--noise-level 20: tiny-sr takes",
+        ),
+        (
+            ["--model", "variations.safetensors", "--image", "map.png", "--noise-level", "0"],
+            "--noise-level 0: tiny-variations takes none",
+        ),
         (["--layout", "one.json"], "--layout one.json: emoji takes none, give a prompt"),
         (["--layout", "one.json", "--map", "map.png"], "--map: instead of --layout, not beside it"),
+        (
+            ["--model", "inpaint.safetensors"],
+            "--mask: tiny-inpaint is an inpainting model, give --init-image and --mask",
+        ),
+        (["--model", "inpaint.safetensors", "--init-image", "map.png"], "--mask: tiny-inpaint is an inpainting model"),
+        (
+            ["--model", "map.safetensors", "--map", "map.png", "--hires", "2"],
+            "--hires: a picture of text alone, not with",
+        ),
+        (["--model", "depth", "--depth", "depth.png", "a cat", "--hires", "2"], "not with --depth"),
+        (
+            [*("--model", "depth", "--depth", "depth.png", "a cat"), *("--init-image", "square.png")],
+            "--init-image square.png: makes pictures of 16 x 16 pixels, --depth is of 32 x 16",
+        ),
+        (
+            [
+                *("--model", "depth", "--depth", "depth.png", "a"),
+                *("--init-image", "square.png", "--outpaint", "4,0,4,0"),
+            ],
+            "--outpaint 4,0,4,0: makes pictures of 24 x 16 pixels, --depth is of 32 x 16",
+        ),
+        (["--model", "depth.safetensors", "--depth", "depth.png", "a"], "--model: this model came without a tokenizer"),
     ],
 )
 def test_refusals(arguments, said, script, place, models, capfd):
     (place / "bad.json").write_text("[[9, 0, 0, 1, 1]]")
     Image.new("RGB", (16, 16)).save(place / "colour.png")
     Image.new("L", (16, 16), 9).save(place / "high.png")
+    Image.new("RGB", (16, 16)).save(place / "square.png")
     assert script("sample/generate.py", "--out", "refused", "--steps", 2, "--no-cache", *arguments) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1 and said in lines[0], lines

@@ -142,6 +142,7 @@ REFUSED = [
             ({"--num-images": 0}, "--num-images 0: a whole number from 1"),
             ({"--height": 0}, "--height 0: "),
             ({"--platforms": "abacus"}, "--platforms abacus: some of cpu"),
+            ({"--model": "inpainting"}, "--model inpainting: programs are of models that take text alone"),
             ({"--out": "file/a"}, "file/a: cannot be"),
         ]
     ],

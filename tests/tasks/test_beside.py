@@ -161,6 +161,9 @@ def test_mistakes_would_be_seen():
         (lambda: sdjax.encode_depth(model(DEPTH), np.ones((8, 8)), height=7), "height 7: a positive multiple of 2"),
         (lambda: sdjax.txt2img(model(DEPTH), "cat", **FEW), "sd tiny-depth: takes a depth map, give a Cond"),
         (lambda: sdjax.encode_lowres(model(X4), SMALL, 351), "noise_level 351: a whole number from 0 to 350"),
+        (lambda: sdjax.encode_lowres(model(SR), SMALL, 99), "noise_level 99: tiny-sr takes none"),
+        (lambda: sdjax.upscale(model(SR), None, SMALL, 99), "noise_level 99: tiny-sr takes none"),
+        (lambda: sdjax.encode_picture(model(VARIATIONS), PICTURES, 500), "noise_level 500: tiny-variations takes none"),
         (lambda: sdjax.encode_lowres(model(DEPTH), SMALL), "pictures: tiny-depth takes no small pictures"),
         (
             lambda: sdjax.upscale(model(DEPTH), "cat", SMALL),

@@ -135,7 +135,7 @@ layout = lambda *boxes, **options: lambda: sdjax.encode_layout(model(LAYOUT), li
         (lambda: draw(PLAIN, None, negative_prompt="cat"), "negative_prompt 'cat': tiny-nothing takes no text"),
         (lambda: draw(PLAIN, asked(CLASSES)), r"prompt.context has shape \[2, 1, 16\]: tiny-nothing takes none"),
         (lambda: draw(CLASSES, None), "prompt None: tiny-classes takes a Cond, as sdjax.encode_classes"),
-        (lambda: sdjax.hires(model(MAP), asked(MAP), steps=3), "sd tiny-map: takes a map"),
+        (lambda: sdjax.hires(model(MAP), asked(MAP), steps=3), "sd tiny-map: takes a map beside x, hires does not"),
     ],
 )
 def test_refusals(call, match):

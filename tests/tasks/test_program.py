@@ -62,7 +62,7 @@ def test_refusals(path, tmp_path):
         (lambda: loaded(tiny(), "cat", width=32), "width: .*no other than 16"),
         (lambda: loaded(tiny(), ["cat"] * 3), "3 prompts, .*2 pictures at once"),
         (lambda: loaded(tiny(), "cat AND dog"), "AND"),
-        (lambda: save_program(tiny(9), tmp_path / "no.sdjax"), "an inpainting model"),
+        (lambda: save_program(tiny(9), tmp_path / "no.sdjax"), "sd tiny: programs are of models that take text alone"),
         (lambda: loaded(half, "cat"), "made for tiny, whose parameters have other dtypes"),
         (lambda: loaded(replace(tiny(), dtype=jnp.dtype("bfloat16")), "cat"), "dtype 'float32', tiny has 'bfloat16'"),
         (

@@ -326,6 +326,8 @@ def test_refusals(sd):
         (lambda: sdjax.encode_prompt(sd, "a", clip_skip=0), "clip_skip 0: a whole number from 1, the last layer, to 2"),
         (lambda: sdjax.encode_prompt(sd, "a", clip_skip=3), "clip_skip 3"),
         (lambda: sdjax.encode_prompt(sd, "a", clip_skip=1.0), r"clip_skip 1\.0"),
+        (lambda: sdjax.encode_prompt(sd, "a", crop=(5, 5)), "crop .5, 5.: .* takes none, SDXL does"),
+        (lambda: sdjax.encode_prompt(sd, "a", crop="x"), "crop 'x': .* takes none"),
         (lambda: sdjax.encode_prompt(sd, ["a", 2]), r"prompts\[1\] is int"),
         (lambda: sdjax.encode_prompt(replace(sd, tokenizer=None), "a"), "without a tokenizer"),
     ]:

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 COMMON = ("--model", "model", "--data", "pictures", "--batch-size", 4, "--log-every", 1, "--optimizer", "lion")
 LORA, EMBEDDING, CONTROL = (f"train/train_{name}.py" for name in ("lora", "embedding", "controlnet"))
 
+CANNY = ("--control-preprocess", "canny")
+
 
 def leaves(folder):
     return {
@@ -219,7 +221,8 @@ def test_pictures_that_are_made_on_the_way(place):
         (LORA, ("--prior", "nowhere"), "--prior nowhere: no such folder"),
         (LORA, ("--prior", "pictures", "--batch-size", 3), "--batch-size 3: with a prior, an even number"),
         (LORA, ("--prior", "pictures", "--buckets"), "--buckets: not with a prior"),
-        (LORA, ("--init", "nowhere.safetensors"), "nowhere.safetensors: no such LoRA file"),
+        (LORA, ("--init", "nowhere.safetensors"), "error: --init nowhere.safetensors: no such LoRA file"),
+        (LORA, ("--init", "pictures/00003.webp"), "error: --init pictures/00003.webp: "),
         (LORA, ("--out", "mine"), "mine/export exists and has no mine.safetensors"),
         (EMBEDDING, (), "--token '': a word of letters"),
         (EMBEDDING, ("--token", "a b"), "--token 'a b': a word of letters"),
@@ -229,6 +232,8 @@ def test_pictures_that_are_made_on_the_way(place):
         (CONTROL, (), "--model model: a ControlNet is for a UNet of text and a VAE of a factor of 2, 4 or 8"),
         (CONTROL, ("--model", "controlled"), 'no line has "control_file_name"'),
         (CONTROL, ("--canny-low", 3), "--canny-low 3.0: needs --control-preprocess canny"),
+        (CONTROL, (*CANNY, "--canny-low", 300), "--canny-low 300: not above --canny-high, 200"),
+        (CONTROL, (*CANNY, "--canny-high", "nan"), "--canny-high nan: a number from 0 on"),
         (CONTROL, ("--control-preprocess", "hed"), "--control-preprocess hed: needs --hed"),
         (CONTROL, ("--hed", "a.h5"), "--hed a.h5: needs --control-preprocess hed"),
         (CONTROL, ("--control-preprocess", "pose"), "--control-preprocess"),
