@@ -71,6 +71,8 @@ def main(options: Options) -> None:
     """Train a ControlNet on a folder of captioned pictures and what it is shown beside them."""
     sd = start_model(options, exported="config.json", keep_dtype=True)
     check_channels(options.model, sd.config)
+    if sd.config.text is None:
+        raise SdjaxError(f"model {options.model}: has no text, a model that draws by captions expected")
     options, sd = with_views(options), as_asked(sd, options)
     config = control_config(sd.config)
     multiple, size = bucket_multiple(sd.config), sd.config.size

@@ -87,6 +87,8 @@ def test_a_run_exports_a_model_of_its_condition(condition, script, place, folder
         assert not sd.config.unet.cross and sd.config.text is None and not sd.config.null
         again = [*("--model", out / "export", "--condition", "none", "--steps", 1), "--sample-every", 0]
         assert train(script, folder, place / "again", *again) == 0, "a model without text is trained on"
+        control = ("--data", folder, "--out", place / "control", "--steps", 1, "--control-preprocess", "grey")
+        assert script("train/train_controlnet.py", *again[:2], *control) == 2, "but not beside a control"
     if sampled:
         assert (out / "samples" / "2.png").is_file()
     else:
