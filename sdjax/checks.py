@@ -22,6 +22,20 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     return real and math.isfinite(value) and low <= value <= high
 
 
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Returns an argument as an array. SdjaxError: it is none, as lists of several lengths are."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError):
+        raise SdjaxError(f"{name} is {type(value).__name__}: an array, or lists of one length, expected") from None
+
+
+def check_model(sd: Any) -> None:
+    """SdjaxError unless `sd` is a model."""
+    if not hasattr(sd, "config") or not hasattr(sd, "tokenizer"):
+        raise SdjaxError(f"sd is {type(sd).__name__}: a model, as sdjax.load gives it, expected")
+
+
 def check_boxes(layout: Any, name: str, labels: int | None = None) -> Any:
     """Returns the objects of a layout. `labels`: labels are below it.
 

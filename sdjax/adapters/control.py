@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sdjax.checks import check_model
 from sdjax.errors import SdjaxError, log
 from sdjax.families.table import PUBLISHED
 from sdjax.model.control import Control
@@ -55,6 +56,8 @@ def load_control(source: str | Path, sd: StableDiffusion | None = None) -> Contr
     """
     if not isinstance(source, (str, Path)):
         raise SdjaxError(f"source is {type(source).__name__}: the name of a file or folder, or a hub id, expected")
+    if sd is not None:
+        check_model(sd)
     path = Path(source)
     if not path.exists():
         if not is_hub_id(str(source)):

@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sdjax.adapters.embedding import with_word
 from sdjax.adapters.lora_files import Lora, file_shape, find_files, key_of, read_lora
 from sdjax.adapters.lora_kinds import Change, bias_difference, difference
-from sdjax.checks import is_number
+from sdjax.checks import check_model, is_number
 from sdjax.errors import SdjaxError
 from sdjax.families.config import Config
 from sdjax.model.value import Added, Merged, StableDiffusion
@@ -51,8 +51,7 @@ def add_lora(
     parameters. If sd.params were replaced since, the new ones are the model's own.
     SdjaxError: no such file, a broken one, one for other models, a weight that is no number.
     """
-    if not isinstance(sd, StableDiffusion):
-        raise SdjaxError(f"sd is {type(sd).__name__}: a model, as sdjax.load gives it, expected")
+    check_model(sd)
     text_weight = weight if text_weight is None else text_weight
     for name, value in (("weight", weight), ("text_weight", text_weight)):
         if not is_number(value):

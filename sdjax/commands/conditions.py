@@ -143,9 +143,26 @@ def with_negative(line: str) -> tuple[str, str | None]:
     """Returns (prompt, negative prompt) of a line of --prompts-file, which may end in " --negative TEXT"; None: it has
     none."""
     prompt, flag, negative = line.partition(NEGATIVE)
-    if flag and not prompt.strip():
-        raise SdjaxError(f"prompts_file: {line[:80]!r} has no prompt before --negative")
     return (prompt.rstrip(), negative.strip()) if flag else (line, None)
+
+
+def check_negatives(path: Path, lines: list[str]) -> None:
+    """SdjaxError, which names the file and the line: nothing stands before --negative, or nothing behind it.
+
+    lines: those of --prompts-file that are not blank, without white space around them.
+    """
+    for place, line in enumerate(lines):
+        prompt, flag, negative = f" {line} ".partition(NEGATIVE)
+        if flag and not (prompt.strip() and negative.strip()):
+            where = f"{path} line {number_of(path, place)}" if path.is_file() else path  # a pipe is read once
+            wanting = "text behind" if prompt.strip() else "prompt before"
+            raise SdjaxError(f"--prompts-file {where}: no {wanting} --negative")
+
+
+def number_of(path: Path, place: int) -> int:
+    """Returns the number in a file, from 1 on, of a line that is not blank. place: among these, from 0 on."""
+    lines = path.read_text("utf-8").replace("\ufeff", "").splitlines()
+    return [number for number, line in enumerate(lines, 1) if line.strip()][place]
 
 
 NEGATIVE = " --negative "

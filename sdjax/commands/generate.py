@@ -17,7 +17,7 @@ there are several pictures. Numbers continue after the pictures that are in OUT 
 from dataclasses import replace
 
 from sdjax.commands.command_line import Progress, model_flag
-from sdjax.commands.conditions import FILES, check_model, check_one_size, lines_of
+from sdjax.commands.conditions import FILES, check_model, check_negatives, check_one_size, lines_of
 from sdjax.commands.controls import OF_TASKS, settings_of_controls
 from sdjax.commands.generate_options import NAMES, PARTS, Options, check_options, with_names
 from sdjax.commands.generate_options import settings_of_picture as defaults  # noqa: F401  what --from gives, for `run`
@@ -62,6 +62,8 @@ def main(options: Options) -> None:
     with model_flag(), flags_of((*NAMES, *OF_TASKS, "image_prompt", *own, *FILES)):
         prompts = lines_of(sd.config, options, lines)
         check_model(sd.config, options, axes)
+        if lines is not None and sd.config.text is not None:
+            check_negatives(options.prompts_file, lines)
         task = Task(sd, options, image, mask, refiner)
         canvas = task.width, task.height
         task.take_size(prompts)

@@ -88,6 +88,10 @@ class Options(PartOptions):
             raise SdjaxError(f"prior_images {self.prior_images}: expected at least 1")
         if not 0 <= self.prior_weight < float("inf"):
             raise SdjaxError(f"prior_weight {self.prior_weight}: expected a number from 0 on")
+        if self.prior_images != type(self).prior_images and self.prior_prompt is None:
+            raise SdjaxError(f"prior_images {self.prior_images}: needs `prior_prompt`")
+        if self.prior_weight != type(self).prior_weight and not self.has_prior:
+            raise SdjaxError(f"prior_weight {self.prior_weight}: needs `prior` or `prior_prompt`")
         if self.has_prior and self.buckets:
             raise SdjaxError("buckets: not with a prior, whose pictures are of one shape with the others of a batch")
         if self.has_prior and self.examples % 2:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 
-from sdjax.checks import is_whole
+from sdjax.checks import as_array, check_model, is_whole
 from sdjax.errors import SdjaxError
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.labels.network import ClassTable
@@ -19,10 +18,11 @@ def encode_classes(sd: StableDiffusion, classes: int | Sequence[int]) -> Cond:
         last one is the null class, which stands for none.
     SdjaxError: a model that takes no classes, or a class that it does not have.
     """
+    check_model(sd)
     config = sd.config.class_table
     if config is None:
         raise SdjaxError(f"classes: {sd.config.name} takes none")
-    found = [classes] if is_whole(classes, 0) or not np.ndim(classes) else list(classes)
+    found = [classes] if is_whole(classes, 0) or not as_array("classes", classes).ndim else list(classes)
     if not found:
         raise SdjaxError("classes []: at least one expected")
     for value in found:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from sdjax.checks import as_array, check_model
 from sdjax.errors import SdjaxError
 from sdjax.families.table import family_of
 from sdjax.image import bicubic
@@ -21,10 +22,11 @@ def encode_depth(sd: StableDiffusion, depth: Any, height: int | None = None, wid
     value (Stability `ddpm.py`, LatentDepth2ImageDiffusion). A flat map becomes -1.
     SdjaxError: the model takes no depth, or a shape or a size that does not fit.
     """
+    check_model(sd)
     config = sd.config
     if family_of(config).concat != "depth":
         raise SdjaxError(f"depth: {config.name} takes none")
-    maps = np.asarray(depth)
+    maps = as_array("depth", depth)
     maps = maps[None] if maps.ndim == 2 else maps
     if maps.ndim != 3 or 0 in maps.shape or maps.dtype.kind not in "fiu":
         raise SdjaxError(f"depth is {maps.dtype} of shape {list(maps.shape)}: numbers [B, H, W] expected")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.checks import check_box, check_boxes
+from sdjax.checks import check_box, check_boxes, check_model
 from sdjax.errors import SdjaxError
 from sdjax.model.value import FLOAT32, StableDiffusion
 from sdjax.networks.bert.config import LayoutConfig
@@ -34,6 +34,7 @@ def encode_layout(sd: StableDiffusion, layouts: Sequence[Layout], crop: Sequence
         outside of the crop are left out.
     SdjaxError: a model that takes no layouts, too many objects, a label or a box out of range.
     """
+    check_model(sd)
     config = sd.config.layout
     if config is None:
         raise SdjaxError(f"layouts: {sd.config.name} takes none")

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.checks import is_whole
+from sdjax.checks import check_model, is_whole
 from sdjax.diffusion import noise
 from sdjax.diffusion.schedule import make_schedule
 from sdjax.errors import SdjaxError, in_short
@@ -41,6 +41,7 @@ def encode_lowres(sd: StableDiffusion, pictures: Any, noise_level: int = LEVEL, 
     seed: picture i gets the noise of seed + i.
     SdjaxError: the model takes no small pictures, or an argument out of range.
     """
+    check_model(sd)
     family, multiple = family_of(sd.config), sd.config.unet.factor
     if family.concat != "lowres":
         raise SdjaxError(f"pictures: {sd.config.name} takes no small pictures")

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from sdjax.checks import as_array, check_model
 from sdjax.errors import SdjaxError
 from sdjax.model.value import StableDiffusion
 from sdjax.networks.maps.network import MapConfig, MapRescaler
@@ -19,10 +19,11 @@ def encode_map(sd: StableDiffusion, maps: Any) -> Cond:
     maps: ids of classes, int [B, H, W], or [H, W] for one. The sides are multiples of sd.config.unit.
     SdjaxError: a model that takes no maps, an id out of range, a shape that does not fit.
     """
+    check_model(sd)
     config = sd.config.map
     if config is None:
         raise SdjaxError(f"maps: {sd.config.name} takes none")
-    ids = np.asarray(maps)
+    ids = as_array("maps", maps)
     ids = ids[None] if ids.ndim == 2 else ids
     unit = sd.config.unit
     if ids.ndim != 3 or 0 in ids.shape or ids.shape[1] % unit or ids.shape[2] % unit:

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.checks import check_model
 from sdjax.errors import SdjaxError
 from sdjax.families.family import Mask
 from sdjax.families.table import family_of
@@ -25,6 +26,7 @@ def encode_mask(sd: StableDiffusion, pictures: Any, masks: Any, mask_cells: str 
     mask_cells: see `sdjax.inpaint`.
     SdjaxError: the model is no inpainting model, or shapes that do not fit.
     """
+    check_model(sd)
     family = family_of(sd.config)
     if family.concat != "mask":
         raise SdjaxError(f"masks: {sd.config.name} takes none")

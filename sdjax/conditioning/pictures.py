@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.checks import is_whole
+from sdjax.checks import check_model, is_whole
 from sdjax.conditioning.clip import image_embedding
 from sdjax.conditioning.lowres import noise_from
 from sdjax.errors import SdjaxError, in_short
@@ -33,10 +33,13 @@ def encode_picture(sd: StableDiffusion, pictures: Any, noise_level: int = 0, see
     seed: picture i gets the noise of seed + i.
     SdjaxError: the model takes no pictures, or an argument out of range.
     """
+    check_model(sd)
     config = sd.config
     if config.image is None:
         raise SdjaxError(f"pictures: {config.name} takes no pictures")
     images = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+    if not len(images):
+        raise SdjaxError("pictures []: at least one expected")
     if config.unet.vector is None and not is_whole(noise_level, 0, 0):
         raise SdjaxError(f"noise_level {in_short(noise_level)}: {config.name} takes none")
     if hasattr(pictures, "shape"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
-from sdjax.checks import is_whole
+from sdjax.checks import check_model, is_whole
 from sdjax.errors import SdjaxError, log
 from sdjax.families.table import family_of, prompt_of
 from sdjax.model.functions import text_states
@@ -76,6 +76,7 @@ def text_tower_of(sd: StableDiffusion, clip_skip: int = 1) -> tuple[TextConfig, 
 
     SdjaxError: the model takes no text, or has no such layer.
     """
+    check_model(sd)
     if sd.config.text is None:
         raise SdjaxError(f"prompt: {sd.config.name} takes no text, give {prompt_of(sd.config)}")
     return skipping(sd.config.text, clip_skip), embedded(sd).get("text")

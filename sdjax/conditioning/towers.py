@@ -109,6 +109,10 @@ def encode_towers(
     sizes: [N] or [B, N], see `sizes_of`.
     shape: the number of composed parts and of chunks; None: the most that a prompt has.
     """
+    if not found:
+        towers = [getattr(sd.config, tower.part) for tower in family_of(sd.config).towers]
+        width = sum(tower.width for tower in towers)
+        return Cond(jnp.zeros((0, towers[0].length, width)), vector=jnp.zeros((0, sd.config.unet.vector)))
     shape = shape or tuple(max(sizes) for sizes in zip(*map(shape_of, found), strict=True))
     contexts, pooled, vectors = [], None, embedded(sd)
     for place, tower in enumerate(family_of(sd.config).towers):

@@ -136,6 +136,8 @@ def pairs_of(image_prompt: Any) -> list[tuple[ImagePrompt, Any]]:
     """Returns the argument `image_prompt` as a list of pairs. SdjaxError: it is something else."""
     if image_prompt is None:
         return []
+    if isinstance(image_prompt, (list, tuple)) and not image_prompt:
+        raise SdjaxError(f"image_prompt {image_prompt!r}: {PAIR}")
     several = isinstance(image_prompt, (list, tuple)) and not any(isinstance(one, ImagePrompt) for one in image_prompt)
     pairs = list(image_prompt) if several else [image_prompt]
     for pair in pairs:
@@ -154,7 +156,7 @@ def check_image_prompts(config: Config, image_prompt: Any, scale: Any, count: in
     """Returns the image prompts for `count` images. SdjaxError: one is not for this model, or is wrong."""
     pairs = pairs_of(image_prompt)
     if not pairs:
-        if image_prompt is not None or np.ndim(scale) or scale != 1:
+        if np.ndim(scale) or scale != 1:
             raise SdjaxError(f"image_prompt_scale {scale!r}: needs an image_prompt")
         return []
     scales = list(scale) if isinstance(scale, (list, tuple)) or np.ndim(scale) == 1 else [scale] * len(pairs)

@@ -29,6 +29,7 @@ from sdjax.tasks.image_prompts import Own, image_prompts_of, own_of
 from sdjax.tasks.preparing import Chunk, guide_of, prepare
 from sdjax.tasks.remarks import announce, remark_beginning
 from sdjax.tasks.request import Request
+from sdjax.tasks.request_control import remark_intervals
 from sdjax.tasks.request_sdxl import turn_of
 from sdjax.tasks.sides import Sides, read_sides
 from sdjax.tasks.steering import Steer, controls_of, steers_of
@@ -89,6 +90,7 @@ def draw_request(
     each = partial(repeat_for, count=count)
     latents = None if options.latents is None else np.asarray(options.latents)  # it may be a list
     controls, hints = controls_of(sd.config, request)
+    remark_intervals(controls, plan)
     image_prompts, looks = image_prompts_of(sd, request)
     whole = Chunk((), request.seeds, latents, each(pictures), each(masks), each(cells), beside, hints, looks)
     whole = whole._replace(

@@ -11,7 +11,7 @@ from dataclasses import field, make_dataclass
 from functools import wraps
 from typing import Any
 
-from sdjax.checks import is_whole
+from sdjax.checks import check_model, is_whole
 from sdjax.diffusion.schedule import SIGMAS
 from sdjax.diffusion.tables import samplers
 from sdjax.errors import SdjaxError
@@ -314,8 +314,7 @@ def takes_options(task: Callable) -> Callable:
         except TypeError as error:
             raise SdjaxError(f"{task.__name__}: {error}; it takes {', '.join(signature.parameters)}") from None
         mine = {p.name: bound.arguments.pop(p.name) for p in own if p.name in bound.arguments}
-        if not hasattr(mine.get("sd"), "config"):
-            raise SdjaxError(f"sd is {type(mine.get('sd')).__name__}: a model, as sdjax.load gives it, expected")
+        check_model(mine.get("sd"))
         return task(**mine, options=TaskOptions(**bound.arguments))
 
     call.__signature__ = signature

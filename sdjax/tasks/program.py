@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from sdjax.checks import check_model
 from sdjax.conditioning.text import read_prompts, text_tower_of
 from sdjax.diffusion import noise
 from sdjax.diffusion.plan import Plan
@@ -107,13 +108,22 @@ def save_program(
     platforms: some of cpu, cuda, rocm, tpu.
     SdjaxError: an argument out of range, an unknown platform, an inpainting model.
     """
-    if not platforms or not set(platforms) <= set(PLATFORMS):
-        raise SdjaxError(f"platforms {', '.join(platforms) or 'none'}: some of {', '.join(PLATFORMS)}")
+    check_model(sd)
+    check_path(path)
+    several = isinstance(platforms, Sequence) and all(isinstance(one, str) for one in platforms)
+    if not several or not platforms or not set(platforms) <= set(PLATFORMS):
+        said = ", ".join(platforms) if several and not isinstance(platforms, str) and platforms else repr(platforms)
+        raise SdjaxError(f"platforms {said}: some of {', '.join(PLATFORMS)}")
     if sd.config.text is None or sd.config.unet.takes_vector or family_of(sd.config).concat is not None:
         raise SdjaxError(f"sd {sd.config.name}: programs are of models that take text alone")
     request = check(sd.config, "", TaskOptions(steps=steps, num_images=num_images, height=height, width=width))
     with written_whole(path) as scratch:
         scratch.write_bytes(program_bytes(sd, request, platforms))
+
+
+def check_path(path: Any) -> None:
+    if not isinstance(path, (str, Path)):
+        raise SdjaxError(f"path is {type(path).__name__}: the name of a file expected")
 
 
 def program_bytes(sd: StableDiffusion, request: Request, platforms: Sequence[str]) -> bytes:
@@ -223,6 +233,7 @@ class Program:
 
 def load_program(path: str | Path) -> Program:
     """Reads a file of `save_program`. SdjaxError: it is none, or has no program for this platform."""
+    check_path(path)
     path = Path(path)
     try:
         content = path.read_bytes()

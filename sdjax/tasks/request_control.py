@@ -6,7 +6,7 @@ import numpy as np
 
 from sdjax.checks import is_number
 from sdjax.diffusion.plan import Plan
-from sdjax.errors import SdjaxError, did_you_mean
+from sdjax.errors import SdjaxError, did_you_mean, log
 from sdjax.families.config import Config
 from sdjax.model.control import Control, as_controls, check_fits, check_hints, check_scale, each_of, soft_weights
 from sdjax.networks.control.config import ControlConfig
@@ -72,15 +72,27 @@ def check_control(config: Config, options: TaskOptions, count: int, size: tuple[
 
 
 def weights_of(asked: AskedControl, plan: Plan) -> np.ndarray:
-    """Returns the weight of each residual in each step of a plan, float32 [S, n]; zeros where the control is off.
+    """Returns the weight of each residual in each step of a plan, float32 [S, n]; zeros where the control is off."""
+    found = np.zeros((len(plan.levels), len(asked.weights)), np.float32)
+    found[steps_on(asked, plan)[0]] = asked.weights
+    return found
 
-    It is on in step i of the N that run where i / N >= start and (i + 1) / N <= end, in float64, as in diffusers'
+
+def steps_on(asked: AskedControl, plan: Plan) -> tuple[list[int], int]:
+    """Returns the places of the steps of a plan in which a control is on, and N, the number of steps that run.
+
+    It is on in step i where i / N >= start and (i + 1) / N <= end, in float64, as in diffusers'
     pipeline_controlnet.py.
     """
     total, first = int(np.sum(plan.levels > 0)), int(np.sum(plan.levels > plan.rows.sigma[0]))
-    found, (start, end) = np.zeros((len(plan.levels), len(asked.weights)), np.float32), asked.interval
-    count = total - first  # strength leaves out the first ones
-    for i in range(count):
-        if i / count >= start and (i + 1) / count <= end:
-            found[first + i] = asked.weights
-    return found
+    count, (start, end) = total - first, asked.interval  # strength leaves out the first ones
+    return [first + i for i in range(count) if i / count >= start and (i + 1) / count <= end], count
+
+
+def remark_intervals(asked: list[AskedControl], plan: Plan) -> None:
+    """Logs a line for each control that is on in no step of a plan."""
+    for one in asked:
+        on, count = steps_on(one, plan)
+        if not on:
+            start, end = one.interval
+            log.warning("control_interval %g %g: holds none of %d steps, the control has no effect", start, end, count)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdjax.conditioning.sizes import PAIRS, check_pair, sizes_of, takes_score, takes_sizes
 from sdjax.diffusion.guidance import timesteps_of
 from sdjax.diffusion.plan import Plan
 from sdjax.diffusion.schedule import make_schedule
-from sdjax.errors import SdjaxError
+from sdjax.errors import SdjaxError, in_short
 from sdjax.families.config import Config
 from sdjax.families.table import family_of
 from sdjax.tasks.options import TaskOptions
@@ -24,6 +25,11 @@ def takes_target(config: Config) -> bool:
 
 SIZES = {"original_size": takes_sizes, "crop": takes_sizes, "target_size": takes_target}
 DEFAULTS = {option.name: option.default for option in SDXL_OPTIONS}
+
+
+def is_given(name: str, value: Any) -> bool:
+    """Is the value of an option another than its default? Arrays are."""
+    return isinstance(value, (np.ndarray, jax.Array)) or value != DEFAULTS[name]
 
 
 def check_sdxl(config: Config, prompts: Any, times: int, options: TaskOptions) -> list[str] | None:
@@ -44,13 +50,13 @@ def check_sdxl(config: Config, prompts: Any, times: int, options: TaskOptions) -
         ("prompt_2", lambda config: config.text_2 is not None, "SDXL does"),
         ("negative_prompt_2", lambda config: config.text_2 is not None, "SDXL does"),
     ):
-        if (value := getattr(options, name)) != DEFAULTS[name] and not any(map(test, configs)):
-            raise SdjaxError(f"{name} {value!r}: {config.name} takes none, {who}")
+        if is_given(name, value := getattr(options, name)) and not any(map(test, configs)):
+            raise SdjaxError(f"{name} {in_short(value)}: {config.name} takes none, {who}")
         if (pair := name.removeprefix("negative_")) in PAIRS and value is not None:
             check_pair(name, value, PAIRS[pair])
     if refiner is None:
         for name in ("refiner_start", "refiner_cond", "refiner_negative"):
-            if getattr(options, name) != DEFAULTS[name]:
+            if is_given(name, getattr(options, name)):
                 raise SdjaxError(f"{name}: needs a refiner")
     else:
         check_refiner(config, refiner.config)
@@ -62,7 +68,7 @@ def second_prompts(prompts: Any, times: int, options: TaskOptions) -> list[str] 
     second = options.prompt_2
     if options.negative_prompt_2 is not None:
         if not isinstance(options.negative_prompt_2, str):
-            raise SdjaxError(f"negative_prompt_2 {options.negative_prompt_2!r}: a string")
+            raise SdjaxError(f"negative_prompt_2 {in_short(options.negative_prompt_2)}: a string")
         if isinstance(options.negative_prompt, Cond):
             raise SdjaxError("negative_prompt_2: the negative prompt is a Cond, which holds both towers' states")
     if second is None:
@@ -72,7 +78,7 @@ def second_prompts(prompts: Any, times: int, options: TaskOptions) -> list[str] 
     second = [second] if isinstance(second, str) else second
     asked = len(prompts) // times
     if not isinstance(second, Sequence) or not all(isinstance(one, str) for one in second):
-        raise SdjaxError(f"prompt_2 {options.prompt_2!r}: a string or a list of strings")
+        raise SdjaxError(f"prompt_2 {in_short(options.prompt_2)}: a string or a list of strings")
     if len(second) not in (1, asked):
         raise SdjaxError(f"prompt_2: {len(second)} for {asked} prompts, one or {asked} expected")
     return [one for one in second for _ in range(len(prompts) // len(second))]

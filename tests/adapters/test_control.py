@@ -194,6 +194,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for source, said in ((3, "source is int"), (tmp_path / "no" / "such" / "file", "no such file")):
         with pytest.raises(SdjaxError, match=said):
             sdjax.load_control(source)
+    with pytest.raises(SdjaxError, match=r"sd is str: a model, as sdjax.load gives it, expected"):
+        sdjax.load_control(folder, "t")
 
 
 def test_hub_ids(monkeypatch, tmp_path):

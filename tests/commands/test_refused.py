@@ -206,3 +206,17 @@ def test_a_second_start_leaves_the_first_one_s_files_alone(script, place, capfd)
         assert "another process is training there" in capfd.readouterr().err
     run.close()
     assert [path.name for path in (place / "held").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("a cat --negative", "no text behind --negative"),
+        ("--negative dog", "no prompt before --negative"),
+        ("--negative", "no prompt before --negative"),
+    ],
+)
+def test_a_line_with_half_of_a_negative_prompt(script, place, capfd, line, said):
+    (place / "lines.txt").write_text(f"a dog --negative a cat\n\n{line}\n")
+    assert script("sample/generate.py", "--model", "model", "--prompts-file", "lines.txt", "--out", "lines") == 2
+    assert f"error: --prompts-file lines.txt line 3: {said}" in capfd.readouterr().err

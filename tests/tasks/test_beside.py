@@ -157,6 +157,12 @@ def test_mistakes_would_be_seen():
     [
         (lambda: sdjax.encode_depth(model(MAP), np.ones((8, 8))), "depth: tiny-map takes none"),
         (lambda: sdjax.encode_depth(model(DEPTH), np.ones((8, 8, 3, 1))), "depth is float64 of shape"),
+        (lambda: sdjax.encode_depth(model(DEPTH), [[1, 2], [3]]), "depth is list: an array, or lists of one length"),
+        (lambda: sdjax.encode_depth("emoji", np.ones((8, 8))), "sd is str: a model, as sdjax.load gives it"),
+        (lambda: sdjax.encode_mask("emoji", PICTURES, np.ones((16, 16))), "sd is str: a model"),
+        (lambda: sdjax.encode_lowres("emoji", SMALL), "sd is str: a model"),
+        (lambda: sdjax.encode_picture("emoji", PICTURES), "sd is str: a model"),
+        (lambda: sdjax.encode_picture(model(UNCLIP), []), r"pictures \[\]: at least one expected"),
         (lambda: sdjax.encode_depth(model(DEPTH), np.full((8, 8), np.nan)), "depth has NaN"),
         (lambda: sdjax.encode_depth(model(DEPTH), np.ones((8, 8)), height=7), "height 7: a positive multiple of 2"),
         (lambda: sdjax.txt2img(model(DEPTH), "cat", **FEW), "sd tiny-depth: takes a depth map, give a Cond"),

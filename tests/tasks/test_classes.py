@@ -73,6 +73,8 @@ def test_refusals():
             r"prompt \['cat'\]: tiny-classes takes no text, give a Cond, as sdjax.encode_classes",
         ),
         (lambda: sdjax.encode_prompt(sd, "cat"), "prompt: tiny-classes takes no text"),
+        (lambda: sdjax.encode_classes(sd, [[1], [1, 2]]), "classes is list: an array, or lists of one length"),
+        (lambda: sdjax.encode_classes("emoji", 1), "sd is str: a model, as sdjax.load gives it"),
         (lambda: sdjax.txt2img(sd, sdjax.encode_classes(sd, 1), negative_prompt="dog", **FEW), "takes no text"),
         (lambda: sdjax.txt2img(sd, Cond(np.zeros((1, 1, 15))), **FEW), r"prompt\.context has shape \[1, 1, 15\]"),
     ]:

@@ -1,5 +1,6 @@
 """Tasks with ControlNets and T2I-Adapters: what is the same, what is refused, and that nothing is compiled again."""
 
+import logging
 from dataclasses import replace
 from functools import cache
 
@@ -66,6 +67,15 @@ def test_what_is_the_same(control):
         assert apart(plain, steered(control=broken, control_scale=0)) < 1e-6
     told = steered(control=control(), progress=lambda *_: None, control_interval=(0.2, 0.8))
     assert apart(told, steered(control=control(), control_interval=(0.2, 0.8))) < 1e-4, "a row at a time"
+
+
+def test_an_interval_that_holds_no_step_is_told(caplog):
+    with caplog.at_level(logging.WARNING, "sdjax"):
+        steered(control_interval=(0.2, 0.8))
+        assert not [line for line in caplog.messages if "control" in line]
+        steered(control_interval=(0.5, 0.6), num_images=2)
+    said = "control_interval 0.5 0.6: holds none of 5 steps, the control has no effect"
+    assert [line for line in caplog.messages if "control" in line] == [said]
 
 
 def test_several():

@@ -150,7 +150,7 @@ def test_predict():
     ("options", "said"),
     [
         ({"image_prompt_scale": 0.5}, "image_prompt_scale 0.5: needs an image_prompt"),
-        ({"image_prompt": []}, "needs an image_prompt"),
+        ({"image_prompt": []}, r"image_prompt \[\]: \(adapter, picture\) expected"),
         ({"image_prompt": "adapter.bin"}, r"image_prompt is str: \(adapter, picture\) expected"),
         ({"image_prompt": adapter}, "image_prompt is function"),
         ({"image_prompt": ("adapter.bin", PICTURE)}, "image_prompt is str"),

@@ -125,6 +125,12 @@ layout = lambda *boxes, **options: lambda: sdjax.encode_layout(model(LAYOUT), li
         (lambda: sdjax.encode_map(model(MAP), IDS - 1), "maps: id -1"),
         (lambda: sdjax.encode_map(model(MAP), IDS * 1.0), "maps are float64: whole numbers"),
         (lambda: sdjax.encode_map(model(MAP), IDS[:, :15]), r"maps of shape \[2, 15, 16\]: .* multiples of 2"),
+        (
+            lambda: sdjax.encode_map(model(MAP), [[1, 2], [3]]),
+            "maps is list: an array, or lists of one length, expected",
+        ),
+        (lambda: sdjax.encode_map("emoji", IDS), "sd is str: a model, as sdjax.load gives it, expected"),
+        (lambda: sdjax.encode_layout("emoji", [[]]), "sd is str: a model"),
         (lambda: sdjax.encode_map(model(LAYOUT), IDS), "maps: tiny-layout takes none"),
         (lambda: draw(MAP, asked(MAP), height=32), "height 32: the channels of prompt.concat are of 16 pixels"),
         (lambda: draw(MAP, None), "sd tiny-map: takes a map, give a Cond, as sdjax.encode_map"),

@@ -78,6 +78,12 @@ def test_refusals(path, tmp_path):
         (lambda: load_program(tmp_path / "cut.sdjax"), "not a program"),
         (lambda: load_program(tmp_path / "tpu.sdjax"), "for tpu, not for cpu"),
         (lambda: save_program(tiny(), path, platforms=["abacus"]), "platforms abacus"),
+        (lambda: save_program(tiny(), path, platforms=None), "platforms None: some of cpu"),
+        (lambda: save_program(tiny(), path, platforms=[1]), r"platforms \[1\]: some of cpu"),
+        (lambda: save_program(tiny(), path, platforms="cpu"), "platforms 'cpu': some of cpu"),
+        (lambda: save_program("emoji", path), "sd is str: a model"),
+        (lambda: save_program(tiny(), None), "path is NoneType: the name of a file expected"),
+        (lambda: load_program(None), "path is NoneType: the name of a file expected"),
         (lambda: save_program(tiny(), tmp_path / "no.sdjax" / "a.sdjax"), r"a\.sdjax: cannot be written"),
     ]:
         with pytest.raises(SdjaxError, match=match):

@@ -53,6 +53,17 @@ def test_sizes_of_none_are_the_picture_s():
     assert np.abs(draw(sd, **size) - draw(sd, **given | {"target_size": (24, 16)}, **size)).max() > 1e-6
 
 
+@pytest.mark.parametrize("config", [SDXL, REFINER])
+def test_no_prompts_make_a_cond_of_no_images(config):
+    none, one = (sdjax.encode_prompt(model(config), prompts) for prompts in ([], ["a"]))
+    assert none.context.shape == (0, *one.context.shape[1:]) and none.vector.shape == (0, one.vector.shape[1])
+
+
+def test_what_encode_prompt_refuses_of_a_refiner():
+    with pytest.raises(SdjaxError, match=r"target_size .8, 8.: tiny-refiner takes none, SDXL does"):
+        sdjax.encode_prompt(model(REFINER), "a", target_size=(8, 8))
+
+
 def test_a_second_prompt_for_each_prompt():
     sd = model(SDXL)
     both = draw(sd, ["ab", "cd"], prompt_2=["x", "y"])
@@ -198,6 +209,10 @@ def test_hires_img2img_and_inpainting_hand_over_too():
         (SDXL, {"target_size": (0, 16)}, "target_size .0, 16.: two whole numbers from 1 on"),
         (REFINER, {"target_size": (8, 8)}, "target_size .8, 8.: tiny-refiner takes none, SDXL does"),
         (REFINER, {"negative_target_size": (8, 8)}, "negative_target_size .8, 8.: tiny-refiner takes none"),
+        (SDXL, {"original_size": np.array([16, 16])}, r"original_size array\(.16, 16.\): two whole numbers from 1 on"),
+        (SDXL, {"crop": np.zeros((9, 9))}, r"crop is ndarray of shape .9, 9.: two whole numbers"),
+        (SDXL, {"prompt_2": np.array(["a"])}, "prompt_2 array.*: a string or a list of strings"),
+        (LCM, {"crop": np.array([0, 0])}, r"crop array\(.0, 0.\): tiny-lcm takes none"),
         (SDXL, {"negative_crop": (-1, 0)}, "negative_crop .-1, 0.: two whole numbers from 0 on"),
         (SDXL, {"aesthetic_score": 5.0}, "aesthetic_score 5.0: tiny-sdxl takes none, SDXL's refiner does"),
         (REFINER, {"aesthetic_score": float("nan")}, "aesthetic_score nan: a finite number"),

@@ -329,6 +329,7 @@ def test_refusals(sd):
         (lambda: sdjax.encode_prompt(sd, "a", crop=(5, 5)), "crop .5, 5.: .* takes none, SDXL does"),
         (lambda: sdjax.encode_prompt(sd, "a", crop="x"), "crop 'x': .* takes none"),
         (lambda: sdjax.encode_prompt(sd, ["a", 2]), r"prompts\[1\] is int"),
+        (lambda: sdjax.encode_prompt("emoji", "a"), "sd is str: a model, as sdjax.load gives it, expected"),
         (lambda: sdjax.encode_prompt(replace(sd, tokenizer=None), "a"), "without a tokenizer"),
     ]:
         with pytest.raises(sdjax.SdjaxError, match=match) as caught:

@@ -218,6 +218,8 @@ def test_pictures_that_are_made_on_the_way(place):
             ("--prior", "pictures", "--prior-prompt", "x"),
             "--prior pictures: give either a folder or --prior-prompt",
         ),
+        (LORA, ("--prior-weight", 2), "--prior-weight 2.0: needs --prior or --prior-prompt"),
+        (LORA, ("--prior-images", 5), "--prior-images 5: needs --prior-prompt"),
         (LORA, ("--prior", "nowhere"), "--prior nowhere: no such folder"),
         (LORA, ("--prior", "pictures", "--batch-size", 3), "--batch-size 3: with a prior, an even number"),
         (LORA, ("--prior", "pictures", "--buckets"), "--buckets: not with a prior"),
