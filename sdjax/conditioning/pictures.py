@@ -23,10 +23,10 @@ LEVELS = 1000  # of noise on embeddings
 STREAM = 2**32 - 3  # of the embeddings' noise, beside the streams of walks and of small pictures
 
 
-def encode_picture(sd: StableDiffusion, pictures: Any, noise_level: int = 0, seed: int = 0) -> Cond:
+def encode_picture(sd: StableDiffusion, pixels: Any, noise_level: int = 0, seed: int = 0) -> Cond:
     """Returns the Cond of B pictures: vector float32 [B, 2 D] for unCLIP, context [B, 1, D] for image variations.
 
-    pictures: PIL, a list of them, or float [B, H, W, 3] in [-1, 1]. As CLIP's processor does it, the shorter side
+    pixels: PIL, a list of them, or float [B, H, W, 3] in [-1, 1]. As CLIP's processor does it, the shorter side
         becomes the tower's, and the centre is cut out.
     noise_level: 0 to 999: how much noise unCLIP's embeddings get; level 0 still adds a little. Image variations take
         none.
@@ -36,16 +36,16 @@ def encode_picture(sd: StableDiffusion, pictures: Any, noise_level: int = 0, see
     check_model(sd)
     config = sd.config
     if config.image is None:
-        raise SdjaxError(f"pictures: {config.name} takes no pictures")
-    images = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+        raise SdjaxError(f"pixels: {config.name} takes no pictures")
+    images = pixels if isinstance(pixels, (list, tuple)) else [pixels]
     if not len(images):
-        raise SdjaxError("pictures []: at least one expected")
+        raise SdjaxError("pixels []: at least one expected")
     if config.unet.vector is None and not is_whole(noise_level, 0, 0):
         raise SdjaxError(f"noise_level {in_short(noise_level)}: {config.name} takes none")
-    if hasattr(pictures, "shape"):
-        images = pixels_to_pil(read_images(pictures, None, None, 1, 3))
-    pixels = np.stack([clip_pixels(image, config.image.size) for image in images])
-    embeddings = image_embedding(sd.params["image"], pixels, config.image, sd.dtype)
+    if hasattr(pixels, "shape"):
+        images = pixels_to_pil(read_images(pixels, None, None, 1, 3))
+    seen = np.stack([clip_pixels(image, config.image.size) for image in images])
+    embeddings = image_embedding(sd.params["image"], seen, config.image, sd.dtype)
     if config.unet.vector is None:
         return Cond(embeddings[:, None])
     if not is_whole(noise_level, 0, LEVELS - 1):

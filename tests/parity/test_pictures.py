@@ -109,5 +109,5 @@ def test_a_folder_of_text_alone_is_read_without_its_prior(tmp_path):
     vector = RNG.standard_normal((1, 2 * WIDTH)).astype(np.float32)
     cond = sdjax.encode_prompt(sd, PROMPTS[0])._replace(vector=vector)
     assert sdjax.txt2img(sd, cond, steps=2, output="latents").shape == (1, 8, 8, 4)
-    with pytest.raises(sdjax.SdjaxError, match="pictures: ours takes no pictures"):
+    with pytest.raises(sdjax.SdjaxError, match="pixels: ours takes no pictures"):
         sdjax.encode_picture(sd, PICTURE)
