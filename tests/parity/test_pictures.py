@@ -15,7 +15,7 @@ from sdjax.conditioning.pictures import cosine_abar  # noqa: E402
 from sdjax.families.table import family_of  # noqa: E402
 from sdjax.networks.clip.config import NormalizerConfig  # noqa: E402
 from tests.narrow import LIKE_SD15, LIKE_SD21, NARROW_VISION, random_params  # noqa: E402
-from tests.parity.test_beside import PROMPTS, RNG, nchw, pipeline, saved  # noqa: E402
+from tests.parity.test_beside import PROMPTS, nchw, pipeline, saved  # noqa: E402
 from tests.parity.test_ldm_pipeline import same  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -32,6 +32,7 @@ UNCLIP = replace(
 VARIATIONS = replace(
     LIKE_SD15, name="variations", text=None, unet=replace(LIKE_SD15.unet, context_dim=WIDTH), image=NARROW_VISION
 )
+RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 255, (50, 90, 3), dtype=np.uint8))
 
 
