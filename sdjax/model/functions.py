@@ -180,9 +180,10 @@ def predict(
         keys = with_pictures(context_keys(sd.params["unet"], context, sd.dtype), config, pictures)
     args = sd.params["unet"], x, t, keys, config, sd.dtype, vector, guidance
     if control is None:
-        for name, value in (("control_image", control_image), ("control_scale", control_scale)):
-            if value is not None and not (name == "control_scale" and np.ndim(value) == 0 and value == 1):
-                raise SdjaxError(f"{name}: needs a control")
+        if control_image is not None:
+            raise SdjaxError("control_image: needs a control")
+        if np.ndim(control_scale) or control_scale not in (None, 1):
+            raise SdjaxError("control_scale: needs a control")
         return unet_output(*args)
     more = predicted_residuals(sd, control, control_image, control_scale, x, t, context, vector)
     return unet_output(*args, more)

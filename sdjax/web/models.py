@@ -119,10 +119,13 @@ class Models:
     def refresh_embeddings(self) -> None:
         """Looks for embeddings again, for the models that are loaded."""
         with self.lock:
-            for title, sd in self.kept.items():
-                self.kept[title] = found = self.with_embeddings(sd)
-                if found is not sd:
-                    forget(sd)
+            kept = list(self.kept.items())
+        for title, sd in kept:  # files are read while others may ask for models
+            if (found := self.with_embeddings(sd)) is not sd:
+                with self.lock:
+                    if self.kept.get(title) is sd:
+                        self.kept[title] = found
+                forget(sd)
 
     def networks(self) -> list[Path]:
         """Returns the files and folders of LoRAs."""

@@ -110,8 +110,7 @@ class Scheduler:
             for job in [job for job in self.waiting if job.began and job not in self.running]:
                 if job.interface == "sdapi" and name in (None, job.name) and not skip:  # it is between two batches
                     job.interrupted = True
-                    self.waiting.remove(job)
-                    job.answer()
+                    self.end(job)
 
     def in_queue(self) -> list[Job]:
         """Returns the jobs that wait and are not drawn in part, in order."""
