@@ -198,12 +198,15 @@ def judge(sets: dict, backgrounds: dict, references: References) -> dict[str, di
 
 def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) -> dict[str, float]:
     """Returns the shares of pictures whose own caption is the nearest, or among the five nearest, of `captions`."""
+    from PIL import Image
+
     import sdjax
     from sdjax.conditioning.clip import embed_phrases, image_embedding
     from sdjax.data.picture import to_pixels
 
     config, params = sdjax.load_clip(folder)
-    image = np.asarray(image_embedding(params["vision"], to_pixels(pictures), config))
+    seen = np.stack([np.asarray(Image.fromarray(one).resize((config.size, config.size))) for one in pictures])
+    image = np.asarray(image_embedding(params["vision"], to_pixels(seen), config))
     logits = image @ np.asarray(embed_phrases(sd, captions, params["text_projection"])).T
     rank = (logits > np.diagonal(logits)[:, None]).sum(1)
     return {"clip top1": float((rank < 1).mean()), "clip top5": float((rank < 5).mean())}

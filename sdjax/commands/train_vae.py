@@ -63,6 +63,9 @@ class Options(TrainOptions):
     """A model whose latents the encoder is to give, so that a UNet trained on them goes on; its f divides the VAE's."""
     like_weight: float = 1.0
     """Weight of the mean squared difference of the latents, both scaled by that model's scaling."""
+    latent_noise: float = 0.0
+    """Largest spread of a further noise of the latents that the decoder is given, at unit variance; 0.2 hides a small
+    UNet's errors. The spread is drawn for each picture, from 0 on."""
     freeze_encoder: bool = False
     """Train the decoder alone: latents, and whatever was trained on them, stay what they are."""
     dtype: str = "float32"
@@ -74,7 +77,14 @@ class Options(TrainOptions):
         super().__post_init__()
         if self.loss not in ("l1", "l2"):
             raise SdjaxError(f"--loss {self.loss}: expected l1 or l2")
-        for name in ("kl_weight", "perceptual_weight", "discriminator_weight", "discriminator_start", "like_weight"):
+        for name in (
+            "kl_weight",
+            "perceptual_weight",
+            "discriminator_weight",
+            "discriminator_start",
+            "like_weight",
+            "latent_noise",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SdjaxError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 on")
         if (self.vgg is None) != (self.lpips is None):
@@ -166,6 +176,7 @@ def main(options: Options) -> None:
         adversarial=options.discriminator_weight,
         start=options.discriminator_start,
         like=options.like_weight,
+        noise=options.latent_noise,
     )
     other = other_vae(options.like, config.vae)
     vgg = read_features(options)

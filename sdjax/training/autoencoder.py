@@ -6,7 +6,9 @@ For a picture of n values, with every sum divided by n, so that the loss does no
         + l |s (m - m')|^2 / (values of a latent)
 
 z is a sample of the posterior, m its mean; m' is the mean that another VAE gives the picture, reduced to its size, and
-s that one's scaling: what was trained on its latents goes on from them. C is a patch discriminator, trained in the same
+s that one's scaling: what was trained on its latents goes on from them. For a decoder that is to hide a UNet's errors z
+gets further normal noise of a spread between 0 and n / scaling, drawn for each picture (after arXiv 2510.11690,
+"noise-augmented decoding"). C is a patch discriminator, trained in the same
 step: in the VAE's part of L its parameters are constants, and in the hinge loss the VAE's pictures are. lambda balances
 the adversarial term with the first two by their gradients at the decoder's last layer: with L' the first two terms and
 g = -C(D(z)),
@@ -45,6 +47,7 @@ class Weights:
     adversarial: float = 0.0  # w; 0 is no discriminator
     start: int = 0  # the first step in which the adversarial term and the hinge loss count
     like: float = 1.0  # l, used if there is another VAE
+    noise: float = 0.0  # n, of latents at unit variance
 
 
 class Other(NamedTuple):
@@ -92,6 +95,10 @@ def vae_loss(
         mean, logvar = vae.apply({"params": parts}, pixels, method="encode")
         noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(example_keys(key, batch["index"]))
         latents = posterior_sample(mean.astype(jnp.float32), logvar.astype(jnp.float32), noise)
+        if weights.noise:
+            latents = latents + further_noise(
+                example_keys(key, batch["index"]), weights.noise / config.scaling, latents
+            )
 
         def decode(last: Params) -> Array:
             decoder = parts["decoder"] | {"conv_out": last}
@@ -137,6 +144,12 @@ def vae_loss(
         return losses, {name: value.mean() for name, value in metrics.items()}
 
     return loss_fn
+
+
+def further_noise(keys: Array, most: float, latents: Array) -> Array:
+    """Returns normal noise for latents [B, h, w, C], of a spread that is even in [0, most] and one for each key."""
+    spread = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2), (1, 1, 1), maxval=most))(keys)
+    return spread * jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 3), latents.shape[1:]))(keys)
 
 
 def random_parts(keys: Array, side: int, *pictures: Array) -> tuple[Array, ...]:

@@ -15,6 +15,7 @@ from sdjax.networks.vae.network import VAE
 from sdjax.training.autoencoder import (
     Other,
     Weights,
+    further_noise,
     gaussian_kl,
     hinge,
     init_critic,
@@ -91,6 +92,23 @@ def test_the_latents_of_another_vae():
     np.testing.assert_allclose(losses, without + 2 * apart, rtol=1e-5)
     moved = jax.grad(lambda p: loss_fn({"vae": p}, data, KEY)[1]["apart"])(params)
     assert {part for part, slope in moved.items() if any(np.any(x) for x in jax.tree.leaves(slope))} == {"encoder"}
+
+
+def test_further_noise_of_the_latents():
+    """Its spread is even in [0, n / scaling], a picture's own, and what the decoder is given."""
+    keys, latents = example_keys(KEY, np.arange(500, dtype=np.uint32)), jnp.zeros((500, 8, 8, 4))
+    noise = np.asarray(further_noise(keys, 0.5, latents))
+    spread = np.sort(noise.std((1, 2, 3)))
+    np.testing.assert_allclose(spread, np.linspace(0, 0.5, 500), atol=0.05)
+    np.testing.assert_array_equal(further_noise(keys[7:8], 0.5, latents[:1])[0], noise[7])
+    config, weights = replace(CONFIG, scaling=0.5), Weights(kind="l2", kl=0.0, noise=0.3)
+    losses = vae_loss(config, weights)({"vae": VAE_PARAMS}, BATCH, KEY)[0]
+    vae, keys = VAE(config), example_keys(KEY, BATCH["index"])
+    mean, logvar = vae.apply({"params": VAE_PARAMS}, BATCH["pixels"], method="encode")
+    drawn = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in keys])
+    noised = latents_of(jnp.concatenate([mean, logvar], -1), drawn) + further_noise(keys, 0.3 / 0.5, mean)
+    decoded = vae.apply({"params": VAE_PARAMS}, noised, method="decode")
+    np.testing.assert_allclose(losses, reconstruction(BATCH["pixels"], decoded, "l2"), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind, vgg", [("l1", None), ("l2", VGG)])
