@@ -202,11 +202,11 @@ def clip_retrieval(sd, folder: Path, captions: list[str], pictures: np.ndarray) 
 
     import sdjax
     from sdjax.conditioning.clip import embed_phrases, image_embedding
-    from sdjax.data.picture import to_pixels
+    from sdjax.image.pixels import pil_to_pixels
 
     config, params = sdjax.load_clip(folder)
-    seen = np.stack([np.asarray(Image.fromarray(one).resize((config.size, config.size))) for one in pictures])
-    image = np.asarray(image_embedding(params["vision"], to_pixels(seen), config))
+    seen = [pil_to_pixels(Image.fromarray(one), (config.size, config.size)) for one in pictures]
+    image = np.asarray(image_embedding(params["vision"], np.concatenate(seen), config))
     logits = image @ np.asarray(embed_phrases(sd, captions, params["text_projection"])).T
     rank = (logits > np.diagonal(logits)[:, None]).sum(1)
     return {"clip top1": float((rank < 1).mean()), "clip top5": float((rank < 5).mean())}

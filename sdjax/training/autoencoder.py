@@ -93,12 +93,11 @@ def vae_loss(
         pixels, parts = batch["pixels"], (fixed or {}) | params["vae"]
         size = pixels[0].size
         mean, logvar = vae.apply({"params": parts}, pixels, method="encode")
-        noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(example_keys(key, batch["index"]))
+        keys = example_keys(key, batch["index"])
+        noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys)
         latents = posterior_sample(mean.astype(jnp.float32), logvar.astype(jnp.float32), noise)
         if weights.noise:
-            latents = latents + further_noise(
-                example_keys(key, batch["index"]), weights.noise / config.scaling, latents
-            )
+            latents = latents + further_noise(keys, weights.noise / config.scaling, latents)
 
         def decode(last: Params) -> Array:
             decoder = parts["decoder"] | {"conv_out": last}
@@ -110,7 +109,7 @@ def vae_loss(
                 return error
             compared = (pixels, decoded)
             if weights.side is not None:
-                compared = random_parts(example_keys(key, batch["index"]), weights.side, *compared)
+                compared = random_parts(keys, weights.side, *compared)
             return error + weights.perceptual * lpips(vgg, *compared)
 
         apart = 0.0
