@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.narrow import NARROW
 
 ROOT = Path(__file__).parent.parent
+EMOJI64 = ROOT / "tests" / "data" / "emoji64"  # the bundled model of earlier packages, 64 px
 CONFIG = replace(
     NARROW,
     name="model",

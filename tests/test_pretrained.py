@@ -23,7 +23,7 @@ def sd():
 
 
 def test_budget_and_preset(sd):
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 25_000_000
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 30_000_000
     assert replace(sd.config, name=EMOJI.name) == EMOJI
 
 

@@ -29,7 +29,7 @@ CONFIG = replace(
         eos_token=299,
         pad_token=299,
     ),
-    vae=replace(EMOJI.vae, channels=(8, 8), groups=4),
+    vae=replace(EMOJI.vae, channels=(8, 8), groups=4, scaling=0.37916),
     unet=replace(EMOJI.unet, channels=(8, 16), attention=(False, True), heads=(2, 2), context_dim=16, groups=4),
 )
 

@@ -1,7 +1,7 @@
 """Builds the emoji dataset: about 1,000 things, drawn in three styles, on plain backgrounds of twelve colours.
 
     python train/prepare_emoji.py --out data/emoji                                                the dataset
-    python train/prepare_emoji.py --out data/conditions --conditions --pictures 20000             one with conditions
+    python train/prepare_emoji.py --out data/conditions --size 64 --conditions --pictures 20000   one with conditions
     python train/prepare_emoji.py --out data/emoji --sample 300 --sample-out tests/data/emoji300   a small sample of it
 
 Three npm packages have the drawings, one for each style, and a fourth has the words; the emoji's codepoints join them:
@@ -71,7 +71,7 @@ class Options:
     out: Path  # folder of the dataset: made here, or (with --sample) already there
     packages: Path | None = None  # folder of npm packages as .tgz; what is not there comes from `npm pack`
     pictures: int = 60_000  # how many pictures to compose
-    size: int = 64  # side of a picture in pixels
+    size: int = 128  # side of a picture in pixels
     seed: int = 0  # of the held-out combinations and of every picture
     conditions: bool = False  # things of 35 to 60% of the side, anywhere; with classes, boxes and maps
     sample: int = 0  # write this many plain pictures of the dataset as WebP to --sample-out

@@ -103,6 +103,11 @@ class Options(TrainOptions):
                 raise SdjaxError(
                     f"--channels {self.channels}: a new encoder cannot stay as it is; leave --freeze-encoder out"
                 )
+            if self.latent_noise:
+                raise SdjaxError(
+                    f"--latent-noise {self.latent_noise}: a new VAE has no scaling yet to measure noise by; "
+                    "train it first, then its decoder with --latent-noise"
+                )
         if self.like is None and self.like_weight != 1:
             raise SdjaxError(f"--like-weight {self.like_weight}: needs --like")
         if self.discriminator_start and not self.discriminator_weight:

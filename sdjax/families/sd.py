@@ -39,7 +39,7 @@ SD21 = replace(SD21_BASE, name="sd21", size=768, schedule=ScheduleConfig(predict
 #: SD 2.1 distilled for 1 to 4 steps of 512 px without guidance: Euler ancestral, trailing (Stability's turbo.py).
 SD_TURBO = replace(SD21_BASE, name="sd-turbo", guidance_scale=1.0, spacing="trailing", few_steps=4)
 
-#: The small model that comes with the package, 64 px, trained on emoji by train/. See sdjax/pretrained/emoji/README.md.
+#: The small model that comes with the package, 128 px, trained on emoji: see sdjax/pretrained/emoji/README.md.
 EMOJI = Config(
     name="emoji",
     text=TextConfig(
@@ -53,14 +53,17 @@ EMOJI = Config(
         eos_token=3999,
         pad_token=3999,
     ),
-    vae=VAEConfig(channels=(24, 48, 64), blocks=1, groups=8, scaling=0.37916),
+    vae=VAEConfig(channels=(16, 32, 64, 128), blocks=1, groups=8, scaling=0.39109),
     unet=UNetConfig(
         channels=(48, 96, 160), blocks=1, attention=(False, True, True), heads=(2, 3, 5), context_dim=192, groups=16
     ),
     schedule=ScheduleConfig(prediction="v"),
-    size=64,
+    size=128,
     guidance_scale=4.0,
 )
+
+#: The small model of earlier packages, 64 px, whose files are still read.
+EMOJI_64 = replace(EMOJI, name="emoji-64", vae=VAEConfig((24, 48, 64), 1, groups=8, scaling=0.37916), size=64)
 
 #: The image tower that was trained together with EMOJI's text tower. It is used to rank captions and to evaluate.
 EMOJI_VISION = VisionConfig(size=64, patch=8, width=128, layers=4, heads=4, mlp_width=512, projection=192)
@@ -92,6 +95,7 @@ SD = Family(
     probes=probes,
     watermark=watermark_of,
     presets=(SD15, SD21_BASE, SD21, SD_TURBO, EMOJI),
+    others=(EMOJI_64,),
 )
 
 #: Inpainting models: their UNet takes a mask and the masked picture's latents in addition to x.
@@ -110,4 +114,5 @@ SD_MAP = SD._replace(
     concat="map",
     pipeline="StableDiffusionMapPipeline",
     presets=(),
+    others=(),
 )

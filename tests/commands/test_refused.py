@@ -124,6 +124,7 @@ REFUSED = [
             ({"--channels": "8,x"}, "--channels 8,x: expected a number for each level"),
             ({"--channels": "8,6"}, "--channels 6: not a multiple of 4"),
             ({"--channels": "8", "--freeze-encoder": "--flip"}, "--channels 8: a new encoder cannot stay"),
+            ({"--channels": "8", "--latent-noise": "0.2"}, "--latent-noise 0.2: a new VAE has no scaling yet"),
             ({"--like": "nowhere"}, "--like: nowhere: no such"),
             ({"--like-weight": 2}, "--like-weight 2.0: needs --like"),
             ({"--discriminator-start": 9}, "--discriminator-start 9: needs --discriminator-weight"),

@@ -33,7 +33,7 @@ def test_emoji_fits_its_budget():
     unet = count(EMOJI.unet)
     assert 6_000_000 <= unet <= 12_000_000
     whole = unet + count(EMOJI.text) + count(EMOJI.vae) + count(EMOJI_VISION)
-    assert 2 * whole < 25_000_000  # bytes in float16
+    assert 2 * whole < 30_000_000  # bytes in float16
 
 
 def test_configs_are_hashable_and_distinct():

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ import sdjax
 from sdjax.image.pixels import pil_to_pixels
 from sdjax.model import functions as model
 from sdjax.nn.tiles import in_tiles, places, window
+from tests.scripts import EMOJI64, ROOT
 
 
 @given(st.integers(1, 200), st.integers(2, 64), st.data())
@@ -46,10 +45,10 @@ def test_windows_are_never_zero():
     assert window(16, 8, True, True).min() > 0 and (window(16, 8, False, False) == 1).all()
 
 
-def test_a_large_picture_through_the_bundled_vae(monkeypatch):
+def test_a_large_picture_through_a_trained_vae(monkeypatch):
     """12 drawings side by side, whole and in tiles of 24 latents: apart by what no eye sees."""
-    sd, size = sdjax.load("emoji"), 64
-    paths = sorted((Path(__file__).parent.parent / "data" / "emoji300").glob("*.webp"))[:12]
+    sd, size = sdjax.load(EMOJI64), 64
+    paths = sorted((ROOT / "tests" / "data" / "emoji300").glob("*.webp"))[:12]
     pictures = np.concatenate([pil_to_pixels(Image.open(path), (size, size)) for path in paths])
     pixels = pictures.reshape(3, 4, size, size, 3).swapaxes(1, 2).reshape(1, 3 * size, 4 * size, 3)
     vae, config = sd.params["vae"], sd.config.vae

@@ -41,8 +41,6 @@ def test_same_pictures(pipe, guidance_scale):
         PROMPTS,
         num_inference_steps=20,
         latents=torch.tensor(noise.transpose(0, 3, 1, 2).copy()),
-        height=64,
-        width=64,
         **settings,
     ).images
     for mine, yours in zip(found, expected, strict=True):

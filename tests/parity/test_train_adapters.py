@@ -1,7 +1,6 @@
-"""What the commands export that train a part of the bundled model: diffusers loads it and draws the same pictures."""
+"""What the commands export that train a part of a model: diffusers loads it and draws the same pictures."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,10 +15,10 @@ from sdjax.commands.train_embedding import Options, initial_vectors, with_vector
 from sdjax.training.control import control_config, initial_control, write_control  # noqa: E402
 from sdjax.training.lora import KINDS, chosen_sites, initial_tree  # noqa: E402
 from sdjax.training.lora_export import write_lora  # noqa: E402
+from tests.scripts import EMOJI64  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
-FOLDER = Path(sdjax.__file__).parent / "pretrained" / "emoji"
 PROMPT = "a 3d render of a red apple on a yellow background"
 NOISE = np.random.default_rng(0).standard_normal((1, 16, 16, 4)).astype(np.float32)
 SETTINGS = {"guidance_scale": 4.0}
@@ -44,13 +43,13 @@ def ours(sd, prompt=PROMPT, **more):
 
 
 def pipeline(kind=diffusers.StableDiffusionPipeline, **more):
-    return kind.from_pretrained(FOLDER, torch_dtype=torch.float32, **more)
+    return kind.from_pretrained(EMOJI64, torch_dtype=torch.float32, **more)
 
 
 @pytest.fixture(scope="module")
 def sd():
     """In float32: diffusers' LoRA stands beside layers, sdjax' is merged and rounded to what these are stored in."""
-    found = sdjax.load("emoji")
+    found = sdjax.load(EMOJI64)
     return replace(found, params=jax.tree.map(lambda leaf: leaf.astype(np.float32), found.params))
 
 

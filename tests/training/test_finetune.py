@@ -1,4 +1,4 @@
-"""The example in sample/guide/training.md: the bundled model learns a word from the example pictures (slow)."""
+"""The example in sample/guide/training.md: the model of 64 pixels learns a word from the example pictures (slow)."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from tests.scripts import ROOT
+from tests.scripts import EMOJI64, ROOT
 
 pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "tests" / "data" / "emoji300"
@@ -26,7 +26,7 @@ def test_a_new_word_for_a_style(script, tmp_path):
                 "--data",
                 tmp_path / "zorp",
                 "--model",
-                "emoji",
+                EMOJI64,
                 "--out",
                 tmp_path / "run",
                 "--steps",
@@ -49,7 +49,7 @@ def test_a_new_word_for_a_style(script, tmp_path):
     records = {record["step"]: record for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())}
     first, last = records[1]["validation_loss"], records[41]["validation_loss"]
     assert records[1]["learning_rate"] == 0 and last < 0.9 * first, (first, last)
-    before, after = sdjax.load("emoji"), sdjax.load(tmp_path / "run" / "export")
+    before, after = sdjax.load(EMOJI64), sdjax.load(tmp_path / "run" / "export")
     draw = lambda sd, word: np.stack(
         [
             np.asarray(image, float)

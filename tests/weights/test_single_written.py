@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.errors import SdjaxError
-from sdjax.families.sd import EMOJI, SD15, SD21
+from sdjax.families.sd import EMOJI, EMOJI_64, SD15, SD21
 from sdjax.model.load import bundled_tokenizer
 from sdjax.text.tokenizer import clip_tokenizer
 from sdjax.weights import single
@@ -83,12 +83,13 @@ def test_load_and_save(tmp_path, monkeypatch, tokenizer, caplog):
         assert "\n" not in str(caught.value)
 
 
-def test_emoji_as_a_single_file(tmp_path, caplog):
-    params = random_model_params(EMOJI, dtype=np.float16)
-    write_single(tmp_path / "emoji.safetensors", EMOJI, params)
+@pytest.mark.parametrize("config", [EMOJI, EMOJI_64], ids=lambda config: config.name)
+def test_emoji_as_a_single_file(tmp_path, caplog, config):
+    params = random_model_params(config, dtype=np.float16)
+    write_single(tmp_path / "emoji.safetensors", config, params)
     caplog.set_level(logging.WARNING)
     sd = sdjax.load(tmp_path / "emoji.safetensors")
-    assert sd.config == EMOJI and same(sd.params, params) and not caplog.messages
+    assert sd.config == config and same(sd.params, params) and not caplog.messages
     assert sd.tokenizer is None or len(sd.tokenizer) == EMOJI.text.vocab_size
 
 
