@@ -177,7 +177,7 @@ def test_train_a_new_vae_like_another(script, place, tmp_path):
     ]
     assert not changed(*rest)
     for other in (replace(CONFIG.vae, latent_channels=3), replace(CONFIG.vae, channels=(8, 8))):
-        with pytest.raises(SdjaxError, match="--like emoji: its latents have 4 channels and f = 4; the VAE's have"):
+        with pytest.raises(SdjaxError, match="--like emoji: its latents have 4 channels and f = 8; the VAE's have"):
             train_vae.other_vae("emoji", other)
 
 
