@@ -7,11 +7,10 @@ For a picture of n values, with every sum divided by n, so that the loss does no
 
 z is a sample of the posterior, m its mean; m' is the mean that another VAE gives the picture, reduced to its size, and
 s that one's scaling: what was trained on its latents goes on from them. For a decoder that is to hide a UNet's errors z
-gets further normal noise of a spread between 0 and n / scaling, drawn for each picture (after arXiv 2510.11690,
-"noise-augmented decoding"). C is a patch discriminator, trained in the same
-step: in the VAE's part of L its parameters are constants, and in the hinge loss the VAE's pictures are. lambda balances
-the adversarial term with the first two by their gradients at the decoder's last layer: with L' the first two terms and
-g = -C(D(z)),
+gets further normal noise of a spread between 0 and e / scaling, drawn for each picture (after arXiv 2510.11690,
+"noise-augmented decoding"). C is a patch discriminator, trained in the same step: in the VAE's part of L its parameters
+are constants, and in the hinge loss the VAE's pictures are. lambda balances the adversarial term with the first two by
+their gradients at the decoder's last layer: with L' the first two terms and g = -C(D(z)),
 
     lambda = |grad n L'| / (|grad g| + 1e-4), clipped to [0, 1e4], gradients of the batch's mean by the last convolution
 """
@@ -47,7 +46,7 @@ class Weights:
     adversarial: float = 0.0  # w; 0 is no discriminator
     start: int = 0  # the first step in which the adversarial term and the hinge loss count
     like: float = 1.0  # l, used if there is another VAE
-    noise: float = 0.0  # n, of latents at unit variance
+    noise: float = 0.0  # e, of latents at unit variance
 
 
 class Other(NamedTuple):

@@ -95,7 +95,7 @@ def test_the_latents_of_another_vae():
 
 
 def test_further_noise_of_the_latents():
-    """Its spread is even in [0, n / scaling], a picture's own, and what the decoder is given."""
+    """Its spread is even in [0, e / scaling], a picture's own, and what the decoder is given."""
     keys, latents = example_keys(KEY, np.arange(500, dtype=np.uint32)), jnp.zeros((500, 8, 8, 4))
     noise = np.asarray(further_noise(keys, 0.5, latents))
     spread = np.sort(noise.std((1, 2, 3)))
