@@ -2,7 +2,7 @@
 
     python train/prepare_emoji.py --out data/emoji                                                the dataset
     python train/prepare_emoji.py --out data/conditions --size 64 --conditions --pictures 20000   one with conditions
-    python train/prepare_emoji.py --out data/emoji --sample 300 --sample-out data/sample            a small sample of it
+    python train/prepare_emoji.py --out data/emoji --sample 300 --sample-out data/sample          a small sample of it
 
 Three npm packages have the drawings, one for each style, and a fourth has the words; the emoji's codepoints join them:
 packages -> Thing (drawn in all three styles) -> cutout (RGBA, at least 128 x 128) -> picture (RGB) + caption.
